@@ -1,0 +1,120 @@
+"""Every error that this package raises on purpose.
+
+IPAdapterError
+├── UnitError            a field of a unit is unknown, of a wrong type or out of range
+├── ImageError           a reference picture cannot be read
+├── FileError            a file on the user's disk
+│   ├── NotAnAdapter     not our kind: a LoRA, a ControlNet, a whole checkpoint, ...
+│   ├── UnsupportedAdapter  an image-prompt adapter of a kind that we cannot run yet
+│   ├── BrokenAdapter    our kind, but keys are missing, left over or misshapen
+│   └── UnsafeFile       a pickle that carries code, or a file that is no tensor file at all
+├── AdapterMissing       no adapter of that name in the list
+├── EncoderError         the image encoder
+│   ├── EncoderMissing   not found in any folder
+│   └── BrokenEncoder    found, but keys are missing or misshapen
+├── ModelError           the base model
+│   ├── WrongBase        the adapter was made for another base model
+│   └── UnsupportedModel no cross-attention that can be reached (SD3, compiled UNets, ...)
+└── RowsError            a UNet call whose rows cannot be told apart into cond and uncond
+
+A message gives the value, what was expected, and the remedy. ``status_code`` and ``detail`` are what
+the WebUI's API answers with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+class IPAdapterError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+    status = 422
+
+    def __init__(self, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        # The WebUI's API reads both from vars(error), so they must be instance attributes.
+        self.status_code = self.status
+        self.detail: dict[str, Any] = {"extension": "IP-Adapter", "message": message, **detail}
+
+    def in_unit(self, index: int) -> IPAdapterError:
+        """The same error, naming the unit (0-based; people see it counted from 1)."""
+        if "unit" not in self.detail:
+            message = f"IP-Adapter unit {index + 1}: {self}"
+            self.args = (message,)
+            self.detail.update(unit=index, message=message)
+        return self
+
+
+class UnitError(IPAdapterError, ValueError):
+    """A field of a unit cannot be used. ``expected`` says what would have been."""
+
+    def __init__(self, field: str, value: Any, expected: str) -> None:
+        shown = repr(value)
+        shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
+        super().__init__(
+            f"{field}: got {shown}, expected {expected}", field=field, value=shown, expected=expected
+        )
+
+
+class ImageError(IPAdapterError, ValueError):
+    """A reference picture cannot be read."""
+
+
+class FileError(IPAdapterError):
+    """A file cannot be used; the message starts with its name."""
+
+    def __init__(self, path: Path | str, message: str, **detail: Any) -> None:
+        self.path = Path(path)
+        super().__init__(f"{self.path.name}: {message}", file=self.path.name, **detail)
+
+
+class NotAnAdapter(FileError):
+    """The file holds something else."""
+
+
+class UnsupportedAdapter(FileError):
+    """An image-prompt adapter of a kind that we recognise and cannot run yet."""
+
+
+class BrokenAdapter(FileError):
+    """An adapter with missing, left-over or misshapen keys."""
+
+
+class UnsafeFile(FileError):
+    """The file carries code, or cannot be parsed as tensors."""
+
+
+class AdapterMissing(IPAdapterError):
+    """No adapter of that name."""
+
+
+class EncoderError(IPAdapterError):
+    """The image encoder cannot be used."""
+
+
+class EncoderMissing(EncoderError):
+    """The encoder that the adapter needs was not found."""
+
+
+class BrokenEncoder(EncoderError):
+    """An encoder file with missing or misshapen keys."""
+
+
+class ModelError(IPAdapterError):
+    """The base model cannot carry the adapter."""
+
+
+class WrongBase(ModelError):
+    """The adapter was made for another base model."""
+
+
+class UnsupportedModel(ModelError):
+    """The model has no cross-attention that the hooks can reach."""
+
+
+class RowsError(IPAdapterError):
+    """The rows of a UNet call cannot be told apart into cond and uncond."""
+
+    status = 500

@@ -1,0 +1,247 @@
+"""Unit: one image prompt as the user asked for it, frozen, validated once.
+
+``FIELDS`` is the one table of what a unit has. The API's JSON, the panel's order, the infotext, the
+schema and the XYZ axes are read off it; a new field is a new row here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import IPAdapterError, UnitError
+
+FITS = ("crop", "pad", "stretch")
+COMBINES = ("concat", "average")
+MAX_IMAGES = 64
+WEIGHT_RANGE = (-1.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of a unit: ``kind`` is bool, string, number, choice or images."""
+
+    name: str
+    kind: str
+    default: Any
+    label: str
+    help: str
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    step: float = 0.01
+    choices: tuple[str, ...] = ()
+
+    @property
+    def expected(self) -> str:
+        """What a value of this field may be, in words."""
+        return {
+            "bool": "true or false",
+            "string": "a string",
+            "number": f"a number from {self.minimum:g} to {self.maximum:g}",
+            "choice": f"one of {', '.join(self.choices)}",
+            "images": f"a list of 1 to {MAX_IMAGES} images, each a base64 string, a data URI or "
+            '{"image": ..., "weight": number}',
+        }[self.kind]
+
+    def parse(self, value: Any) -> Any:
+        """``value`` as this field keeps it. Raises UnitError."""
+        if self.kind == "bool" and isinstance(value, bool):
+            return value
+        if self.kind == "string" and isinstance(value, str):
+            return value.strip()
+        if self.kind == "number":
+            return self._number(value)
+        if self.kind == "choice" and isinstance(value, str) and value in self.choices:
+            return value
+        if self.kind == "images":
+            return parse_images(value, self)
+        raise UnitError(self.name, value, self.expected)
+
+    def _number(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UnitError(self.name, value, self.expected)
+        if not self.minimum <= value <= self.maximum:  # false for NaN as well
+            raise UnitError(self.name, value, self.expected)
+        return float(value)
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of this field."""
+        kind: dict[str, Any] = {
+            "bool": {"type": "boolean"},
+            "string": {"type": "string"},
+            "number": {"type": "number", "minimum": self.minimum, "maximum": self.maximum},
+            "choice": {"type": "string", "enum": list(self.choices)},
+            "images": {"type": "array", "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA},
+        }[self.kind]
+        default = list(self.default) if self.kind == "images" else self.default
+        return {**kind, "default": default, "title": self.label, "description": self.help}
+
+
+_IMAGE_SCHEMA = {
+    "oneOf": [
+        {"type": "string", "description": "base64 or a data URI"},
+        {
+            "type": "object",
+            "properties": {
+                "image": {"type": "string", "description": "base64 or a data URI"},
+                "weight": {
+                    "type": "number",
+                    "minimum": WEIGHT_RANGE[0],
+                    "maximum": WEIGHT_RANGE[1],
+                    "default": 1.0,
+                },
+            },
+            "required": ["image"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
+FIELDS: tuple[Field, ...] = (
+    Field("enabled", "bool", True, "Enable", "Whether this unit acts."),
+    Field(
+        "images", "images", (), "Reference images", "The pictures that prompt the model, each with a weight."
+    ),
+    Field("model", "string", "", "Model", "Adapter file, with or without extension, as model_list lists it."),
+    Field("weight", "number", 1.0, "Weight", "λ: how strongly the image prompt acts.", *WEIGHT_RANGE),
+    Field("start", "number", 0.0, "Start", "Fraction of the sampling at which it begins to act.", 0.0, 1.0),
+    Field("end", "number", 1.0, "End", "Fraction of the sampling at which it stops acting.", 0.0, 1.0),
+    Field(
+        "fit",
+        "choice",
+        "crop",
+        "Fit",
+        "How a picture that is not square meets the encoder's square.",
+        choices=FITS,
+    ),
+    Field(
+        "combine",
+        "choice",
+        "concat",
+        "Combine",
+        "Several images: their tokens side by side, or the mean of their features.",
+        choices=COMBINES,
+    ),
+)
+FIELD_NAMES = tuple(field.name for field in FIELDS)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One reference picture: base64, data URI, PIL image or array, not decoded yet, and its weight.
+
+    ``concat`` scales the values V' of this picture's tokens by the weight; ``average`` takes the
+    weighted mean of the features, so there only the proportion of the weights counts.
+    """
+
+    image: Any
+    weight: float = 1.0
+
+
+def parse_images(value: Any, field: Field) -> tuple[Reference, ...]:
+    """A list of pictures as References. A single picture is taken as a list of one."""
+    if value is None:
+        return ()
+    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
+        value = [value]
+    if len(value) > MAX_IMAGES:
+        raise UnitError(field.name, f"{len(value)} images", field.expected)
+    return tuple(_reference(item, f"{field.name}[{i}]") for i, item in enumerate(value))
+
+
+def _reference(item: Any, where: str) -> Reference:
+    if isinstance(item, Reference):
+        return item
+    if not isinstance(item, Mapping):
+        return Reference(_picture(item, where))
+    unknown = sorted(set(item) - {"image", "weight"})
+    if unknown or "image" not in item:
+        raise UnitError(where, sorted(item), 'an object with "image" and, if wanted, "weight"')
+    weight = Field(f"{where}.weight", "number", 1.0, "", "", *WEIGHT_RANGE).parse(item.get("weight", 1.0))
+    return Reference(_picture(item["image"], f"{where}.image"), weight)
+
+
+def _picture(value: Any, where: str) -> Any:
+    """A picture of any type that images.load takes; text and emptiness are checked here."""
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, (str, bool, int, float, Sequence)) or value is None:
+        if not isinstance(value, (bytes, bytearray)):
+            raise UnitError(where, value, "a base64 string or a data URI")
+    return value
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One image prompt. Fields as in FIELDS; built by ``parse``, which is the only place of checks."""
+
+    enabled: bool = True
+    images: tuple[Reference, ...] = ()
+    model: str = ""
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    fit: str = "crop"
+    combine: str = "concat"
+
+    @classmethod
+    def parse(cls, value: Unit | Mapping[str, Any]) -> Unit:
+        """A unit from a JSON object or from the panel's values. Raises UnitError."""
+        if isinstance(value, Unit):
+            return value
+        if not isinstance(value, Mapping):
+            raise UnitError("unit", value, "a JSON object")
+        unknown = [name for name in value if name not in FIELD_NAMES]
+        if unknown:
+            raise UnitError(str(unknown[0]), value[unknown[0]], f"one of the fields {', '.join(FIELD_NAMES)}")
+        unit = cls(**{field.name: field.parse(value[field.name]) for field in FIELDS if field.name in value})
+        if unit.enabled:
+            unit._check()
+        return unit
+
+    def _check(self) -> None:
+        """What only an enabled unit must satisfy."""
+        if not self.model:
+            raise UnitError("model", self.model, "the name of an adapter file, as model_list lists it")
+        if not self.images:
+            raise UnitError("images", [], "at least one reference image")
+        if self.start > self.end:
+            raise UnitError("start", self.start, f"a fraction not above end ({self.end:g})")
+        if self.combine == "average" and math.isclose(sum(r.weight for r in self.images), 0.0, abs_tol=1e-6):
+            raise UnitError(
+                "images",
+                [r.weight for r in self.images],
+                "weights whose sum is not 0, since combine is average",
+            )
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, without the pictures (for the infotext)."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in FIELDS
+            if f.kind != "images" and getattr(self, f.name) != f.default
+        }
+
+
+def parse_units(values: Iterable[Any]) -> list[Unit]:
+    """Units from JSON objects; an error names the unit by its place."""
+    units = []
+    for index, value in enumerate(values):
+        try:
+            units.append(Unit.parse(value))
+        except IPAdapterError as error:
+            raise error.in_unit(index) from None
+    return units
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema of a unit, as ``GET /ip-adapter/schema`` answers."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "IP-Adapter unit",
+        "type": "object",
+        "properties": {field.name: field.schema() for field in FIELDS},
+        "additionalProperties": False,
+    }
