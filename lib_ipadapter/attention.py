@@ -1,0 +1,60 @@
+"""The image branch of decoupled cross-attention: pure tensors.
+
+arXiv 2308.06721, eq. 5: Z' = Softmax(QKᵀ/√d)·V + λ·Softmax(QK'ᵀ/√d)·V'. The second term is made here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, N, heads·d] to [B, heads, N, d], a view."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def project(tokens: Tensor, weight: Tensor, heads: int, like: Tensor) -> Tensor:
+    """K' or V' [S, heads, T, d] of ``tokens`` [S, T, context] by ``weight`` [heads·d, context].
+
+    Multiplied in float32, autocast or not, and then kept in the dtype and on the device of ``like``
+    (the query): the weights' own dtype says nothing of what the model computes in (fp8 storage,
+    manual casts, lowvram).
+    """
+    with full_precision(like.device):
+        out = F.linear(tokens.to(like.device, torch.float32), weight.to(like.device).float())
+    return split_heads(out, heads).to(like.dtype).contiguous()
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Autocast off on ``device``, on the devices that have it."""
+    if device.type not in ("cuda", "cpu", "xpu"):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def image_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Softmax(QK'ᵀ/√d)·V' [B, N, heads·d] of query [B, N, heads·d] and key, value [B, heads, T, d].
+
+    λ is folded into ``value`` by the caller.
+    """
+    out = F.scaled_dot_product_attention(split_heads(query, key.shape[1]), key, value)
+    return out.transpose(1, 2).flatten(2)
+
+
+def add_term(hidden: Tensor, term: Tensor) -> Tensor:
+    """hidden + term [B, N, C], in hidden's dtype.
+
+    ``hidden`` belongs to the host and is left alone; ``term`` is ours, so it takes the sum and no
+    third buffer of that size is made. Autograd needs the plain sum.
+    """
+    if term.dtype != hidden.dtype or term.requires_grad or hidden.requires_grad:
+        return hidden + term.to(hidden.dtype)
+    return term.add_(hidden)

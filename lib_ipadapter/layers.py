@@ -1,0 +1,106 @@
+"""The cross-attention layers of a UNet, in the order in which adapter files number them.
+
+An adapter file numbers attention layers down, up, middle (diffusers registers the middle block last):
+``ip_adapter.N.to_k_ip.weight`` with N = 2·i + 1 belongs to the i-th cross-attention layer in that
+order, even N being self-attention. ldm and sgm UNets list their blocks input, middle, output, so the
+order is made here, from the UNet at hand, for any depth and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .errors import UnsupportedModel, WrongBase
+from .variant import VariantSpec, base_of_context
+
+# Part of the UNet by the name of its child module: ldm and sgm on the left, diffusers on the right.
+PARTS = {
+    "input_blocks": "input",
+    "down_blocks": "input",
+    "output_blocks": "output",
+    "up_blocks": "output",
+    "middle_block": "middle",
+    "mid_block": "middle",
+}
+FILE_ORDER = ("input", "output", "middle")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One cross-attention layer.
+
+    position: 0-based place in file order; width: columns of q; context: width of the text tokens;
+    heads: attention heads; part: "input", "middle" or "output"; name: dotted name in the UNet.
+    """
+
+    position: int
+    name: str
+    part: str
+    module: Any  # has to_q, to_k and to_out[0]; ldm, sgm and diffusers share no class
+    width: int
+    context: int
+    heads: int
+
+    @property
+    def number(self) -> int:
+        """N in the file's key ``N.to_k_ip.weight``."""
+        return 2 * self.position + 1
+
+
+def cross_attention_layers(unet: nn.Module) -> list[Layer]:
+    """Every attn2 of ``unet`` in file order. Raises UnsupportedModel when there is none."""
+    found: dict[str, list[tuple[str, Any]]] = {part: [] for part in FILE_ORDER}
+    for child_name, part in PARTS.items():
+        child = getattr(unet, child_name, None)
+        if child is not None:
+            found[part] += [(f"{child_name}.{name}", m) for name, m in child.named_modules() if _is_cross(name, m)]
+    ordered = [(part, name, module) for part in FILE_ORDER for name, module in found[part]]
+    if not ordered:
+        raise UnsupportedModel(
+            f"{type(unet).__name__} has no cross-attention layer (attn2) that an image prompt could act in; "
+            "use a checkpoint of Stable Diffusion 1.x, 2.x or XL"
+        )
+    return [_layer(i, *item) for i, item in enumerate(ordered)]
+
+
+def _is_cross(name: str, module: nn.Module) -> bool:
+    # By the name's suffix and not by type: ToMe and others swap the classes of blocks.
+    return name.rpartition(".")[2] == "attn2" and all(hasattr(module, n) for n in ("to_q", "to_k", "to_out"))
+
+
+def _layer(position: int, part: str, name: str, module: Any) -> Layer:
+    return Layer(
+        position=position,
+        name=name,
+        part=part,
+        module=module,
+        width=module.to_q.out_features,
+        context=module.to_k.in_features,
+        heads=module.heads,
+    )
+
+
+def check_fit(spec: VariantSpec, layers: Sequence[Layer], label: str) -> None:
+    """Raises WrongBase unless the adapter's layers are those of the model at hand."""
+    context = layers[0].context
+    widths = tuple(layer.width for layer in layers)
+    if spec.context == context and spec.widths == widths:
+        return
+    if spec.context != context:
+        reason = f"text tokens are {context} wide in the model and {spec.context} in the adapter"
+    elif len(spec.widths) != len(widths):
+        reason = f"the model has {len(widths)} cross-attention layers and the adapter {len(spec.widths)}"
+    else:
+        at = next(i for i, pair in enumerate(zip(widths, spec.widths)) if pair[0] != pair[1])
+        reason = f"layer {at} is {widths[at]} wide in the model and {spec.widths[at]} in the adapter"
+    raise WrongBase(
+        f"{label} was made for {spec.base}, but the loaded model is {base_of_context(context)}: {reason}. "
+        "Choose an adapter made for this model, or load a checkpoint that fits the adapter",
+        expected=f"an adapter for {base_of_context(context)}",
+        value=spec.base,
+        field="model",
+    )

@@ -1,0 +1,62 @@
+"""A unit and its adapter to an ImagePrompt: fit, encode, combine, project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .adapter import Adapter
+from .session import ImagePrompt
+from .unit import Unit
+from .variant import VariantSpec
+
+
+class FeatureSource(Protocol):
+    """Where image features come from: an encoder, most often behind a cache."""
+
+    def features(self, picture: Image.Image, fit: str, spec: VariantSpec) -> Tensor:
+        """The feature that ``spec`` takes, of an RGB picture: pooled [1, E] or penultimate [1, T, W]."""
+
+    def unconditional(self, spec: VariantSpec) -> Tensor:
+        """The same feature of no picture (facts of each variant: zeros, or zero pixels encoded)."""
+
+
+def prepare(unit: Unit, pictures: Sequence[Image.Image], adapter: Adapter, source: FeatureSource) -> ImagePrompt:
+    """The image prompt of ``unit``, whose references are ``pictures`` (RGB, in the unit's order)."""
+    spec = adapter.spec
+    features = [source.features(picture, unit.fit, spec) for picture in pictures]
+    weights = torch.tensor([reference.weight for reference in unit.images])
+    cond, uncond, token_weights = combine(unit.combine, features, weights, source.unconditional(spec), adapter)
+    return ImagePrompt(
+        adapter=adapter,
+        tokens=torch.cat([cond, uncond]),
+        token_weights=token_weights,
+        weight=unit.weight,
+        start=unit.start,
+        end=unit.end,
+        label=unit.model,
+    )
+
+
+def combine(
+    how: str, features: Sequence[Tensor], weights: Tensor, unconditional: Tensor, adapter: Adapter
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(cond tokens [1, T, context], uncond tokens [1, T, context], weight of each token [T]).
+
+    concat: the tokens of the n pictures side by side, V' of each scaled by the picture's weight. The
+    unconditional tokens are repeated n times, so that one attention serves cond and uncond rows:
+    attention over copies is attention over one, here with the mean weight.
+    average: the tokens of the weighted mean of the features.
+    """
+    if how == "average":
+        shares = weights / weights.sum()
+        mean = torch.stack([share * feature for share, feature in zip(shares, features)]).sum(0)
+        cond, uncond = adapter.tokens(mean), adapter.tokens(unconditional)
+        return cond, uncond, torch.ones(cond.shape[1])
+    cond = torch.cat([adapter.tokens(feature) for feature in features], dim=1)
+    uncond = adapter.tokens(unconditional).repeat(1, len(features), 1)
+    return cond, uncond, weights.repeat_interleave(cond.shape[1] // len(features))

@@ -1,0 +1,172 @@
+"""One generation: image prompts, their K' and V', the rows, the hooks. No globals.
+
+    session = Session(prompts)
+    with session.attached(unet):
+        for each denoiser step:
+            session.begin_step([0] * n_cond + [1] * n_uncond, fraction)
+            ... the host calls the UNet ...
+            session.end_step()
+
+Between ``end_step`` and ``begin_step`` the hooks are inert. The base model's weights are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import Adapter
+from .attention import image_attention, project
+from .hooks import Hooks
+from .layers import Layer, check_fit, cross_attention_layers
+from .rows import Rows
+
+COND, UNCOND = 0, 1
+_ROUNDING = 1e-6  # of fractions: 3 calls of 10 is 0.3, however it was divided
+
+
+@dataclass(frozen=True)
+class ImagePrompt:
+    """One unit, ready to run.
+
+    tokens: [S, T, context] float32, the token sets (COND, UNCOND); token_weights: [T], each token's
+    share of V', the weight of the picture it comes from; weight: λ; start, end: fractions of the
+    sampling between which it acts (end = 1: to the last call); label: how errors name it.
+    """
+
+    adapter: Adapter
+    tokens: Tensor
+    token_weights: Tensor
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    label: str = "the adapter"
+
+    def acts_at(self, fraction: float) -> bool:
+        """Whether it acts in a call at ``fraction`` 0..1 of the sampling."""
+        begun = fraction > self.start - _ROUNDING
+        ended = self.end < 1.0 and fraction > self.end - _ROUNDING
+        return begun and not ended
+
+
+class _KeyValue:
+    """K' and V' of one prompt at each layer, projected once, λ folded into V'."""
+
+    def __init__(self, prompt: ImagePrompt) -> None:
+        self.prompt = prompt
+        self.projections = 0
+        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def at(self, layer: Layer, query: Tensor) -> tuple[Tensor, Tensor]:
+        """(K', λV'), each [S, heads, T, d], in the query's dtype and on its device."""
+        held = self._cache.get(layer.position)
+        if held is None or held[0].dtype != query.dtype or held[0].device != query.device:
+            held = self._cache[layer.position] = self._project(layer, query)
+        return held
+
+    def _project(self, layer: Layer, query: Tensor) -> tuple[Tensor, Tensor]:
+        prompt = self.prompt
+        to_k, to_v = prompt.adapter.weights(layer.position)
+        self.projections += 1
+        key = project(prompt.tokens, to_k, layer.heads, query)
+        scale = (prompt.weight * prompt.token_weights).to(query.device)
+        # V' is linear in its tokens, so scaling them scales it, in float32.
+        value = project(prompt.tokens.to(query.device) * scale[:, None], to_v, layer.heads, query)
+        return key, value
+
+
+class Session:
+    """The image prompts of one generation, on whatever UNet the host is sampling with."""
+
+    def __init__(self, prompts: Sequence[ImagePrompt]) -> None:
+        self.prompts = tuple(p for p in prompts if p.weight)  # λ = 0 is the base model
+        self._kv = [_KeyValue(p) for p in self.prompts]
+        self._rows = Rows()
+        self._active: list[_KeyValue] = []
+        self._hooks: Hooks | None = None
+        self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+
+    @property
+    def projections(self) -> int:
+        """How many times K' and V' of a layer were projected, for tests and benchmarks."""
+        return sum(kv.projections for kv in self._kv)
+
+    @property
+    def unet(self) -> nn.Module | None:
+        """The UNet that the hooks are on, or None."""
+        return self._hooks.unet if self._hooks else None
+
+    @contextlib.contextmanager
+    def attached(self, unet: nn.Module) -> Iterator[None]:
+        """The hooks are on ``unet`` inside, and off again however the block is left."""
+        self.attach(unet)
+        try:
+            yield
+        finally:
+            self.detach()
+
+    def attach(self, unet: nn.Module) -> None:
+        """Puts the hooks on ``unet``, and off the UNet where they were. Raises WrongBase or
+        UnsupportedModel, and then nothing is attached."""
+        if self.unet is unet:
+            return
+        self.detach()
+        if not self.prompts:
+            return
+        layers = cross_attention_layers(unet)
+        for prompt in self.prompts:
+            check_fit(prompt.adapter.spec, layers, prompt.label)
+        self._hooks = Hooks(unet, layers, self)
+
+    def detach(self) -> None:
+        """Takes the hooks off. The projected K' and V' stay: another model of the same shape reuses them."""
+        self.end_step()
+        if self._hooks:
+            self._hooks.remove()
+            self._hooks = None
+
+    def begin_step(self, sets: Sequence[int], fraction: float) -> None:
+        """The UNet calls that follow hold these rows: the token set of each. ``fraction`` 0..1 of the
+        sampling decides which prompts act."""
+        self._rows.begin(sets)
+        self._active = [kv for kv in self._kv if kv.prompt.acts_at(fraction)]
+
+    def chunk(self, rows: int) -> None:
+        """The next ``rows`` of the step's rows go to the host's inner model. Optional: see Rows."""
+        if self._active:
+            self._rows.chunk(rows)
+
+    def end_step(self) -> None:
+        """The hooks are inert until the next step."""
+        self._active = []
+        self._rows.begin(())
+
+    def call(self, rows: int) -> None:
+        """Hooks: the UNet is called."""
+        if self._active:
+            self._rows.call(rows)
+
+    def term(self, layer: Layer, hidden: Tensor, query: Tensor) -> Tensor | None:
+        """Hooks: the sum of all acting prompts' terms [B, N, width], or None."""
+        total: Tensor | None = None
+        for kv in self._active:
+            sets = self._rows.of(hidden)
+            key, value = kv.at(layer, query)
+            term = image_attention(query, self._gather(key, sets), self._gather(value, sets))
+            total = term if total is None else total.add_(term)
+        return total
+
+    def _gather(self, x: Tensor, sets: tuple[int, ...]) -> Tensor:
+        """Rows ``sets`` of x [S, heads, T, d]; without a copy where that can be."""
+        if sets == tuple(range(x.shape[0])):
+            return x
+        if sets.count(sets[0]) == len(sets):
+            return x[sets[0] : sets[0] + 1].expand(len(sets), -1, -1, -1)
+        where = (sets, x.device)
+        if where not in self._index:
+            self._index[where] = torch.tensor(sets, device=x.device)
+        return x.index_select(0, self._index[where])

@@ -1,0 +1,68 @@
+"""The routes under /ip-adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from secrets import compare_digest
+from typing import Any
+
+from fastapi import Body, Depends, FastAPI, HTTPException
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBasic, HTTPBasicCredentials
+from modules import shared
+
+from .. import __version__
+from ..errors import IPAdapterError, UnitError
+from ..unit import schema
+from .host import Host
+
+
+def register(app: FastAPI, host: Host) -> None:
+    """Adds the routes; they ask for the API's own credentials (``--api-auth``) where it has any."""
+    guard = [Depends(_authenticate(shared.cmd_opts.api_auth))] if shared.cmd_opts.api_auth else []
+
+    def add(path: str, endpoint: Callable[..., Any], method: str) -> None:
+        app.add_api_route(f"/ip-adapter/{path}", endpoint, methods=[method], dependencies=guard)
+
+    def version() -> dict[str, str]:
+        return {"version": __version__}
+
+    def model_list() -> dict[str, list[str]]:
+        host.refresh()
+        return {"model_list": host.model_names()}
+
+    def inspect(body: Any = Body(...)) -> Any:
+        return _answer(lambda: host.inspect(_model_of(body)))
+
+    add("version", version, "GET")
+    add("model_list", model_list, "GET")
+    add("schema", schema, "GET")
+    add("inspect", inspect, "POST")
+
+
+def _model_of(body: Any) -> str:
+    model = body.get("model") if isinstance(body, dict) else None
+    if not isinstance(model, str) or not model.strip():
+        raise UnitError("model", model, 'a JSON object {"model": name}, the name as model_list lists it')
+    return model
+
+
+def _answer(work: Callable[[], Any]) -> Any:
+    try:
+        return work()
+    except IPAdapterError as error:
+        content = {"error": type(error).__name__, "detail": error.detail, "body": "", "errors": str(error)}
+        return JSONResponse(content, status_code=error.status_code)
+
+
+def _authenticate(setting: str) -> Callable[..., None]:
+    """The check of the WebUI's own API, whose dependency covers only its own routes."""
+    users = dict(entry.strip().split(":", 1) for entry in setting.split(","))
+
+    def check(credentials: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:
+        password = users.get(credentials.username, "")
+        known = credentials.username in users
+        if not (known and compare_digest(credentials.password.encode(), password.encode())):
+            raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
+
+    return check

@@ -1,0 +1,131 @@
+"""The infotext of the units: one JSON value under one key, and back. Pure: imports no ``modules``.
+
+``IP-Adapter: "[{\\"model\\": ..., \\"images\\": [\\"<hash>\\"]}]"``: one object per enabled unit with the
+fields that differ from their defaults. ``unit`` (counted from 1, as people see it) stands where it is not
+the object's place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` where its weight
+is not 1. Pictures themselves cannot be kept in a text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import UnitError
+from ..unit import FIELDS, WEIGHT_RANGE, Field, Unit
+
+KEY = "IP-Adapter"
+_FIELDS = {f.name: f for f in FIELDS if f.kind != "images" and f.name != "enabled"}
+_WEIGHT = Field("images.weight", "number", 1.0, "", "", *WEIGHT_RANGE)
+_MAX_UNITS = 100
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """What a text says: unit objects by place (0-based), and what of it could not be used, for people."""
+
+    units: dict[int, dict[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def to_infotext(units: Sequence[Unit], hashes: Sequence[Sequence[str]]) -> str:
+    """The value of ``KEY`` for all units of a run; ``hashes[i]`` are those of ``units[i]``'s pictures."""
+    entries: list[dict[str, Any]] = []
+    for index, (unit, names) in enumerate(zip(units, hashes)):
+        if unit.enabled:
+            place = {} if index == len(entries) else {"unit": index + 1}
+            images = [_picture(name, ref.weight) for name, ref in zip(names, unit.images)]
+            entries.append({**place, **unit.changed(), "images": images})
+    return json.dumps(entries, ensure_ascii=False)
+
+
+def _picture(name: str, weight: float) -> Any:
+    return name if weight == 1.0 else {"hash": name, "weight": weight}
+
+
+def from_infotext(text: str) -> list[dict[str, Any]]:
+    """Unit objects as the text gives them, each with its 0-based ``unit`` and with ``images`` as a list of
+    ``{"hash", "weight"}``; [] for a value that is not ours. Never raises."""
+    return [{"unit": index, **entry} for index, entry in read(text).units.items()]
+
+
+def read(text: Any) -> Pasted:
+    """Reads a value of ``KEY``. What is foreign or broken is left out and noted; never raises."""
+    try:
+        entries = json.loads(text) if isinstance(text, str) else text
+    except (ValueError, RecursionError):
+        return Pasted(notes=("its IP-Adapter value cannot be read and was ignored",))
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        return Pasted(notes=("its IP-Adapter value is not a list of units and was ignored",))
+    units: dict[int, dict[str, Any]] = {}
+    notes: list[str] = []
+    for place, entry in enumerate(entries):
+        index = _place(entry.get("unit", place + 1))
+        if index is None or index in units:
+            notes.append(f"its unit {place + 1} has no usable number and was ignored")
+            continue
+        units[index] = _unit(entry, index, notes)
+    return Pasted(units, tuple(notes))
+
+
+def _place(number: Any) -> int | None:
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    return number - 1 if whole and 1 <= number <= _MAX_UNITS else None
+
+
+def _unit(entry: Mapping[str, Any], index: int, notes: list[str]) -> dict[str, Any]:
+    """The entry's usable fields; the others go to the notes."""
+    unit: dict[str, Any] = {"images": _images(entry.get("images", []), index, notes)}
+    for name, value in entry.items():
+        if name in ("unit", "images"):
+            continue
+        try:
+            unit[name] = _FIELDS[name].parse(value)
+        except (KeyError, UnitError):
+            notes.append(f"unit {index + 1}: {str(name)[:40]} = {str(value)[:60]} is not known here and was ignored")
+    return unit
+
+
+def _images(value: Any, index: int, notes: list[str]) -> list[dict[str, Any]]:
+    images = []
+    for item in value if isinstance(value, list) else [value]:
+        pair = item if isinstance(item, dict) else {"hash": item}
+        try:
+            weight = _WEIGHT.parse(pair.get("weight", 1.0))
+        except UnitError:
+            weight = None
+        if weight is None or not isinstance(pair.get("hash"), str):
+            notes.append(f"unit {index + 1}: a picture's entry cannot be read and was ignored")
+            continue
+        images.append({"hash": pair["hash"], "weight": weight})
+    return images
+
+
+def weights_text(images: Sequence[Mapping[str, Any]]) -> str:
+    """The panel's "Image weights" of pictures as ``read`` gives them: "" where all are 1."""
+    weights = [float(image["weight"]) for image in images]
+    return "" if all(weight == 1.0 for weight in weights) else ", ".join(map(_number, weights))
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value.is_integer() else repr(value)
+
+
+def match(wanted: Sequence[str], present: Sequence[str]) -> str:
+    """One sentence for the panel: whether the pictures at hand are those that a text names; "" if it names none."""
+    missing = [name for name in wanted if name not in present]
+    if not wanted:
+        return ""
+    if not missing and len(wanted) == len(present):
+        same = list(wanted) == list(present)
+        return "These are the pictures of the pasted text." if same else "The pasted text's pictures, in another order."
+    if missing:
+        names = ", ".join(missing)
+        return f"The pasted text used {_count(len(wanted))}; still to be added: {names}"
+    return f"The pasted text used {_count(len(wanted))}, and here are {len(present)}."
+
+
+def _count(number: int) -> str:
+    return "1 picture" if number == 1 else f"{number} pictures"

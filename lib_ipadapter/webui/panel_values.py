@@ -1,0 +1,100 @@
+"""The panel's values as unit objects. Pure: the order of components per unit is read off ``unit.FIELDS``.
+
+A unit has one component per field, in the table's order; ``images`` has two: the files and their weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UnitError
+from ..unit import FIELDS, Field
+
+NO_MODEL = "None"
+WEIGHTS = "image weights"
+
+
+def slots() -> list[str]:
+    """Names of one unit's components in order: the fields' names, ``image weights`` behind ``images``."""
+    names: list[str] = []
+    for field in FIELDS:
+        names += [field.name, WEIGHTS] if field.kind == "images" else [field.name]
+    return names
+
+
+def panel_default(field: Field, index: int) -> Any:
+    """A field's value in a fresh panel: as in the API, but only the first unit is on."""
+    return index == 0 if field.name == "enabled" else field.default
+
+
+def units_from_panel(values: Sequence[Any]) -> list[dict[str, Any]]:
+    """Script arguments behind the accordion's flag as objects for ``Unit.parse``.
+
+    A unit that is off comes as ``{"enabled": False}``. None stands for a default. Raises UnitError.
+    """
+    return [_unit(chunk, index) for index, chunk in enumerate(_chunks(list(values)))]
+
+
+def _chunks(values: list[Any]) -> Iterator[dict[str, Any]]:
+    names = slots()
+    for start in range(0, len(values), len(names)):
+        chunk = values[start : start + len(names)]
+        yield dict(zip(names, chunk + [None] * (len(names) - len(chunk))))
+
+
+def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
+    unit: dict[str, Any] = {}
+    for field in FIELDS:
+        value = values[field.name]
+        unit[field.name] = panel_default(field, index) if value is None else value
+    if not unit["enabled"]:
+        return {"enabled": False}
+    if unit.get("model") == NO_MODEL:
+        unit["model"] = ""
+    try:
+        for field in FIELDS:
+            if field.kind == "images":
+                unit[field.name] = pictures(values[field.name], values[WEIGHTS])
+    except UnitError as error:
+        raise error.in_unit(index) from None
+    return unit
+
+
+def pictures(files: Any, weights: Any) -> list[dict[str, Any]]:
+    """Files and the weights' text as ``{"image", "weight"}`` objects.
+
+    ``files``: None, one or a list of gradio's file objects (their ``name`` is a path), or what an API
+    request puts in their place, which is passed on for ``Unit.parse`` to judge. Raises UnitError.
+    """
+    items = [] if files is None else files if isinstance(files, (list, tuple)) else [files]
+    sources = [_source(item) for item in items]
+    numbers = parse_weights(weights, len(sources))
+    return [
+        {**(source if isinstance(source, Mapping) else {"image": source}), **({} if w is None else {"weight": w})}
+        for source, w in zip(sources, numbers)
+    ]
+
+
+def _source(item: Any) -> Any:
+    """A path only for an object that gradio made of an upload; never for text that a request sent."""
+    if isinstance(item, (str, bytes, Mapping, Path)):
+        return item
+    name = getattr(item, "name", None)
+    return Path(name) if isinstance(name, str) else item
+
+
+def parse_weights(text: Any, count: int) -> list[float | None]:
+    """The text of "Image weights" as one number per picture; None for each where it is empty. Raises UnitError."""
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return [None] * count
+    expected = f'"" (all 1), or {count} numbers separated by commas, one per picture, such as "1, 0.5"'
+    try:
+        numbers = [float(part) for part in re.split(r"[\s,;]+", str(text).strip()) if part]
+    except ValueError:
+        raise UnitError(WEIGHTS, text, expected) from None
+    if len(numbers) != count:
+        raise UnitError(WEIGHTS, text, expected)
+    return list(numbers)

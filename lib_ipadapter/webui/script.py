@@ -1,0 +1,252 @@
+"""The Script's lifecycle: arguments to Units, Units to a Session, the Session around ``p.sample``.
+
+The WebUI swallows what a Script's methods and callbacks raise, and the user would get an unaffected
+picture. Only ``p.init`` and ``p.sample`` are called unguarded. So a refused request is raised from
+``p.init``, and the Session lives inside a ``p.sample`` that takes it off again however it is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from modules import shared
+from torch import nn
+
+from ..errors import IPAdapterError, UnitError, WrongBase
+from ..session import COND, UNCOND, Session
+from ..unit import Unit, parse_units
+from .host import Host, logger
+from .infotext import KEY, to_infotext
+from .ui import units_from_panel
+
+_RUN = "_ipadapter_run"
+
+
+def requested_units(args: Sequence[Any]) -> list[dict[str, Any]]:
+    """The script's arguments as unit objects, from the panel or from an API request.
+
+    The panel's first argument is its enable flag, a bool; a request puts a unit (or one list of units)
+    there. Panel values behind a list of units come from the request's infotext, and the units' own
+    fields win over them. Raises UnitError.
+    """
+    flag, rest = (args[0], list(args[1:])) if args else (False, [])
+    if flag is None or isinstance(flag, bool):
+        units = [arg for arg in rest if isinstance(arg, Mapping)]
+        if not flag and not units:
+            return []
+        return [dict(unit) for unit in units] or _panel(rest)
+    if isinstance(flag, Mapping):
+        return [dict(unit) if isinstance(unit, Mapping) else unit for unit in _positional(flag, rest)]
+    if isinstance(flag, (list, tuple)):
+        return _over_panel(flag, _panel(rest))
+    raise UnitError("args", flag, "unit objects, or one list of unit objects")
+
+
+def _positional(first: Mapping[str, Any], rest: Sequence[Any]) -> list[Any]:
+    """Units given one after the other end at the first value that is the panel's own."""
+    units: list[Any] = [first]
+    for arg in rest:
+        if not isinstance(arg, Mapping):
+            break
+        units.append(arg)
+    return units
+
+
+def _panel(values: Sequence[Any]) -> list[dict[str, Any]]:
+    return [unit for unit in units_from_panel(values) if unit]
+
+
+def _over_panel(units: Sequence[Any], panel: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Units of a request over the panel's values, which are the defaults unless an infotext filled them."""
+    merged: list[Any] = []
+    for index, unit in enumerate(units):
+        if isinstance(unit, Mapping) and index < len(panel):
+            base = {name: value for name, value in panel[index].items() if name not in ("enabled", "images")}
+            merged.append({**base, **unit})
+        else:
+            merged.append(unit)
+    return merged
+
+
+class Run:
+    """One processing job's Session, and the ``p.sample`` and ``p.init`` that it stands in for."""
+
+    def __init__(self, p: Any, host: Host) -> None:
+        self.p = p
+        self.host = host
+        self.session = Session(())
+        self._error: BaseException | None = None
+        self._watched: Any = None
+        self._handles: list[Any] = []
+
+    def start(self, units: Sequence[Unit]) -> None:
+        """Prepares the units and wraps ``p.sample``. Raises IPAdapterError."""
+        self.host.check_model()
+        prompts = []
+        for index, unit in enumerate(units):
+            if not unit.enabled:
+                continue
+            try:
+                prompts.append(self.host.prepare(unit))
+            except IPAdapterError as error:
+                raise error.in_unit(index) from error.__cause__
+        self.session = Session(prompts)
+        self._replace("sample", self._sample)
+
+    def fail(self, error: BaseException) -> None:
+        """Raises ``error`` where the user sees it: from ``p.init``."""
+
+        def init(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            raise error
+
+        self._replace("init", init)
+
+    def _replace(self, name: str, function: Callable[..., Any]) -> None:
+        original = getattr(self.p, name)
+        setattr(self.p, name, _Replacement(function, original))
+
+    def restore(self) -> None:
+        """Takes everything off ``p`` and off the model."""
+        self.stop()
+        for name in ("sample", "init"):
+            held = vars(self.p).get(name)
+            if isinstance(held, _Replacement):
+                held.restore(self.p, name)
+
+    def _sample(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._error = None
+        try:
+            self.session.attach(self.host.unet())
+            return original(*args, **kwargs)
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """The hooks are off, and nothing is watched."""
+        self.session.detach()
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._watched = None
+
+    def step(self, params: Any) -> None:
+        """A denoiser step begins: ``params`` are CFGDenoiserParams."""
+        denoiser = params.denoiser
+        self._follow(denoiser)
+        self._watch(denoiser.inner_model)
+        cond = params.text_cond.shape[0]
+        sets = [COND] * cond + [UNCOND] * (params.x.shape[0] - cond)
+        self.session.begin_step(sets, min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0))
+
+    def _follow(self, denoiser: Any) -> None:
+        """The model may have changed: hires fix with another checkpoint, the refiner."""
+        unet = self.host.unet()
+        if unet is self.session.unet or not self.session.prompts:
+            return
+        try:
+            self.session.attach(unet)
+        except WrongBase as error:
+            self.session.detach()
+            if not self.host.is_refiner(self.p):
+                raise
+            # The refiner only finishes what the prompted model began; no adapter exists for its shape.
+            self.p.comment(f"IP-Adapter did not act in the refiner: {error}")
+
+    def _watch(self, inner: nn.Module) -> None:
+        if inner is self._watched:
+            return
+        self._unwatch()
+        self._watched = inner
+        self._handles.append(inner.register_forward_pre_hook(self._on_inner, with_kwargs=True))
+
+    def _on_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._error is not None:
+            raise self._error
+        self.session.chunk((args[0] if args else kwargs["input"]).shape[0])
+
+    def break_next_call(self, error: BaseException, inner: nn.Module) -> None:
+        """Raises ``error`` at the next call of the model: a callback's own exception would be swallowed."""
+        self.session.detach()
+        self._error = error
+        self._watch(inner)
+
+
+class _Replacement:
+    """A method put onto one instance in the place of another; it can be taken off again."""
+
+    def __init__(self, function: Callable[..., Any], original: Callable[..., Any]) -> None:
+        self.function = function
+        self.original = original
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.original, *args, **kwargs)
+
+    def restore(self, p: Any, name: str) -> None:
+        """``p`` is as it was: its own attribute again, or the class's method."""
+        if getattr(self.original, "__func__", None) is getattr(type(p), name, None):
+            delattr(p, name)
+        else:
+            setattr(p, name, self.original)
+
+
+class Lifecycle:
+    """What scripts/ip_adapter.py's Script delegates to. ``armed`` is the Run whose step is under way."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.armed: Run | None = None
+
+    def process(self, p: Any, args: Sequence[Any]) -> None:
+        """Once per job, checkpoint loaded and options set. Never raises: errors surface from p.init."""
+        self.disarm()
+        self.forget(p)
+        p.extra_generation_params.pop(KEY, None)
+        run = Run(p, self.host)
+        try:
+            units = parse_units(requested_units(args))
+            if not any(unit.enabled for unit in units):
+                return
+            run.start(units)
+            p.extra_generation_params[KEY] = to_infotext(units, self.host.hashes(units))
+        except IPAdapterError as error:
+            logger.error("%s", error)
+            run.fail(error)
+        except Exception as error:
+            logger.error("unexpected error\n%s", traceback.format_exc())
+            run.fail(error)
+        setattr(p, _RUN, run)
+
+    def forget(self, p: Any) -> None:
+        """Restores ``p`` and the model after a job, or before ``p`` is used again."""
+        run = vars(p).pop(_RUN, None)
+        # A shallow copy of p carries the Run of the p that it was made of.
+        if run is not None and run.p is p:
+            run.restore()
+
+    def disarm(self) -> None:
+        """No hook acts any more."""
+        if self.armed is not None:
+            self.armed.session.end_step()
+            self.armed = None
+
+    def on_cfg_denoiser(self, params: Any) -> None:
+        """Arms the Run of the job that is sampling, and no other."""
+        self.disarm()
+        run = vars(params.denoiser.p).get(_RUN) if params.denoiser.p is not None else None
+        if run is None or run.p is not params.denoiser.p:
+            return
+        self.armed = run
+        try:
+            run.step(params)
+        except Exception as error:
+            run.break_next_call(error, params.denoiser.inner_model)
+
+    def on_cfg_denoised(self, params: Any) -> None:
+        """The step is over."""
+        self.disarm()

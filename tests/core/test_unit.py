@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lib_ipadapter.errors import UnitError
+from lib_ipadapter.unit import FIELDS, Reference, Unit, parse_units, schema
+
+GOOD = {"model": "a", "images": ["aGk="]}
+
+
+def test_the_table_and_the_dataclass_agree():
+    assert {f.name: f.default for f in FIELDS} == vars(Unit())
+    json.dumps(schema(), allow_nan=False)
+
+
+def test_defaults():
+    unit = Unit.parse(GOOD)
+    assert unit == Unit(model="a", images=(Reference("aGk="),))
+    assert unit.changed() == {"model": "a"}
+
+
+def test_images_in_all_their_forms():
+    unit = Unit.parse({**GOOD, "images": ["aa", {"image": "bb"}, {"image": "cc", "weight": 0.5}]})
+    assert unit.images == (Reference("aa"), Reference("bb"), Reference("cc", 0.5))
+    assert Unit.parse({**GOOD, "images": "aa"}).images == (Reference("aa"),)
+
+
+def test_a_disabled_unit_needs_nothing():
+    assert not Unit.parse({"enabled": False}).enabled
+
+
+BAD = [
+    ({"weight": "strong"}, "weight", "a number from -1 to 5"),
+    ({"weight": 5.1}, "weight", "a number from -1 to 5"),
+    ({"weight": math.nan}, "weight", "a number"),
+    ({"weight": True}, "weight", "a number"),
+    ({"weight": None}, "weight", "a number"),
+    ({"start": -0.1}, "start", "a number from 0 to 1"),
+    ({"end": 2}, "end", "a number from 0 to 1"),
+    ({"start": 0.6, "end": 0.5}, "start", "not above end"),
+    ({"fit": "squash"}, "fit", "crop, pad, stretch"),
+    ({"combine": 3}, "combine", "concat, average"),
+    ({"enabled": "yes"}, "enabled", "true or false"),
+    ({"model": 7}, "model", "a string"),
+    ({"model": "  "}, "model", "name of an adapter"),
+    ({"images": []}, "images", "at least one"),
+    ({"images": [3]}, "images[0]", "base64"),
+    ({"images": [""]}, "images[0]", "base64"),
+    ({"images": [{"weight": 1}]}, "images[0]", '"image"'),
+    ({"images": [{"image": "aa", "scale": 2}]}, "images[0]", '"image"'),
+    ({"images": [{"image": "aa", "weight": 9}]}, "images[0].weight", "a number"),
+    ({"images": ["aa"] * 65}, "images", "1 to 64"),
+    ({"images": [{"image": "a", "weight": 1}, {"image": "b", "weight": -1}], "combine": "average"}, "images", "sum"),
+    ({"wieght": 1}, "wieght", "one of the fields"),
+]
+
+
+@pytest.mark.parametrize(("fields", "field", "expected"), BAD, ids=[str(b[0])[:40] for b in BAD])
+def test_a_bad_value_names_field_value_and_expectation(fields, field, expected):
+    with pytest.raises(UnitError) as caught:
+        Unit.parse({**GOOD, **fields})
+    assert caught.value.detail["field"] == field
+    assert expected in caught.value.detail["expected"]
+    assert "value" in caught.value.detail
+    assert caught.value.status_code == 422
+
+
+@pytest.mark.parametrize("value", [None, 3, "unit", ["a"]])
+def test_a_unit_that_is_no_object(value):
+    with pytest.raises(UnitError, match="IP-Adapter unit 2: unit: .*a JSON object"):
+        parse_units([GOOD, value])
+
+
+@given(
+    weight=st.floats(-1, 5),
+    start=st.floats(0, 0.5),
+    end=st.floats(0.5, 1),
+    fit=st.sampled_from(["crop", "pad", "stretch"]),
+)
+def test_what_changed_round_trips_exactly(weight, start, end, fit):
+    unit = Unit.parse({**GOOD, "weight": weight, "start": start, "end": end, "fit": fit})
+    again = Unit.parse({**json.loads(json.dumps(unit.changed())), "images": GOOD["images"]})
+    assert again == unit
