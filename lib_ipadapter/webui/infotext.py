@@ -1,9 +1,9 @@
 """The infotext of the units: one JSON value under one key, and back. Pure: imports no ``modules``.
 
-``IP-Adapter: "[{\\"model\\": ..., \\"images\\": [\\"<hash>\\"]}]"``: one object per enabled unit with the
-fields that differ from their defaults. ``unit`` (counted from 1, as people see it) stands where it is not
-the object's place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` where its weight
-is not 1. Pictures themselves cannot be kept in a text.
+``[{"model": ..., "weight": ..., "images": [hash]}]``: one object per enabled unit with the fields that
+differ from their defaults. ``unit`` (counted from 1, as people see it) stands where it is not the object's
+place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` where its weight is not 1.
+Pictures themselves cannot be kept in a text.
 """
 
 from __future__ import annotations

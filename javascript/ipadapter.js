@@ -1,0 +1,194 @@
+// The panel's behaviour in the page: pictures by paste, drop and "send to", the count in the title.
+
+(function() {
+    const IMAGE = /^image\//;
+    const TABS = ["txt2img", "img2img"];
+    let removal = -1; // place of the picture whose remove button was clicked last
+
+    const byId = id => gradioApp().getElementById(id);
+
+    const accordion = tab => byId(`ipadapter_${tab}`);
+
+    const visible = element => Boolean(element && element.offsetParent);
+
+    function unitPrefixes(tab) {
+        const areas = accordion(tab)?.querySelectorAll(".ipadapter-images") ?? [];
+        return Array.from(areas, area => area.id.replace(/_image_area$/, ""));
+    }
+
+    function isOn(tab) {
+        return Boolean(byId(`ipadapter_${tab}-visible-checkbox`)?.checked);
+    }
+
+    function isEnabled(prefix) {
+        return Boolean(byId(`${prefix}_enabled`)?.querySelector("input")?.checked);
+    }
+
+    function pictureCount(prefix) {
+        return byId(`${prefix}_thumbnails`)?.querySelectorAll(".ipadapter-thumb").length ?? 0;
+    }
+
+    function activePrefix(tab) {
+        const prefixes = unitPrefixes(tab);
+        return prefixes.find(prefix => visible(byId(`${prefix}_image_area`))) ?? prefixes[0];
+    }
+
+    // title and tabs
+
+    function setTitle(tab, count) {
+        const span = accordion(tab)?.querySelector(".label-wrap > span");
+        const text = Array.from(span?.childNodes ?? []).find(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
+        const title = count ? `IP-Adapter [${count}]` : "IP-Adapter";
+        if (text && text.data.trim() !== title) text.data = title;
+    }
+
+    function markTabs(tab, acting) {
+        const buttons = byId(`ipadapter_${tab}_units`)?.querySelector(".tab-nav")?.querySelectorAll("button") ?? [];
+        buttons.forEach((button, i) => button.classList.toggle("ipadapter-acts", acting[i] ?? false));
+    }
+
+    function updateTitles() {
+        for (const tab of TABS) {
+            const acting = unitPrefixes(tab).map(prefix => isOn(tab) && isEnabled(prefix));
+            setTitle(tab, acting.filter(Boolean).length);
+            markTabs(tab, acting);
+        }
+    }
+
+    // pictures
+
+    function putFiles(prefix, files) {
+        const pictures = Array.from(files).filter(file => IMAGE.test(file.type));
+        const input = byId(`${prefix}_inbox`)?.querySelector('input[type="file"]');
+        if (!input || !pictures.length) return false;
+        const transfer = new DataTransfer();
+        pictures.forEach(file => transfer.items.add(file));
+        input.files = transfer.files;
+        input.dispatchEvent(new Event("change", {bubbles: true}));
+        return true;
+    }
+
+    async function fileFrom(url) {
+        const response = await fetch(url);
+        if (!response.ok) throw new Error(`${url}: ${response.status}`);
+        const blob = await response.blob();
+        const name = decodeURIComponent(new URL(url, location.href).pathname.split("/").pop() || "picture.png");
+        return new File([blob], name.slice(-80), {type: blob.type || "image/png"});
+    }
+
+    function open(tab) {
+        const checkbox = byId(`ipadapter_${tab}-visible-checkbox`);
+        if (checkbox && !checkbox.checked) checkbox.click();
+        const label = accordion(tab)?.querySelector(".label-wrap");
+        if (label && !label.classList.contains("open")) label.click();
+    }
+
+    function showUnit(tab, prefix) {
+        const index = unitPrefixes(tab).indexOf(prefix);
+        byId(`ipadapter_${tab}_units`)?.querySelector(".tab-nav")?.querySelectorAll("button")[index]?.click();
+    }
+
+    function selectedPicture(tab) {
+        const gallery = byId(`${tab}_gallery`);
+        const picture = gallery?.querySelector(".preview img") ?? gallery?.querySelector(".thumbnail-item img");
+        return picture?.src;
+    }
+
+    window.ipadapterSend = async function(from) {
+        const url = selectedPicture(from);
+        if (!url) return;
+        const tab = from === "img2img" ? "img2img" : "txt2img";
+        const prefix = unitPrefixes(tab).find(unit => !pictureCount(unit)) ?? activePrefix(tab);
+        if (from === "extras") switch_to_txt2img();
+        try {
+            const file = await fileFrom(url);
+            open(tab);
+            showUnit(tab, prefix);
+            putFiles(prefix, [file]);
+            accordion(tab).scrollIntoView({behavior: "smooth", block: "nearest"});
+        } catch (error) {
+            showNote(prefix, `The picture could not be fetched: ${error.message}`);
+        }
+    };
+
+    // gradio hands over the handler's inputs and then its outputs; the sixth input is there to carry the place.
+    window.ipadapterRemoval = (...values) => [...values.slice(0, 5), removal];
+
+    function showNote(prefix, text) {
+        const note = byId(`${prefix}_note`);
+        if (!note) return;
+        const line = document.createElement("p");
+        line.className = "ipadapter-error";
+        line.setAttribute("role", "alert");
+        line.textContent = text;
+        note.replaceChildren(line);
+    }
+
+    // events
+
+    document.addEventListener("click", event => {
+        const button = event.target.closest?.(".ipadapter-remove");
+        if (!button) return;
+        removal = Number(button.dataset.index);
+        const prefix = button.closest(".ipadapter-images").id.replace(/_image_area$/, "");
+        byId(`${prefix}_remove`)?.click();
+    });
+
+    function pointedTab() {
+        return TABS.find(tab => {
+            const panel = accordion(tab);
+            return visible(panel) && isOn(tab) && (panel.matches(":hover") || panel.contains(document.activeElement));
+        });
+    }
+
+    // In the capture phase: otherwise the WebUI's own handler would put the picture into img2img as well.
+    document.addEventListener("paste", event => {
+        const tab = pointedTab();
+        const files = event.clipboardData?.files ?? [];
+        if (!tab || !files.length || !putFiles(activePrefix(tab), files)) return;
+        event.preventDefault();
+        event.stopPropagation();
+    }, true);
+
+    function dropArea(event) {
+        return event.target.closest?.(".ipadapter-images");
+    }
+
+    function highlight(area) {
+        gradioApp().querySelectorAll(".ipadapter-images.ipadapter-over").forEach(other => {
+            if (other !== area) other.classList.remove("ipadapter-over");
+        });
+        area?.classList.add("ipadapter-over");
+    }
+
+    document.addEventListener("dragover", event => {
+        const area = dropArea(event);
+        highlight(area);
+        if (!area) return;
+        event.preventDefault();
+        event.stopPropagation();
+        event.dataTransfer.dropEffect = "copy";
+    }, true);
+
+    document.addEventListener("dragend", () => highlight(null), true);
+
+    document.addEventListener("drop", async event => {
+        const area = dropArea(event);
+        highlight(null);
+        if (!area) return;
+        event.preventDefault();
+        event.stopPropagation();
+        const prefix = area.id.replace(/_image_area$/, "");
+        const url = event.dataTransfer.getData("text/uri-list").split("\n")[0].trim();
+        if (putFiles(prefix, event.dataTransfer.files)) return;
+        try {
+            if (!url || !putFiles(prefix, [await fileFrom(url)])) showNote(prefix, "What was dropped is no picture.");
+        } catch (error) {
+            showNote(prefix, `The picture could not be fetched: ${error.message}. Save it and drop the file.`);
+        }
+    }, true);
+
+    document.addEventListener("change", () => setTimeout(updateTitles, 50));
+    onUiLoaded(updateTitles);
+    onAfterUiUpdate(updateTitles);
+})();

@@ -1,0 +1,234 @@
+"""What the panel's events do, apart from how its components are laid out."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from ..errors import IPAdapterError, UnitError
+from ..library import SUFFIXES
+from ..unit import FIELDS, Field
+from . import panel_html
+from .infotext import KEY, match, read, weights_text
+from .panel_values import NO_MODEL, panel_default, parse_weights
+
+_ENABLED = next(field for field in FIELDS if field.name == "enabled")
+
+
+class UnitEvents:
+    """The handlers of one unit. ``host`` is what build_panel was given."""
+
+    def __init__(self, index: int, host: Any) -> None:
+        self.index = index
+        self.host = host
+
+    # pictures: values are gradio's file objects; ``show`` gives updates for weights, thumbnails, note, clear
+
+    def show(self, files: Any, weights: Any, fit: str, model: Any, wanted: Any) -> list[Any]:
+        """Thumbnails as the encoder will see them, and whether they are those of a pasted text."""
+        return self._shown(_paths(files), str(weights or ""), fit, model, wanted)
+
+    def add(self, new: Any, files: Any, weights: Any, fit: str, model: Any, wanted: Any) -> list[Any]:
+        """Pictures from the drop zone go behind those at hand; the unit is switched on."""
+        held, added = _paths(files), _paths(new)
+        text = _extended(str(weights or ""), len(held), len(added))
+        return [None, held + added, True, *self._shown(held + added, text, fit, model, wanted)]
+
+    def remove(self, files: Any, weights: Any, fit: str, model: Any, wanted: Any, place: Any) -> list[Any]:
+        """Takes one picture out, by its place."""
+        paths = _paths(files)
+        kept = [i for i in range(len(paths)) if i != place]
+        text = _without(str(weights or ""), len(paths), kept)
+        return self._put([paths[i] for i in kept], text, fit, model, wanted)
+
+    def clear(self, fit: str, model: Any, wanted: Any) -> list[Any]:
+        """Takes all pictures out; only the first unit stays switched on."""
+        return self._put([], "", fit, model, wanted)
+
+    def _put(self, paths: list[str], text: str, fit: str, model: Any, wanted: Any) -> list[Any]:
+        enabled = gr.update() if paths else panel_default(_ENABLED, self.index)
+        return [paths or None, enabled, *self._shown(paths, text, fit, model, wanted)]
+
+    def _shown(self, paths: list[str], text: str, fit: str, model: Any, wanted: Any) -> list[Any]:
+        weights, problem = _numbers(text, len(paths))
+        size = self.host.encoder_size(model) if is_model(model) else 224
+        remark = panel_html.note(match(_wanted(wanted), [panel_html.picture_hash(path) for path in paths]))
+        return [
+            gr.update(value=text, visible=len(paths) > 1 or bool(text.strip())),
+            panel_html.thumbnails(paths, weights, size, fit),
+            (panel_html.failure(problem) if problem else "") + remark,
+            gr.update(visible=bool(paths)),
+        ]
+
+    # the model's file
+
+    def describe(self, model: Any) -> list[Any]:
+        """What the file is, and whether the download button shows."""
+        info = description(self.host, model)
+        offer = bool(info and not info["error"] and not info["encoder_found"] and self.host.allow_download())
+        name = info["encoder"] if info else ""
+        return [panel_html.file_info(info), gr.update(visible=offer, value=f"Download {name}" if offer else "Download")]
+
+    def download(self, model: Any) -> Iterator[list[Any]]:
+        """Fetches the encoder in a thread of its own; the page sees how far it is."""
+        info = description(self.host, model)
+        if info is None:
+            yield self.describe(model)
+            return
+        reports: queue.Queue[tuple[int, int | None] | Exception | None] = queue.Queue()
+        threading.Thread(target=self._fetch, args=(info["encoder"], reports), daemon=True).start()
+        while isinstance(report := _latest(reports), tuple):
+            yield [panel_html.progress(*report, info["encoder"]), gr.update(visible=False)]
+        shown = self.describe(model)
+        yield shown if report is None else [shown[0] + panel_html.failure(str(report)), shown[1]]
+
+    def _fetch(self, name: str, reports: queue.Queue[tuple[int, int | None] | Exception | None]) -> None:
+        try:
+            self.host.download_encoder(name, lambda done, total: reports.put((done, total)))
+        except Exception as error:  # shown in the panel: a thread has nobody else to tell
+            reports.put(error)
+        else:
+            reports.put(None)
+
+
+def _latest(reports: queue.Queue[Any]) -> Any:
+    """The newest report; waits for one. An end is never skipped, since nothing follows it."""
+    report = reports.get()
+    while not reports.empty():
+        report = reports.get()
+    return report
+
+
+def is_model(model: Any) -> bool:
+    """Whether a model is chosen."""
+    return isinstance(model, str) and model not in ("", NO_MODEL)
+
+
+def description(host: Any, model: Any) -> dict[str, Any] | None:
+    """``host.describe`` for a chosen model; an unforeseen failure is shown like any other."""
+    if not is_model(model):
+        return None
+    try:
+        return dict(host.describe(model))
+    except Exception as error:
+        return {"title": model, "base": "", "encoder": "", "encoder_found": False, "error": str(error), "text": ""}
+
+
+def _paths(files: Any) -> list[str]:
+    items = [] if files is None else files if isinstance(files, list) else [files]
+    return [item.name for item in items]
+
+
+def _numbers(text: str, count: int) -> tuple[list[float | None], str]:
+    try:
+        return parse_weights(text, count) if count else [], ""
+    except UnitError as error:
+        return [None] * count, str(error)
+
+
+def _extended(text: str, held: int, added: int) -> str:
+    """The weights' text for more pictures; one that was pasted with enough numbers stays."""
+    numbers, problem = _numbers(text, held)
+    return text if problem or not held or not text.strip() else _joined([*numbers, *[1.0] * added])
+
+
+def _without(text: str, count: int, kept: Sequence[int]) -> str:
+    numbers, problem = _numbers(text, count)
+    return text if problem or not text.strip() else _joined([numbers[i] for i in kept])
+
+
+def _joined(numbers: Sequence[float | None]) -> str:
+    return weights_text([{"weight": 1.0 if number is None else number} for number in numbers])
+
+
+def _wanted(text: Any) -> list[str]:
+    try:
+        return list(json.loads(text)) if text else []
+    except (TypeError, ValueError):
+        return []
+
+
+# paste
+
+
+class Paste:
+    """Functions for ``infotext_fields``: what a pasted text means for each component.
+
+    The WebUI calls them with the parsed text, in the page and for the API's ``infotext``. None leaves a
+    component as it is.
+    """
+
+    def __init__(self, host: Any, count: int) -> None:
+        self.host = host
+        self.count = count
+
+    def flag(self, params: Mapping[str, Any]) -> bool | None:
+        """A text without our key was made without us; a broken value is ignored."""
+        return False if KEY not in params else True if read(params[KEY]).units else None
+
+    def notes(self, params: Mapping[str, Any]) -> str:
+        """What of the text could not be used, for the top of the panel; clears the last text's notes."""
+        pasted = read(params.get(KEY, "[]"))
+        notes = [f"The pasted text: {text}." for text in pasted.notes]
+        beyond = sum(1 for index in pasted.units if index >= self.count)
+        if beyond:
+            notes.append(f"The pasted text has {beyond} more units than this panel; their number is in the settings.")
+        return panel_html.note(" ".join(notes))
+
+    def field(self, field: Field, index: int, component: Any) -> Any:
+        """The function for one field of one unit."""
+
+        def value(params: Mapping[str, Any]) -> Any:
+            units = read(params.get(KEY, "[]")).units
+            if isinstance(component.value, int) and not isinstance(component.value, bool):
+                # The API casts to this type, and a default saved as 1 would turn a weight of 0.5 into 0.
+                component.value = float(component.value)
+            if not units:
+                return None
+            if field.name == "enabled":
+                return index in units
+            return None if index not in units else self._value(field, units[index])
+
+        return value
+
+    def _value(self, field: Field, unit: Mapping[str, Any]) -> Any:
+        value = unit.get(field.name, field.default)
+        return self._listed(value) if field.name == "model" else value
+
+    def _listed(self, model: str) -> str:
+        """The name as the dropdown has it; one that is not there is kept, and generating says so."""
+        if not model:
+            return NO_MODEL
+        try:
+            names = self.host.model_names()
+        except (IPAdapterError, OSError):
+            return model
+        return model if model in names else next((n for n in names if _stem(n) == _stem(model)), model)
+
+    def weights(self, index: int) -> Any:
+        """The function for the weights' text of one unit."""
+
+        def value(params: Mapping[str, Any]) -> str | None:
+            unit = read(params.get(KEY, "[]")).units.get(index)
+            return None if unit is None else weights_text(unit["images"])
+
+        return value
+
+    def wanted(self, index: int) -> Any:
+        """The function for the hidden list of hashes of one unit's pictures, JSON; "" without any."""
+
+        def value(params: Mapping[str, Any]) -> str:
+            unit = read(params.get(KEY, "[]")).units.get(index)
+            return "" if unit is None else json.dumps([image["hash"] for image in unit["images"]])
+
+        return value
+
+
+def _stem(name: str) -> str:
+    lower = name.lower()
+    return next((lower[: -len(suffix)] for suffix in SUFFIXES if lower.endswith(suffix)), lower)

@@ -1,0 +1,92 @@
+"""What the panel shows beside its controls, as HTML: thumbnails, what a file is, notes, progress.
+
+Pure: no gradio and no ``modules``. Every text that comes from outside is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import IPAdapterError
+
+_THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
+
+
+@lru_cache(maxsize=512)
+def square(path: str, size: int, mode: str) -> str:
+    """The square that the encoder will see, as a data URI. ``path`` names its content: gradio puts each
+    upload under the hash of its bytes. Raises ImageError."""
+    from ..images import fit, load
+
+    seen = fit(load(Path(path)), size, mode)
+    seen.thumbnail((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    seen.save(buffer, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+@lru_cache(maxsize=2048)
+def picture_hash(path: str) -> str:
+    """The hash by which an infotext names the picture; "" for one that cannot be read."""
+    from ..images import content_hash, load
+
+    try:
+        return content_hash(load(Path(path)))
+    except (IPAdapterError, OSError):
+        return ""
+
+
+def thumbnails(paths: Sequence[str], weights: Sequence[float | None], size: int, mode: str) -> str:
+    """All pictures of a unit as a row of squares, each with its weight and a button that takes it out."""
+    tiles = [_tile(i, path, weight, size, mode) for i, (path, weight) in enumerate(zip(paths, weights))]
+    return f'<div class="ipadapter-thumbs" role="list">{"".join(tiles)}</div>' if tiles else ""
+
+
+def _tile(index: int, path: str, weight: float | None, size: int, mode: str) -> str:
+    name = escape(Path(path).name, quote=True)
+    try:
+        inside = f'<img src="{square(path, size, mode)}" alt="{name}" title="{name}: as the encoder will see it">'
+    except (IPAdapterError, OSError) as error:
+        inside = f'<p class="ipadapter-error" title="{name}">{escape(str(error))}</p>'
+    caption = "" if weight is None else f"<figcaption>× {weight:g}</figcaption>"
+    button = f'<button type="button" class="ipadapter-remove" data-index="{index}" title="Remove {name}">✕</button>'
+    return f'<figure class="ipadapter-thumb" role="listitem">{inside}{button}{caption}</figure>'
+
+
+def file_info(description: Mapping[str, Any] | None) -> str:
+    """What a model's file is: chips for kind, base and encoder, or the error in full."""
+    if description is None:
+        return ""
+    if description.get("error"):
+        return failure(str(description["error"]))
+    found = bool(description.get("encoder_found"))
+    encoder = f"{description.get('encoder') or 'image encoder'} {'found' if found else 'missing'}"
+    chips = [(description.get("title"), ""), (description.get("base"), ""), (encoder, "found" if found else "missing")]
+    spans = [f'<span class="ipadapter-chip {kind}">{escape(str(text))}</span>' for text, kind in chips if text]
+    title = escape(str(description.get("text", "")), quote=True)
+    return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>'
+
+
+def failure(text: str) -> str:
+    """An error where the user looks."""
+    return f'<p class="ipadapter-error" role="alert">{escape(text)}</p>'
+
+
+def note(text: str) -> str:
+    """A remark in small print; "" stays empty."""
+    return f'<p class="ipadapter-note">{escape(text)}</p>' if text else ""
+
+
+def progress(done: int, total: int | None, name: str) -> str:
+    """A download's progress: MB, and a bar where the size is known."""
+    mb = f"{done / 1e6:.0f}" + (f" of {total / 1e6:.0f}" if total else "") + " MB"
+    bar = f'<progress max="{total}" value="{min(done, total)}"></progress>' if total else "<progress></progress>"
+    return f'<div class="ipadapter-progress">{bar}<span>{escape(name)}: {mb}</span></div>'

@@ -1,0 +1,205 @@
+"""The panel in txt2img and img2img: an accordion with units as tabs, each unit read off ``unit.FIELDS``.
+
+``build_panel`` runs six times per start when the API is on, so it opens no model file, and whatever the
+host raises while it lists models only leaves the list empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import gradio as gr
+from modules.ui_components import FormRow, InputAccordion, ToolButton
+
+from ..unit import FIELDS, Field
+from .panel_events import Paste, UnitEvents
+from .panel_values import NO_MODEL, WEIGHTS, panel_default, slots, units_from_panel
+
+__all__ = ["Panel", "build_panel", "register_send_buttons", "units_from_panel"]
+
+_QUIET = {"show_progress": False, "queue": False}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The script's components (the flag first, then each unit's) and what a pasted text means for them."""
+
+    components: list[Any]
+    infotext_fields: list[tuple[Any, Any]]
+    # Empty: "Send to img2img" takes no pictures along, and a unit without them would stop the generation.
+    paste_field_names: list[str] = field(default_factory=list)
+
+
+def build_panel(is_img2img: bool, host: Any) -> Panel:
+    """Builds one tab's panel inside the Blocks that is open."""
+    root = f"ipadapter_{'img2img' if is_img2img else 'txt2img'}"
+    names, count = _listed(host), max(1, int(host.unit_count()))
+    with InputAccordion(False, label="IP-Adapter", elem_id=root) as flag:
+        notes = gr.HTML("", elem_id=f"{root}_notes")
+        with gr.Tabs(elem_id=f"{root}_units"):
+            units = []
+            for index in range(count):
+                with gr.Tab(f"Unit {index + 1}", id=index, elem_id=f"{root}_{index}"):
+                    units.append(_UnitPanel(f"{root}_{index}", index, names, host))
+    _refresh_all(units, host)
+    paste = Paste(host, count)
+    fields = [(flag, paste.flag), (notes, paste.notes)]
+    for unit in units:
+        fields += unit.infotext_fields(paste)
+    return Panel([flag, *(component for unit in units for component in unit.components())], fields)
+
+
+def _listed(host: Any) -> list[str]:
+    try:
+        return list(host.model_names())
+    except Exception:  # a raising ui() would take the whole API down; describe() tells when a model is used
+        return []
+
+
+class _UnitPanel:
+    """One unit's components: ``inputs`` by slot name (what the script gets), and those around them."""
+
+    def __init__(self, prefix: str, index: int, names: Sequence[str], host: Any) -> None:
+        self.prefix = prefix
+        self.index = index
+        self.names = names
+        self.inputs: dict[str, Any] = {}
+        self.events = UnitEvents(index, host)
+        self._default_fit = host.default_fit()
+        for kind, group in groupby(FIELDS, key=lambda field: field.kind):
+            with FormRow(elem_classes=["ipadapter-row", f"ipadapter-{kind}"]):
+                for row_field in group:
+                    self._build(row_field)
+        self._bind()
+
+    def _id(self, name: str) -> str:
+        return f"{self.prefix}_{name.replace(' ', '_')}"
+
+    def components(self) -> list[Any]:
+        """In the order that units_from_panel reads."""
+        return [self.inputs[name] for name in slots()]
+
+    def _build(self, spec: Field) -> None:
+        if spec.kind == "images":
+            self._build_images(spec)
+        elif spec.name == "model":
+            self._build_model(spec)
+        else:
+            self.inputs[spec.name] = _BUILDERS[spec.kind](
+                label=spec.label, elem_id=self._id(spec.name), **self._value_and_range(spec)
+            )
+        if spec.name in ("enabled", "fit"):
+            # Labels are the same in each unit, so ui-config.json keeps one default for all of them: right
+            # for weights, wrong for these, which differ by unit and come from the settings.
+            self.inputs[spec.name].do_not_save_to_config = True
+
+    def _value_and_range(self, spec: Field) -> dict[str, Any]:
+        value = self._default_fit if spec.name == "fit" else panel_default(spec, self.index)
+        args: dict[str, Any] = {"value": value}
+        if spec.kind == "number":
+            args |= {"minimum": spec.minimum, "maximum": spec.maximum, "step": spec.step}
+        if spec.kind == "choice":
+            args |= {"choices": list(spec.choices)}
+        if spec.kind != "bool":
+            args |= {"info": spec.help}
+        return args
+
+    def _build_images(self, spec: Field) -> None:
+        with gr.Column(elem_classes=["ipadapter-images"], elem_id=self._id("image_area")):
+            # What the user drops goes through the drop zone into the hidden list, so that more can follow.
+            self.inbox = self._files("Drop, paste or choose pictures", "inbox", visible=True)
+            self.inputs[spec.name] = self._files(spec.label, spec.name, visible=False)
+            self.thumbs = gr.HTML("", elem_id=self._id("thumbnails"))
+            with FormRow():
+                self.inputs[WEIGHTS] = gr.Textbox(
+                    "", label="Image weights", info='Empty: all 1. Otherwise one each, as "1, 0.5".',
+                    visible=False, max_lines=1, elem_id=self._id(WEIGHTS))  # fmt: skip
+                self.clear = gr.Button("Clear pictures", size="sm", visible=False, elem_id=self._id("clear"))
+            self.note = gr.HTML("", elem_id=self._id("note"))
+            self.wanted = gr.Textbox("", visible=False, elem_id=self._id("wanted"))
+            self.remove = gr.Button("Remove", visible=False, elem_id=self._id("remove"))
+        for component in (self.inputs[spec.name], self.inputs[WEIGHTS], self.inbox, self.wanted):
+            component.do_not_save_to_config = True
+
+    def _files(self, label: str, name: str, visible: bool) -> Any:
+        return gr.File(
+            file_count="multiple", file_types=["image"], label=label, visible=visible, elem_id=self._id(name)
+        )
+
+    def _build_model(self, spec: Field) -> None:
+        with gr.Column(elem_classes=["ipadapter-model"]):
+            with FormRow():
+                model = gr.Dropdown([NO_MODEL, *self.names], value=NO_MODEL, label=spec.label, elem_id=self._id("model"))
+                self.refresh = ToolButton("\U0001f504", elem_id=self._id("refresh"), tooltip="Model: refresh")
+            self.info = gr.HTML("", elem_id=self._id("info"))
+            self.download = gr.Button("Download", size="sm", visible=False, elem_id=self._id("download"))
+        model.do_not_save_to_config = True
+        self.inputs[spec.name] = model
+
+    def _bind(self) -> None:
+        files, weights, model = self.inputs["images"], self.inputs[WEIGHTS], self.inputs["model"]
+        look = [self.inputs["fit"], model, self.wanted]
+        shown = [weights, self.thumbs, self.note, self.clear]
+        put = [files, self.inputs["enabled"], *shown]
+        self.inbox.upload(self.events.add, [self.inbox, files, weights, *look], [self.inbox, *put], **_QUIET)
+        self.clear.click(self.events.clear, look, put, **_QUIET)
+        self.remove.click(
+            self.events.remove, [files, weights, *look, self.wanted], put, _js="ipadapterRemoval", **_QUIET
+        )
+        for event in (self.inputs["fit"].change, weights.blur, weights.submit, self.wanted.change):
+            event(self.events.show, [files, weights, *look], shown, **_QUIET)
+        described = [self.info, self.download]
+        model.change(self.events.describe, [model], described, **_QUIET).then(
+            self.events.show, [files, weights, *look], shown, **_QUIET
+        )
+        self.download.click(self.events.download, [model], described)
+
+    def infotext_fields(self, paste: Paste) -> Iterator[tuple[Any, Any]]:
+        """What a pasted text sets in this unit: all but the pictures."""
+        for spec in FIELDS:
+            if spec.kind != "images":
+                component = self.inputs[spec.name]
+                yield component, paste.field(spec, self.index, component)
+        yield self.inputs[WEIGHTS], paste.weights(self.index)
+        yield self.wanted, paste.wanted(self.index)
+
+
+_BUILDERS: dict[str, Any] = {
+    "bool": gr.Checkbox,
+    "number": gr.Slider,
+    "choice": gr.Radio,
+    "string": gr.Textbox,
+}
+
+
+def _refresh_all(units: Sequence[_UnitPanel], host: Any) -> None:
+    """Any unit's refresh button lists the models for all of them."""
+    dropdowns = [unit.inputs["model"] for unit in units]
+
+    def refresh() -> list[Any]:
+        host.refresh()
+        choices = [NO_MODEL, *host.model_names()]
+        for dropdown in dropdowns:
+            dropdown.choices = choices  # what a page that is loaded later gets
+        return [gr.update(choices=choices) for _ in dropdowns]
+
+    for unit in units:
+        unit.refresh.click(refresh, [], dropdowns, show_progress=False).then(
+            unit.events.describe, [unit.inputs["model"]], [unit.info, unit.download], **_QUIET
+        )
+
+
+def register_send_buttons(script_callbacks: Any) -> None:
+    """Puts "Send to IP-Adapter" behind "send to extras" under each result gallery; once per load of scripts."""
+
+    def after_component(component: Any, **kwargs: Any) -> None:
+        tab, _, rest = (kwargs.get("elem_id") or "").partition("_")
+        if rest == "send_to_extras" and tab in ("txt2img", "img2img", "extras"):
+            tooltip = "Send image to IP-Adapter as a reference."
+            button = ToolButton("\U0001f3a8", elem_id=f"{tab}_send_to_ipadapter", tooltip=tooltip)
+            button.click(None, [], [], _js=f"() => ipadapterSend('{tab}')")
+
+    script_callbacks.on_after_component(after_component)
