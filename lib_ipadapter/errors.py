@@ -11,7 +11,8 @@ IPAdapterError
 ├── AdapterMissing       no adapter of that name in the list
 ├── EncoderError         the image encoder
 │   ├── EncoderMissing   not found in any folder
-│   └── BrokenEncoder    found, but keys are missing or misshapen
+│   ├── BrokenEncoder    found, but keys are missing or misshapen
+│   └── DownloadError    it could not be fetched
 ├── ModelError           the base model
 │   ├── WrongBase        the adapter was made for another base model
 │   └── UnsupportedModel no cross-attention that can be reached (SD3, compiled UNets, ...)
@@ -100,6 +101,10 @@ class EncoderMissing(EncoderError):
 
 class BrokenEncoder(EncoderError):
     """An encoder file with missing or misshapen keys."""
+
+
+class DownloadError(EncoderError):
+    """A file could not be fetched, or is not what was promised."""
 
 
 class ModelError(IPAdapterError):

@@ -1,0 +1,190 @@
+"""ImageEncoder: a picture to CLIP's pooled and penultimate features, by open_clip's vision tower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import BrokenEncoder, ImageError
+from .files import opened
+from .layout import Read, TowerKeys, tower_keys
+from .spec import ENCODERS, EncoderSpec, Feature, for_shape
+
+Device = torch.device | str
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the encoder says of one picture, float32 on the CPU; a part that was not asked for is empty.
+
+    pooled [1, E]: the projected embedding. penultimate [1, T, W]: the hidden state before the last
+    block, class token included, no final norm.
+    """
+
+    pooled: Tensor
+    penultimate: Tensor
+
+    def of(self, feature: Feature) -> Tensor:
+        """The feature of that name."""
+        return self.pooled if feature == "pooled" else self.penultimate
+
+
+class ImageEncoder:
+    """open_clip's vision tower with weights of any layout. Built by ``load``."""
+
+    def __init__(self, spec: EncoderSpec, tower: nn.Module, path: Path) -> None:
+        self.spec = spec
+        self.path = path
+        self._tower: Any = tower.eval().requires_grad_(False)
+
+    @classmethod
+    def load(
+        cls, path: Path | str, device: Device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> ImageEncoder:
+        """The encoder of a weight file, recognised by its shapes; only the vision tower is read.
+
+        Raises BrokenEncoder (no tower, unknown tower, missing or misshapen keys), EncoderMissing, UnsafeFile.
+        """
+        path = Path(path)
+        with opened(path) as (shapes, read):
+            keys = tower_keys(shapes)
+            spec = _recognised(keys, path)
+            assert keys is not None  # else nothing was recognised
+            keys.check(spec, path.name)
+            tower = _build(spec)
+            tower.load_state_dict(_weights(keys, read, device, dtype), assign=True)
+        return cls(spec, tower, path)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self._tower.conv1.weight.device
+        return device
+
+    def to(self, device: Device) -> ImageEncoder:
+        """Moves the weights."""
+        self._tower.to(device)
+        return self
+
+    def encode(self, picture: Image.Image, feature: Feature | None = None) -> Features:
+        """Features of an RGB picture of spec.image_size squared (``images.fit`` makes it so).
+
+        ``feature`` names the only one wanted; None is both. Raises ImageError on another size or mode.
+        """
+        side = self.spec.image_size
+        if picture.mode != "RGB" or picture.size != (side, side):
+            raise ImageError(
+                f"the encoder {self.spec.name} got a picture of mode {picture.mode}, {picture.width}x"
+                f"{picture.height}; expected RGB, {side}x{side}: pass it through images.load and images.fit"
+            )
+        return self._forward(self.pixels(picture), feature)
+
+    def unconditional(self, feature: Feature | None = None) -> Features:
+        """Features of no picture: pooled is zero, penultimate is that of normalised pixels that are zero."""
+        side = self.spec.image_size
+        pooled = torch.zeros(1, self.spec.embed_dim if feature != "penultimate" else 0)
+        if feature == "pooled":
+            return Features(pooled, _nothing())
+        return Features(pooled, self._forward(torch.zeros(1, 3, side, side), "penultimate").penultimate)
+
+    def pixels(self, picture: Image.Image) -> Tensor:
+        """Normalised pixels [1, 3, S, S], float32."""
+        values = torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0)
+        values = (values - torch.tensor(self.spec.mean)) / torch.tensor(self.spec.std)
+        planes: Tensor = values.permute(2, 0, 1).unsqueeze(0).contiguous()
+        return planes
+
+    @torch.no_grad()
+    def _forward(self, pixels: Tensor, feature: Feature | None) -> Features:
+        """The tower, block by block. Its own forward gives no hidden state, and differs between versions."""
+        tower = self._tower
+        weight = tower.conv1.weight
+        with _plain(weight.device):
+            hidden = _embed(tower, pixels.to(weight.device, weight.dtype))
+            blocks = list(tower.transformer.resblocks)
+            for block in blocks[:-1]:
+                hidden = _run(block, hidden)
+            penultimate = _nothing() if feature == "pooled" else _out(hidden)
+            if feature == "penultimate":
+                return Features(_nothing(), penultimate)
+            pooled = tower.ln_post(_run(blocks[-1], hidden)[:, 0]) @ tower.proj
+        return Features(_out(pooled), penultimate)
+
+
+def _recognised(keys: TowerKeys | None, path: Path) -> EncoderSpec:
+    known = ", ".join(ENCODERS)
+    shape = keys.tower() if keys else None
+    if shape is None:
+        raise BrokenEncoder(f"{path.name}: holds no whole CLIP vision tower; expected one of {known}")
+    spec = for_shape(shape)
+    if spec is None:
+        raise BrokenEncoder(
+            f"{path.name}: a CLIP vision tower that is not known ({shape}); expected one of {known}"
+        )
+    return spec
+
+
+def _build(spec: EncoderSpec) -> nn.Module:
+    """open_clip's tower without weights: on the meta device nothing is allocated or initialised."""
+    from open_clip.transformer import QuickGELU, VisionTransformer
+
+    with torch.device("meta"):
+        tower: nn.Module = VisionTransformer(
+            image_size=spec.image_size,
+            patch_size=spec.patch,
+            width=spec.width,
+            layers=spec.layers,
+            heads=spec.heads,
+            mlp_ratio=spec.mlp_ratio,
+            output_dim=spec.embed_dim,
+            act_layer=QuickGELU if spec.quick_gelu else nn.GELU,
+        )
+    return tower
+
+
+def _weights(keys: TowerKeys, read: Read, device: Device, dtype: torch.dtype) -> dict[str, Tensor]:
+    return {key: keys.load(key, read).to(device, dtype) for key in keys.sources}
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """No autocast: the dtype of the weights alone decides, whatever the host has switched on."""
+    if device.type not in ("cuda", "cpu"):
+        yield
+        return
+    with torch.amp.autocast_mode.autocast(device.type, enabled=False):
+        yield
+
+
+def _embed(tower: Any, pixels: Tensor) -> Tensor:
+    """Patches and class token with positions, normalised: [B, T, W]."""
+    patches = tower.conv1(pixels).flatten(2).transpose(1, 2)
+    first = tower.class_embedding.expand(patches.shape[0], 1, -1)
+    hidden: Tensor = tower.ln_pre(torch.cat([first, patches], dim=1) + tower.positional_embedding)
+    return hidden
+
+
+def _run(block: Any, hidden: Tensor) -> Tensor:
+    """One block on [B, T, W]; open_clip before 2.24 wants the tokens first."""
+    if getattr(block.attn, "batch_first", False):
+        result: Tensor = block(hidden)
+    else:
+        result = block(hidden.transpose(0, 1)).transpose(0, 1)
+    return result
+
+
+def _out(feature: Tensor) -> Tensor:
+    result: Tensor = feature.to("cpu", torch.float32).contiguous()
+    return result
+
+
+def _nothing() -> Tensor:
+    return torch.empty(0)
