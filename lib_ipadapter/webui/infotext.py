@@ -33,10 +33,10 @@ class Pasted:
 def to_infotext(units: Sequence[Unit], hashes: Sequence[Sequence[str]]) -> str:
     """The value of ``KEY`` for all units of a run; ``hashes[i]`` are those of ``units[i]``'s pictures."""
     entries: list[dict[str, Any]] = []
-    for index, (unit, names) in enumerate(zip(units, hashes)):
+    for index, (unit, names) in enumerate(zip(units, hashes, strict=True)):
         if unit.enabled:
             place = {} if index == len(entries) else {"unit": index + 1}
-            images = [_picture(name, ref.weight) for name, ref in zip(names, unit.images)]
+            images = [_picture(name, ref.weight) for name, ref in zip(names, unit.images, strict=True)]
             entries.append({**place, **unit.changed(), "images": images})
     return json.dumps(entries, ensure_ascii=False)
 
@@ -84,7 +84,8 @@ def _unit(entry: Mapping[str, Any], index: int, notes: list[str]) -> dict[str, A
         try:
             unit[name] = _FIELDS[name].parse(value)
         except (KeyError, UnitError):
-            notes.append(f"unit {index + 1}: {str(name)[:40]} = {str(value)[:60]} is not known here and was ignored")
+            shown = f"{str(name)[:40]} = {str(value)[:60]}"
+            notes.append(f"unit {index + 1}: {shown} is not known here and was ignored")
     return unit
 
 
@@ -114,13 +115,13 @@ def _number(value: float) -> str:
 
 
 def match(wanted: Sequence[str], present: Sequence[str]) -> str:
-    """One sentence for the panel: whether the pictures at hand are those that a text names; "" if it names none."""
+    """One sentence for the panel: are the pictures at hand those that a text names? "" if it names none."""
     missing = [name for name in wanted if name not in present]
     if not wanted:
         return ""
     if not missing and len(wanted) == len(present):
-        same = list(wanted) == list(present)
-        return "These are the pictures of the pasted text." if same else "The pasted text's pictures, in another order."
+        order = "" if list(wanted) == list(present) else ", in another order"
+        return f"These are the pictures of the pasted text{order}."
     if missing:
         names = ", ".join(missing)
         return f"The pasted text used {_count(len(wanted))}; still to be added: {names}"

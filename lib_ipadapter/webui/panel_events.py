@@ -42,7 +42,7 @@ class UnitEvents:
     def remove(self, files: Any, weights: Any, fit: str, model: Any, wanted: Any, place: Any) -> list[Any]:
         """Takes one picture out, by its place."""
         paths = _paths(files)
-        kept = [i for i in range(len(paths)) if i != place]
+        kept = [i for i in range(len(paths)) if str(i) != str(place)]
         text = _without(str(weights or ""), len(paths), kept)
         return self._put([paths[i] for i in kept], text, fit, model, wanted)
 
@@ -71,8 +71,8 @@ class UnitEvents:
         """What the file is, and whether the download button shows."""
         info = description(self.host, model)
         offer = bool(info and not info["error"] and not info["encoder_found"] and self.host.allow_download())
-        name = info["encoder"] if info else ""
-        return [panel_html.file_info(info), gr.update(visible=offer, value=f"Download {name}" if offer else "Download")]
+        label = f"Download {info['encoder']}" if info and offer else "Download"
+        return [panel_html.file_info(info), gr.update(visible=offer, value=label)]
 
     def download(self, model: Any) -> Iterator[list[Any]]:
         """Fetches the encoder in a thread of its own; the page sees how far it is."""
@@ -83,7 +83,7 @@ class UnitEvents:
         reports: queue.Queue[tuple[int, int | None] | Exception | None] = queue.Queue()
         threading.Thread(target=self._fetch, args=(info["encoder"], reports), daemon=True).start()
         while isinstance(report := _latest(reports), tuple):
-            yield [panel_html.progress(*report, info["encoder"]), gr.update(visible=False)]
+            yield [panel_html.progress(report[0], report[1], info["encoder"]), gr.update(visible=False)]
         shown = self.describe(model)
         yield shown if report is None else [shown[0] + panel_html.failure(str(report)), shown[1]]
 
@@ -116,7 +116,7 @@ def description(host: Any, model: Any) -> dict[str, Any] | None:
     try:
         return dict(host.describe(model))
     except Exception as error:
-        return {"title": model, "base": "", "encoder": "", "encoder_found": False, "error": str(error), "text": ""}
+        return {"title": model, "encoder": "", "encoder_found": False, "error": str(error)}
 
 
 def _paths(files: Any) -> list[str]:
@@ -177,7 +177,7 @@ class Paste:
         notes = [f"The pasted text: {text}." for text in pasted.notes]
         beyond = sum(1 for index in pasted.units if index >= self.count)
         if beyond:
-            notes.append(f"The pasted text has {beyond} more units than this panel; their number is in the settings.")
+            notes.append(f"The pasted text has {beyond} more units than this panel (see Settings).")
         return panel_html.note(" ".join(notes))
 
     def field(self, field: Field, index: int, component: Any) -> Any:

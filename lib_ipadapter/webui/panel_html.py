@@ -46,19 +46,22 @@ def picture_hash(path: str) -> str:
 
 def thumbnails(paths: Sequence[str], weights: Sequence[float | None], size: int, mode: str) -> str:
     """All pictures of a unit as a row of squares, each with its weight and a button that takes it out."""
-    tiles = [_tile(i, path, weight, size, mode) for i, (path, weight) in enumerate(zip(paths, weights))]
+    pairs = enumerate(zip(paths, weights, strict=True))
+    tiles = [_tile(i, path, weight, size, mode) for i, (path, weight) in pairs]
     return f'<div class="ipadapter-thumbs" role="list">{"".join(tiles)}</div>' if tiles else ""
 
 
 def _tile(index: int, path: str, weight: float | None, size: int, mode: str) -> str:
     name = escape(Path(path).name, quote=True)
     try:
-        inside = f'<img src="{square(path, size, mode)}" alt="{name}" title="{name}: as the encoder will see it">'
+        title = f"{name}: what the encoder will see"
+        inside = f'<img src="{square(path, size, mode)}" alt="{name}" title="{title}">'
     except (IPAdapterError, OSError) as error:
         inside = f'<p class="ipadapter-error" title="{name}">{escape(str(error))}</p>'
-    caption = "" if weight is None else f"<figcaption>× {weight:g}</figcaption>"
-    button = f'<button type="button" class="ipadapter-remove" data-index="{index}" title="Remove {name}">✕</button>'
-    return f'<figure class="ipadapter-thumb" role="listitem">{inside}{button}{caption}</figure>'
+    caption = "" if weight is None else f"<figcaption>&times; {weight:g}</figcaption>"
+    action = f'class="ipadapter-remove" data-index="{index}" title="Remove {name}"'
+    inside += f'<button type="button" {action}>\u2715</button>{caption}'
+    return f'<figure class="ipadapter-thumb" role="listitem">{inside}</figure>'
 
 
 def file_info(description: Mapping[str, Any] | None) -> str:
@@ -67,10 +70,10 @@ def file_info(description: Mapping[str, Any] | None) -> str:
         return ""
     if description.get("error"):
         return failure(str(description["error"]))
-    found = bool(description.get("encoder_found"))
-    encoder = f"{description.get('encoder') or 'image encoder'} {'found' if found else 'missing'}"
-    chips = [(description.get("title"), ""), (description.get("base"), ""), (encoder, "found" if found else "missing")]
-    spans = [f'<span class="ipadapter-chip {kind}">{escape(str(text))}</span>' for text, kind in chips if text]
+    state = "found" if description.get("encoder_found") else "missing"
+    encoder = f"{description.get('encoder') or 'image encoder'} {state}"
+    chips = [(description.get("title"), ""), (description.get("base"), ""), (encoder, state)]
+    spans = [f'<span class="ipadapter-chip {look}">{escape(str(what))}</span>' for what, look in chips if what]
     title = escape(str(description.get("text", "")), quote=True)
     return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>'
 
@@ -88,5 +91,6 @@ def note(text: str) -> str:
 def progress(done: int, total: int | None, name: str) -> str:
     """A download's progress: MB, and a bar where the size is known."""
     mb = f"{done / 1e6:.0f}" + (f" of {total / 1e6:.0f}" if total else "") + " MB"
-    bar = f'<progress max="{total}" value="{min(done, total)}"></progress>' if total else "<progress></progress>"
+    extent = f' max="{total}" value="{min(done, total)}"' if total else ""
+    bar = f"<progress{extent}></progress>"
     return f'<div class="ipadapter-progress">{bar}<span>{escape(name)}: {mb}</span></div>'

@@ -42,7 +42,7 @@ def _chunks(values: list[Any]) -> Iterator[dict[str, Any]]:
     names = slots()
     for start in range(0, len(values), len(names)):
         chunk = values[start : start + len(names)]
-        yield dict(zip(names, chunk + [None] * (len(names) - len(chunk))))
+        yield dict(zip(names, chunk + [None] * (len(names) - len(chunk)), strict=True))
 
 
 def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -71,11 +71,13 @@ def pictures(files: Any, weights: Any) -> list[dict[str, Any]]:
     """
     items = [] if files is None else files if isinstance(files, (list, tuple)) else [files]
     sources = [_source(item) for item in items]
-    numbers = parse_weights(weights, len(sources))
-    return [
-        {**(source if isinstance(source, Mapping) else {"image": source}), **({} if w is None else {"weight": w})}
-        for source, w in zip(sources, numbers)
-    ]
+    numbers = parse_weights(weights, len(sources)) if sources else []
+    return [_weighted(source, weight) for source, weight in zip(sources, numbers, strict=True)]
+
+
+def _weighted(source: Any, weight: float | None) -> dict[str, Any]:
+    item = dict(source) if isinstance(source, Mapping) else {"image": source}
+    return item if weight is None else {**item, "weight": weight}
 
 
 def _source(item: Any) -> Any:
@@ -87,7 +89,7 @@ def _source(item: Any) -> Any:
 
 
 def parse_weights(text: Any, count: int) -> list[float | None]:
-    """The text of "Image weights" as one number per picture; None for each where it is empty. Raises UnitError."""
+    """The text of "Image weights" as one number per picture; each None if it is empty. Raises UnitError."""
     if text is None or (isinstance(text, str) and not text.strip()):
         return [None] * count
     expected = f'"" (all 1), or {count} numbers separated by commas, one per picture, such as "1, 0.5"'

@@ -70,7 +70,7 @@ class _UnitPanel:
         self.events = UnitEvents(index, host)
         self._default_fit = host.default_fit()
         for kind, group in groupby(FIELDS, key=lambda field: field.kind):
-            with FormRow(elem_classes=["ipadapter-row", f"ipadapter-{kind}"]):
+            with FormRow(elem_classes=[f"ipadapter-row-{kind}"]):
                 for row_field in group:
                     self._build(row_field)
         self._bind()
@@ -103,24 +103,23 @@ class _UnitPanel:
             args |= {"minimum": spec.minimum, "maximum": spec.maximum, "step": spec.step}
         if spec.kind == "choice":
             args |= {"choices": list(spec.choices)}
-        if spec.kind != "bool":
-            args |= {"info": spec.help}
-        return args
+        # A slider has no room for a line of help: it shows on hover, as the WebUI's own do.
+        return args | ({"info": spec.help} if spec.kind in ("choice", "string") else {"tooltip": spec.help})
 
     def _build_images(self, spec: Field) -> None:
         with gr.Column(elem_classes=["ipadapter-images"], elem_id=self._id("image_area")):
             # What the user drops goes through the drop zone into the hidden list, so that more can follow.
-            self.inbox = self._files("Drop, paste or choose pictures", "inbox", visible=True)
+            self.inbox = self._files(f"{spec.label}: drop, paste or choose", "inbox", visible=True)
             self.inputs[spec.name] = self._files(spec.label, spec.name, visible=False)
             self.thumbs = gr.HTML("", elem_id=self._id("thumbnails"))
-            with FormRow():
+            with gr.Row(elem_classes=["ipadapter-tools"]):
                 self.inputs[WEIGHTS] = gr.Textbox(
-                    "", label="Image weights", info='Empty: all 1. Otherwise one each, as "1, 0.5".',
-                    visible=False, max_lines=1, elem_id=self._id(WEIGHTS))  # fmt: skip
-                self.clear = gr.Button("Clear pictures", size="sm", visible=False, elem_id=self._id("clear"))
+                    "", label="Image weights", placeholder='all 1; or one each: "1, 0.5"', visible=False,
+                    max_lines=1, min_width=120, elem_id=self._id(WEIGHTS))  # fmt: skip
+                self.clear = self._button("Clear pictures", "clear")
             self.note = gr.HTML("", elem_id=self._id("note"))
             self.wanted = gr.Textbox("", visible=False, elem_id=self._id("wanted"))
-            self.remove = gr.Button("Remove", visible=False, elem_id=self._id("remove"))
+            self.remove = self._button("Remove", "remove")
         for component in (self.inputs[spec.name], self.inputs[WEIGHTS], self.inbox, self.wanted):
             component.do_not_save_to_config = True
 
@@ -129,13 +128,17 @@ class _UnitPanel:
             file_count="multiple", file_types=["image"], label=label, visible=visible, elem_id=self._id(name)
         )
 
+    def _button(self, text: str, name: str) -> Any:
+        return gr.Button(text, size="sm", min_width=0, visible=False, elem_id=self._id(name))
+
     def _build_model(self, spec: Field) -> None:
         with gr.Column(elem_classes=["ipadapter-model"]):
             with FormRow():
-                model = gr.Dropdown([NO_MODEL, *self.names], value=NO_MODEL, label=spec.label, elem_id=self._id("model"))
+                choices = [NO_MODEL, *self.names]
+                model = gr.Dropdown(choices, value=NO_MODEL, label=spec.label, elem_id=self._id("model"))
                 self.refresh = ToolButton("\U0001f504", elem_id=self._id("refresh"), tooltip="Model: refresh")
             self.info = gr.HTML("", elem_id=self._id("info"))
-            self.download = gr.Button("Download", size="sm", visible=False, elem_id=self._id("download"))
+            self.download = self._button("Download", "download")
         model.do_not_save_to_config = True
         self.inputs[spec.name] = model
 
@@ -155,7 +158,7 @@ class _UnitPanel:
         model.change(self.events.describe, [model], described, **_QUIET).then(
             self.events.show, [files, weights, *look], shown, **_QUIET
         )
-        self.download.click(self.events.download, [model], described)
+        self.download.click(self.events.download, [model], described, show_progress=False)
 
     def infotext_fields(self, paste: Paste) -> Iterator[tuple[Any, Any]]:
         """What a pasted text sets in this unit: all but the pictures."""
@@ -193,13 +196,13 @@ def _refresh_all(units: Sequence[_UnitPanel], host: Any) -> None:
 
 
 def register_send_buttons(script_callbacks: Any) -> None:
-    """Puts "Send to IP-Adapter" behind "send to extras" under each result gallery; once per load of scripts."""
+    """Puts "Send to IP-Adapter" under each result gallery; to be called once per load of the scripts."""
 
     def after_component(component: Any, **kwargs: Any) -> None:
         tab, _, rest = (kwargs.get("elem_id") or "").partition("_")
         if rest == "send_to_extras" and tab in ("txt2img", "img2img", "extras"):
             tooltip = "Send image to IP-Adapter as a reference."
-            button = ToolButton("\U0001f3a8", elem_id=f"{tab}_send_to_ipadapter", tooltip=tooltip)
+            button = ToolButton("\U0001f4ce", elem_id=f"{tab}_send_to_ipadapter", tooltip=tooltip)
             button.click(None, [], [], _js=f"() => ipadapterSend('{tab}')")
 
     script_callbacks.on_after_component(after_component)
