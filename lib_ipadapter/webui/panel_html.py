@@ -73,9 +73,13 @@ def file_info(description: Mapping[str, Any] | None) -> str:
     state = "found" if description.get("encoder_found") else "missing"
     encoder = f"{description.get('encoder') or 'image encoder'} {state}"
     chips = [(description.get("title"), ""), (description.get("base"), ""), (encoder, state)]
-    spans = [f'<span class="ipadapter-chip {look}">{escape(str(what))}</span>' for what, look in chips if what]
+    spans = [_chip(str(what), look) for what, look in chips if what]
     title = escape(str(description.get("text", "")), quote=True)
     return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>'
+
+
+def _chip(text: str, look: str) -> str:
+    return f'<span class="ipadapter-chip {look}">{escape(text)}</span>'
 
 
 def failure(text: str) -> str:
