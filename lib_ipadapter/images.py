@@ -304,11 +304,15 @@ def fit(image: Image.Image, size: int, mode: str = "crop", background: Colour = 
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
-    """Only the middle is resized, so that a very long picture takes no more memory than a square."""
+    """As transformers: resize, then crop. Of very long pictures only the middle is resized (equal but for
+    Pillow's 32-bit coordinates), so that a strip of a few kilobytes cannot ask for gigabytes."""
     width, height = image.size
     shorter = min(width, height)
     new_width, new_height = int(size * width / shorter), int(size * height / shorter)
     left, top = (new_width - size) // 2, (new_height - size) // 2
+    if max(new_width, new_height) <= 16 * size:
+        whole = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        return whole.crop((left, top, left + size, top + size))
     per_x, per_y = width / new_width, height / new_height
     box = (left * per_x, top * per_y, min((left + size) * per_x, width), min((top + size) * per_y, height))
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
