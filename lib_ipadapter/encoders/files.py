@@ -53,6 +53,11 @@ def _opened_safetensors(path: Path) -> Iterator[tuple[dict[str, Shape], Read]]:
 def _load_pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of a pickle, memory-mapped where its format allows."""
     is_zip = zipfile.is_zipfile(path)
+    if not is_zip and not _begins_as_pickle(path):
+        raise BrokenEncoder(
+            f"{path.name}: not a readable weight file (neither a zip archive nor a pickle); is it cut short? "
+            "Download it again"
+        )
     if is_zip and _is_script(path):
         raise BrokenEncoder(
             f"{path.name}: a TorchScript archive, as OpenAI published CLIP: it holds a program, not only "
@@ -71,6 +76,11 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
             "again"
         ) from error
     return dict(_tensors(content))
+
+
+def _begins_as_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
 
 
 def _is_script(path: Path) -> bool:

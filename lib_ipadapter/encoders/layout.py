@@ -62,9 +62,9 @@ class TowerKeys:
             rows, patch = self.shapes["conv1.weight"][0], self.shapes["conv1.weight"][3]
             positions, hidden = self.shapes["positional_embedding"][0], self._hidden()
             embed_dim = self.shapes["proj"][1]
+            layers = len({key.split(".")[2] for key in self.shapes if key.startswith("transformer.")})
         except (KeyError, IndexError):
             return None
-        layers = len({key.split(".")[2] for key in self.shapes if key.startswith("transformer.")})
         return TowerShape(rows, layers, patch, positions, embed_dim, hidden)
 
     def _hidden(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from lib_ipadapter import download as download_module
 from lib_ipadapter.download import download, download_encoder, hub_url
 from lib_ipadapter.encoders import ENCODERS
@@ -25,15 +26,14 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     ranges = True
-    cut_after: list[int] = []  # bytes after which each of the next answers breaks off
-    statuses: list[int] = []  # status of each of the next answers
     content = DATA
     stated_hash: str | None = None  # as the hub states it, on its redirect
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.seen: list[tuple[str, str | None]] = []
-        self.cut_after, self.statuses = [], []
+        self.cut_after: list[int] = []  # bytes after which each of the next answers breaks off
+        self.statuses: list[int] = []  # status of each of the next answers
 
     @property
     def url(self) -> str:
@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-@pytest.fixture()
+@pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download_module.time, "sleep", lambda _seconds: None)
@@ -98,7 +98,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running.server_close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "made" / "encoder.safetensors"
 
@@ -226,7 +226,7 @@ def test_no_server(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download_module.time, "sleep", lambda _seconds: None)
     unused = Server()
     unused.server_close()
-    with pytest.raises(DownloadError, match="connection to 127.0.0.1"):
+    with pytest.raises(DownloadError, match=r"connection to 127\.0\.0\.1"):
         download(f"{unused.url}/f", target, None, HASH)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageCms, ImageFile
+
 from lib_ipadapter import images
 from lib_ipadapter.errors import ImageError
-from PIL import Image, ImageCms, ImageFile
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 
@@ -30,10 +31,10 @@ def pixel(image: Image.Image, x: int = 0, y: int = 0) -> tuple[int, ...]:
 
 
 def near(found: tuple[int, ...], wanted: tuple[int, ...], by: int = 6) -> bool:
-    return max(abs(a - b) for a, b in zip(found, wanted)) <= by
+    return max(abs(a - b) for a, b in zip(found, wanted, strict=True)) <= by
 
 
-@pytest.fixture()
+@pytest.fixture
 def gradient() -> Image.Image:
     ramp = np.linspace(0, 255, 48 * 32 * 3).reshape(32, 48, 3).astype(np.uint8)
     return Image.fromarray(ramp)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lib_ipadapter import images
-from lib_ipadapter.encoders import ENCODERS, EncoderSpec, ImageEncoder, register
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
+
+from lib_ipadapter import images
+from lib_ipadapter.encoders import ENCODERS, EncoderSpec, ImageEncoder, register
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 
