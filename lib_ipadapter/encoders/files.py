@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,8 +65,10 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
             "weights. Use the Hugging Face file of the same model (safetensors)"
         )
     try:
-        # torch.serialization.load, because hosts replace torch.load by loaders that allow more
-        content = torch.serialization.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")  # torch warns of its own reader
+            # torch.serialization.load, because hosts replace torch.load by loaders that allow more
+            content = torch.serialization.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         raise UnsafeFile(
             path, f"refused: a pickle that is not only tensors ({_first_line(error)}); use a safetensors file"

@@ -42,12 +42,6 @@ Weights = dict[str, Tensor]
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "lib_ipadapter.encoders.spec",
-        "lib_ipadapter.encoders.source",
-        "lib_ipadapter.encoders.find",
-    ):
-        monkeypatch.setattr(f"{name}.ENCODERS", ENCODERS)
     monkeypatch.setitem(ENCODERS, TINY.name, TINY)
 
 
