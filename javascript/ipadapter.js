@@ -61,6 +61,7 @@
         const pictures = Array.from(files).filter(file => IMAGE.test(file.type));
         const input = byId(`${prefix}_inbox`)?.querySelector('input[type="file"]');
         if (!input || !pictures.length) return false;
+        showNote(prefix, "");
         const transfer = new DataTransfer();
         pictures.forEach(file => transfer.items.add(file));
         input.files = transfer.files;
@@ -111,17 +112,19 @@
         }
     };
 
-    // gradio hands over the handler's inputs and then its outputs; the sixth input is there to carry the place.
-    window.ipadapterRemoval = (...values) => [...values.slice(0, 5), removal];
+    // gradio hands over a handler's inputs and then its outputs; the third input is there to carry the place.
+    window.ipadapterRemoval = (files, weights) => [files, weights, removal];
 
+    // Beside gradio's own elements: what it draws itself must not be touched.
     function showNote(prefix, text) {
-        const note = byId(`${prefix}_note`);
-        if (!note) return;
+        const area = byId(`${prefix}_image_area`);
+        area?.querySelector(".ipadapter-page-note")?.remove();
+        if (!area || !text) return;
         const line = document.createElement("p");
-        line.className = "ipadapter-error";
+        line.className = "ipadapter-error ipadapter-page-note";
         line.setAttribute("role", "alert");
         line.textContent = text;
-        note.replaceChildren(line);
+        area.append(line);
     }
 
     // events

@@ -27,40 +27,34 @@ class UnitEvents:
         self.index = index
         self.host = host
 
-    # pictures: values are gradio's file objects; ``show`` gives updates for weights, thumbnails, note, clear
+    # pictures: ``files`` are gradio's file objects. Each change is followed by ``show``.
+
+    def add(self, new: Any, files: Any, weights: Any) -> list[Any]:
+        """Pictures from the drop zone go behind those at hand; the unit is switched on."""
+        held, added = _paths(files), _paths(new)
+        return [None, held + added, _extended(str(weights or ""), len(held), len(added)), True]
+
+    def remove(self, files: Any, weights: Any, place: Any) -> list[Any]:
+        """Takes one picture out, by its place; only the first unit stays on without pictures."""
+        paths = _paths(files)
+        kept = [i for i in range(len(paths)) if str(i) != str(place)]
+        if not kept:
+            return self.clear()
+        return [[paths[i] for i in kept], _without(str(weights or ""), len(paths), kept), gr.update()]
+
+    def clear(self) -> list[Any]:
+        """Takes all pictures out."""
+        return [None, "", panel_default(_ENABLED, self.index)]
 
     def show(self, files: Any, weights: Any, fit: str, model: Any, wanted: Any) -> list[Any]:
         """Thumbnails as the encoder will see them, and whether they are those of a pasted text."""
-        return self._shown(_paths(files), str(weights or ""), fit, model, wanted)
-
-    def add(self, new: Any, files: Any, weights: Any, fit: str, model: Any, wanted: Any) -> list[Any]:
-        """Pictures from the drop zone go behind those at hand; the unit is switched on."""
-        held, added = _paths(files), _paths(new)
-        text = _extended(str(weights or ""), len(held), len(added))
-        return [None, held + added, True, *self._shown(held + added, text, fit, model, wanted)]
-
-    def remove(self, files: Any, weights: Any, fit: str, model: Any, wanted: Any, place: Any) -> list[Any]:
-        """Takes one picture out, by its place."""
-        paths = _paths(files)
-        kept = [i for i in range(len(paths)) if str(i) != str(place)]
-        text = _without(str(weights or ""), len(paths), kept)
-        return self._put([paths[i] for i in kept], text, fit, model, wanted)
-
-    def clear(self, fit: str, model: Any, wanted: Any) -> list[Any]:
-        """Takes all pictures out; only the first unit stays switched on."""
-        return self._put([], "", fit, model, wanted)
-
-    def _put(self, paths: list[str], text: str, fit: str, model: Any, wanted: Any) -> list[Any]:
-        enabled = gr.update() if paths else panel_default(_ENABLED, self.index)
-        return [paths or None, enabled, *self._shown(paths, text, fit, model, wanted)]
-
-    def _shown(self, paths: list[str], text: str, fit: str, model: Any, wanted: Any) -> list[Any]:
-        weights, problem = _numbers(text, len(paths))
+        paths, text = _paths(files), str(weights or "")
+        numbers, problem = _numbers(text, len(paths))
         size = self.host.encoder_size(model) if is_model(model) else 224
         remark = panel_html.note(match(_wanted(wanted), [panel_html.picture_hash(path) for path in paths]))
         return [
-            gr.update(value=text, visible=len(paths) > 1 or bool(text.strip())),
-            panel_html.thumbnails(paths, weights, size, fit),
+            gr.update(visible=len(paths) > 1 or bool(text.strip())),
+            panel_html.thumbnails(paths, numbers, size, fit),
             (panel_html.failure(problem) if problem else "") + remark,
             gr.update(visible=bool(paths)),
         ]

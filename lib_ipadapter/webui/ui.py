@@ -144,19 +144,20 @@ class _UnitPanel:
 
     def _bind(self) -> None:
         files, weights, model = self.inputs["images"], self.inputs[WEIGHTS], self.inputs["model"]
-        look = [self.inputs["fit"], model, self.wanted]
-        shown = [weights, self.thumbs, self.note, self.clear]
-        put = [files, self.inputs["enabled"], *shown]
-        self.inbox.upload(self.events.add, [self.inbox, files, weights, *look], [self.inbox, *put], **_QUIET)
-        self.clear.click(self.events.clear, look, put, **_QUIET)
-        self.remove.click(
-            self.events.remove, [files, weights, *look, self.wanted], put, _js="ipadapterRemoval", **_QUIET
+        put = [files, weights, self.inputs["enabled"]]
+        added = self.inbox.upload(self.events.add, [self.inbox, files, weights], [self.inbox, *put], **_QUIET)
+        cleared = self.clear.click(self.events.clear, [], put, **_QUIET)
+        removed = self.remove.click(
+            self.events.remove, [files, weights, self.wanted], put, _js="ipadapterRemoval", **_QUIET
         )
-        for event in (self.inputs["fit"].change, weights.blur, weights.submit, self.wanted.change):
-            event(self.events.show, [files, weights, *look], shown, **_QUIET)
+        fit, edited = self.inputs["fit"].change, (weights.blur, weights.submit)
+        look = [files, weights, self.inputs["fit"], model, self.wanted]
+        shown = [weights, self.thumbs, self.note, self.clear]
+        for event in (added.then, cleared.then, removed.then, fit, *edited, self.wanted.change):
+            event(self.events.show, look, shown, **_QUIET)
         described = [self.info, self.download]
         model.change(self.events.describe, [model], described, **_QUIET).then(
-            self.events.show, [files, weights, *look], shown, **_QUIET
+            self.events.show, look, shown, **_QUIET
         )
         self.download.click(self.events.download, [model], described, show_progress=False)
 

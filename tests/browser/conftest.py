@@ -1,0 +1,62 @@
+"""Chromium on the real WebUI's page. Without either, the tests are skipped and say so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from .pages import ARGS, PanelPage
+
+# The WebUI's page asks fonts and such of hosts that a test machine need not reach.
+_HARMLESS = ("net::ERR", "Failed to load resource", "favicon", "manifest.json")
+
+
+@pytest.fixture(scope="session")
+def url() -> str:
+    """The address of a running WebUI with the extension."""
+    given = os.environ.get("IPADAPTER_TEST_URL")
+    if given:
+        return given.rstrip("/")
+    pytest.skip("no WebUI")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("no Chromium; set CHROMIUM to its executable")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=list(ARGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    """The WebUI's page, fully loaded. The test fails when the page reported an error of its own."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1500})
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    load(page, url)
+    yield page
+    context.close()
+    assert [text for text in errors if not any(part in text for part in _HARMLESS)] == []
+
+
+def load(page: Any, url: str, query: str = "") -> None:
+    """Opens the page and waits until the WebUI's scripts have run."""
+    page.goto(f"{url}/{query}")
+    page.wait_for_selector("#ipadapter_txt2img-visible-checkbox", state="attached", timeout=120_000)
+
+
+@pytest.fixture
+def panel(page: Any) -> PanelPage:
+    """txt2img's panel, open."""
+    return PanelPage(page).open()
