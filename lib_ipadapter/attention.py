@@ -30,6 +30,16 @@ def project(tokens: Tensor, weight: Tensor, heads: int, like: Tensor) -> Tensor:
     return split_heads(out, heads).to(like.dtype).contiguous()
 
 
+def fill_vector(x: Tensor) -> Tensor:
+    """K' or V' [S, heads, T, d] with few tokens repeated to 16, on the CPU.
+
+    Softmax attention over copies of the tokens is attention over the tokens, and PyTorch's CPU kernel
+    takes twice as long for 4 keys as for 16, which fill its vectors (benchmarks/attention.py).
+    """
+    few = x.shape[2]
+    return x.repeat(1, 1, 16 // few, 1) if x.device.type == "cpu" and few < 16 and 16 % few == 0 else x
+
+
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Autocast off on ``device``, on the devices that have it."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .attention import image_attention, project
+from .attention import fill_vector, image_attention, project
 from .hooks import Hooks
 from .layers import Layer, check_fit, cross_attention_layers
 from .rows import Rows
@@ -76,7 +76,7 @@ class _KeyValue:
         scale = (prompt.weight * prompt.token_weights).to(query.device)
         # V' is linear in its tokens, so scaling them scales it, in float32.
         value = project(prompt.tokens.to(query.device) * scale[:, None], to_v, layer.heads, query)
-        return key, value
+        return fill_vector(key), fill_vector(value)
 
 
 class Session:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from modules import devices, lowvram, paths, sd_unet, shared
 from PIL import Image
 from torch import nn
 
+from .. import images
 from .. import inspect as inspection
 from ..adapter import Adapter
 from ..checkpoint import open_adapter
 from ..download import download_encoder
-from ..encoders import ENCODERS, EncoderPool, FeatureCache, find_encoder
-from ..errors import EncoderMissing, IPAdapterError, UnsupportedModel
+from ..encoders import ENCODERS, EncoderPool, Features, ImageEncoder, find_encoder
+from ..errors import EncoderMissing, ImageError, IPAdapterError, UnsupportedModel
 from ..library import Folder, Library
 from ..lru import LRU
+from ..unit import Unit
 from ..variant import VariantSpec, identify
 from . import settings
 
@@ -153,6 +156,41 @@ class Host:
         path = self.find(model)
         return self._adapters.get(_version_of(path), lambda: Adapter.load(path))
 
+    def pictures(self, unit: Unit) -> list[Picture]:
+        """The unit's references, decoded. Raises ImageError or UnitError."""
+        return [_picture(reference.image, f"images[{i}]") for i, reference in enumerate(unit.images)]
+
+    def source(self, pictures: Sequence[Picture]) -> _Source:
+        """Where ``prepare`` gets the features of these pictures."""
+        return _Source(self, {id(picture.image): picture.hash for picture in pictures})
+
+    def features(self, key: Hashable, spec: VariantSpec, encode: Callable[[ImageEncoder], Features]) -> torch.Tensor:
+        """The feature that ``spec`` takes, from the cache or encoded now."""
+        path = self._encoder_path(spec)
+
+        def make() -> torch.Tensor:
+            features: torch.Tensor = getattr(encode(self._encoder(spec, path)), spec.feature)
+            return features
+
+        try:
+            return self._features.get((key, _version_of(path), spec.feature), make)
+        finally:
+            self._spare_memory()
+
+    def _encoder(self, spec: VariantSpec, path: Path) -> ImageEncoder:
+        if lowvram.is_enabled(shared.sd_model):
+            lowvram.send_everything_to_cpu()
+        device = devices.get_device_for("ipadapter")
+        half = device.type == "cuda" and not shared.cmd_opts.no_half
+        return self.pool.get(path, device, torch.float16 if half else torch.float32)
+
+    def _spare_memory(self) -> None:
+        """After encoding: the encoder leaves the GPU where memory is short, and RAM where that is wanted."""
+        if not settings.get("ipadapter_keep_encoder"):
+            self.pool.release()
+        elif lowvram.is_enabled(shared.sd_model):
+            self.pool.offload()
+
     def release(self) -> None:
         """Frees what is cached."""
         self.pool.release()
@@ -185,3 +223,63 @@ def _encoder_folders() -> list[Path]:
     annotator = Path(downloads or Path(paths.extensions_dir) / "sd-webui-controlnet" / "annotator" / "downloads")
     own = [models / name for name in ENCODER_FOLDERS]
     return [*own, *map(Path, settings.folders("ipadapter_encoder_folders")), annotator / "clip_vision"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded reference: RGB, and the hash of its content."""
+
+    image: Image.Image
+    hash: str
+
+
+class _Source:
+    """prepare.FeatureSource over the host's encoder and cache."""
+
+    def __init__(self, host: Host, hashes: dict[int, str]) -> None:
+        self._host = host
+        self._hashes = hashes
+
+    def features(self, picture: Image.Image, fit: str, spec: VariantSpec) -> torch.Tensor:
+        def encode(encoder: ImageEncoder) -> Features:
+            return encoder.encode(images.fit(picture, encoder.spec.image_size, fit), spec.feature)
+
+        return self._host.features((self._hashes[id(picture)], fit), spec, encode)
+
+    def unconditional(self, spec: VariantSpec) -> torch.Tensor:
+        if spec.feature == "pooled":  # zeros, by definition: no encoder needed
+            return torch.zeros(1, spec.feature_width)
+        return self._host.features("unconditional", spec, lambda encoder: encoder.unconditional())
+
+
+def _picture(value: Any, where: str) -> Picture:
+    try:
+        image = images.load(_fetch(value) if _is_url(value) else value)
+    except ImageError as error:
+        error.detail.update(field=where)
+        raise
+    return Picture(image, images.content_hash(image))
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(("http://", "https://"))
+
+
+def _fetch(url: str) -> bytes:
+    """The bytes behind a URL, under the WebUI's own options, bounded. Raises ImageError."""
+    import requests
+    from modules.api.api import verify_url
+
+    if not shared.opts.api_enable_requests:
+        raise ImageError(f"{url}: the WebUI's option to fetch images from URLs is off; send the image as base64")
+    if shared.opts.api_forbid_local_requests and not verify_url(url):
+        raise ImageError(f"{url}: the WebUI's options forbid requests to local resources; send the image as base64")
+    headers = {"user-agent": shared.opts.api_useragent} if shared.opts.api_useragent else {}
+    try:
+        # A redirect could lead where verify_url has not looked.
+        with requests.get(url, timeout=30, headers=headers, stream=True, allow_redirects=False) as response:
+            response.raise_for_status()
+            data: bytes = response.raw.read(images.MAX_BYTES + 1, decode_content=True)
+    except (requests.RequestException, OSError) as error:
+        raise ImageError(f"{url}: could not be fetched ({error})") from error
+    return data

@@ -7,16 +7,16 @@ picture. Only ``p.init`` and ``p.sample`` are called unguarded. So a refused req
 
 from __future__ import annotations
 
-import contextlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from modules import shared
 from torch import nn
 
 from ..errors import IPAdapterError, UnitError, WrongBase
-from ..session import COND, UNCOND, Session
+from ..layers import Layer, check_fit, cross_attention_layers
+from ..prepare import prepare
+from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
 from .host import Host, logger
 from .infotext import KEY, to_infotext
@@ -78,29 +78,43 @@ class Run:
         self.p = p
         self.host = host
         self.session = Session(())
+        self.infotext: str | None = None
+        self._alive = True
+        self._refused: nn.Module | None = None
         self._error: BaseException | None = None
         self._watched: Any = None
         self._handles: list[Any] = []
 
     def start(self, units: Sequence[Unit]) -> None:
-        """Prepares the units and wraps ``p.sample``. Raises IPAdapterError."""
-        self.host.check_model()
-        prompts = []
+        """Prepares the units and wraps ``p.sample``. Raises IPAdapterError, naming the unit."""
+        layers = cross_attention_layers(self.host.unet())
+        prompts, hashes = [], []
         for index, unit in enumerate(units):
-            if not unit.enabled:
-                continue
             try:
-                prompts.append(self.host.prepare(unit))
+                prompt, names = self._prepare(unit, layers) if unit.enabled else (None, ())
             except IPAdapterError as error:
                 raise error.in_unit(index) from error.__cause__
+            prompts += [prompt] if prompt else []
+            hashes.append(names)
+        self.infotext = to_infotext(units, hashes)
         self.session = Session(prompts)
         self._replace("sample", self._sample)
+
+    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, Sequence[str]]:
+        """The unit's image prompt and its pictures' hashes. What can be refused without encoding is first."""
+        adapter = self.host.adapter(unit.model)
+        check_fit(adapter.spec, layers, unit.model)
+        pictures = self.host.pictures(unit)
+        prompt = prepare(unit, [picture.image for picture in pictures], adapter, self.host.source(pictures))
+        return prompt, [picture.hash for picture in pictures]
 
     def fail(self, error: BaseException) -> None:
         """Raises ``error`` where the user sees it: from ``p.init``."""
 
         def init(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            raise error
+            if self._alive:
+                raise error
+            return original(*args, **kwargs)
 
         self._replace("init", init)
 
@@ -109,7 +123,9 @@ class Run:
         setattr(self.p, name, _Replacement(function, original))
 
     def restore(self) -> None:
-        """Takes everything off ``p`` and off the model."""
+        """Takes everything off ``p`` and off the model. Where another extension's wrapper still holds our
+        replacement, it passes through from now on."""
+        self._alive = False
         self.stop()
         for name in ("sample", "init"):
             held = vars(self.p).get(name)
@@ -117,7 +133,9 @@ class Run:
                 held.restore(self.p, name)
 
     def _sample(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        self._error = None
+        if not self._alive:
+            return original(*args, **kwargs)
+        self._error = self._refused = None
         try:
             self.session.attach(self.host.unet())
             return original(*args, **kwargs)
@@ -147,7 +165,7 @@ class Run:
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
         unet = self.host.unet()
-        if unet is self.session.unet or not self.session.prompts:
+        if unet in (self.session.unet, self._refused) or not self.session.prompts:
             return
         try:
             self.session.attach(unet)
@@ -156,6 +174,7 @@ class Run:
             if not self.host.is_refiner(self.p):
                 raise
             # The refiner only finishes what the prompted model began; no adapter exists for its shape.
+            self._refused = unet
             self.p.comment(f"IP-Adapter did not act in the refiner: {error}")
 
     def _watch(self, inner: nn.Module) -> None:
@@ -213,7 +232,7 @@ class Lifecycle:
             if not any(unit.enabled for unit in units):
                 return
             run.start(units)
-            p.extra_generation_params[KEY] = to_infotext(units, self.host.hashes(units))
+            p.extra_generation_params[KEY] = run.infotext
         except IPAdapterError as error:
             logger.error("%s", error)
             run.fail(error)

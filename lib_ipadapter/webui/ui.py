@@ -112,11 +112,10 @@ class _UnitPanel:
             self.inbox = self._files(f"{spec.label}: drop, paste or choose", "inbox", visible=True)
             self.inputs[spec.name] = self._files(spec.label, spec.name, visible=False)
             self.thumbs = gr.HTML("", elem_id=self._id("thumbnails"))
-            with gr.Row(elem_classes=["ipadapter-tools"]):
-                self.inputs[WEIGHTS] = gr.Textbox(
-                    "", label="Image weights", placeholder='all 1; or one each: "1, 0.5"', visible=False,
-                    max_lines=1, min_width=120, elem_id=self._id(WEIGHTS))  # fmt: skip
-                self.clear = self._button("Clear pictures", "clear")
+            self.inputs[WEIGHTS] = gr.Textbox(
+                "", label="Image weights", placeholder='all 1; or one each: "1, 0.5"', visible=False,
+                max_lines=1, elem_id=self._id(WEIGHTS))  # fmt: skip
+            self.clear = self._button("Clear pictures", "clear")
             self.note = gr.HTML("", elem_id=self._id("note"))
             self.wanted = gr.Textbox("", visible=False, elem_id=self._id("wanted"))
             self.remove = self._button("Remove", "remove")

@@ -1,0 +1,60 @@
+"""Adapter: a file's spec and weights, ready to make tokens and K', V'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import open_adapter
+from .errors import BrokenAdapter
+from .projection import build
+from .variant import LAYERS, PROJECTION, VariantSpec, identify
+
+
+class Adapter:
+    """An adapter in the file's own dtype, on the CPU; of a safetensors file mapped, so RAM holds what was
+    used and the system can take it back."""
+
+    def __init__(self, spec: VariantSpec, tensors: Mapping[str, Tensor], path: Path) -> None:
+        self.spec = spec
+        self.path = path
+        self._tensors = tensors
+        self._projection: nn.Module | None = None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Adapter:
+        """Opens and identifies a file. Raises FileError."""
+        file = open_adapter(path)
+        return cls(identify(file.shapes, file.path), file.tensors(), file.path)
+
+    @property
+    def projection(self) -> nn.Module:
+        """The projection in float32, built at the first use."""
+        if self._projection is None:
+            self._projection = self._build()
+        return self._projection
+
+    def _build(self) -> nn.Module:
+        state = {k[len(PROJECTION) :]: v.float() for k, v in self._tensors.items() if k.startswith(PROJECTION)}
+        broken = [f"{PROJECTION}{key}" for key, value in state.items() if not value.isfinite().all()]
+        if broken:
+            raise BrokenAdapter(self.path, f"NaN or infinite weights in {', '.join(broken[:6])}; download it again")
+        with torch.device("meta"):
+            module = build(self.spec, {key: tuple(value.shape) for key, value in state.items()})
+        module.load_state_dict(state, assign=True)
+        return module.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def tokens(self, features: Tensor) -> Tensor:
+        """Features [B, E] or [B, N, W] to image tokens [B, T, context], float32, on the CPU."""
+        with torch.autocast("cpu", enabled=False):
+            tokens: Tensor = self.projection(features.to("cpu", torch.float32))
+        return tokens
+
+    def weights(self, layer: int) -> tuple[Tensor, Tensor]:
+        """(W'_k, W'_v), each [width, context], of the layer at this place in file order (0-based)."""
+        key = f"{LAYERS}{2 * layer + 1}"
+        return self._tensors[f"{key}.to_k_ip.weight"], self._tensors[f"{key}.to_v_ip.weight"]

@@ -1,0 +1,101 @@
+"""Image features to image tokens: the modules that the adapter files carry, with the files' own names.
+
+After tencent-ailab/IP-Adapter (ip_adapter.py, resampler.py); the plus projection is the Perceiver
+resampler of Flamingo (arXiv 2204.14198).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .variant import DIM_HEAD, Shape, VariantSpec
+
+
+class LinearProjection(nn.Module):
+    """base: pooled [B, E] to tokens [B, T, context] by one linear layer and a LayerNorm."""
+
+    def __init__(self, width: int, tokens: int, context: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, tokens * context)
+        self.norm = nn.LayerNorm(context)
+        self.tokens = tokens
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))  # type: ignore[no-any-return]
+
+
+class MLPProjection(nn.Module):
+    """full: each of the encoder's tokens [B, T, W] to a token [B, T, context]."""
+
+    def __init__(self, width: int, context: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(), nn.Linear(width, context), nn.LayerNorm(context)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.proj(features)  # type: ignore[no-any-return]
+
+
+class PerceiverAttention(nn.Module):
+    """Latents attend to the features and to themselves."""
+
+    def __init__(self, dim: int, inner: int) -> None:
+        super().__init__()
+        self.heads = inner // DIM_HEAD
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, inner, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
+        features, latents = self.norm1(features), self.norm2(latents)
+        key, value = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), key, value))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Resampler(nn.Module):
+    """plus: penultimate [B, N, W] to tokens [B, T, context] by learned latents."""
+
+    def __init__(self, width: int, tokens: int, dim: int, inner: int, hidden: int, depth: int, context: int) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, tokens, dim) / dim**0.5)
+        self.proj_in = nn.Linear(width, dim)
+        self.proj_out = nn.Linear(dim, context)
+        self.norm_out = nn.LayerNorm(context)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([PerceiverAttention(dim, inner), _feed_forward(dim, hidden)]) for _ in range(depth)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        latents = self.latents.expand(features.shape[0], -1, -1)
+        features = self.proj_in(features)
+        for attention, feed_forward in self.layers:  # type: ignore[misc]
+            latents = attention(features, latents) + latents
+            latents = feed_forward(latents) + latents
+        return self.norm_out(self.proj_out(latents))  # type: ignore[no-any-return]
+
+
+def _feed_forward(dim: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.LayerNorm(dim), nn.Linear(dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, dim, bias=False)
+    )
+
+
+def build(spec: VariantSpec, shapes: Mapping[str, Shape]) -> nn.Module:
+    """The projection of ``spec``, weights not loaded. ``shapes`` by the names inside ``image_proj.``."""
+    if spec.variant == "base":
+        return LinearProjection(spec.feature_width, spec.tokens, spec.context)
+    if spec.variant == "full":
+        return MLPProjection(spec.feature_width, spec.context)
+    inner, dim = shapes["layers.0.0.to_q.weight"]
+    hidden = shapes["layers.0.1.1.weight"][0]
+    depth = 1 + max(int(key.split(".")[1]) for key in shapes if key.startswith("layers."))
+    return Resampler(spec.feature_width, spec.tokens, dim, inner, hidden, depth, spec.context)
