@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from .. import inspect as inspection
 from ..adapter import Adapter
 from ..checkpoint import open_adapter
 from ..download import download_encoder
-from ..encoders import ENCODERS, EncoderPool, Features, ImageEncoder, find_encoder
+from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache
 from ..errors import EncoderMissing, ImageError, IPAdapterError, UnsupportedModel
 from ..library import Folder, Library
 from ..lru import LRU
@@ -46,7 +47,7 @@ class Host:
         self.pool = EncoderPool()
         self._listed = False
         self._adapters: LRU[Adapter] = LRU(lambda: int(settings.get("ipadapter_cached_adapters")))
-        self._features: LRU[torch.Tensor] = LRU(lambda: int(settings.get("ipadapter_cached_references")))
+        self._features = FeatureCache(lambda: int(settings.get("ipadapter_cached_references")))
         self._specs: LRU[VariantSpec] = LRU(lambda: 256)
 
     # folders and files
@@ -94,13 +95,10 @@ class Host:
 
     def _encoder_found(self, spec: VariantSpec) -> bool:
         try:
-            self._encoder_path(spec)
+            self.source().path(spec)
         except EncoderMissing:
             return False
         return True
-
-    def _encoder_path(self, spec: VariantSpec) -> Path:
-        return find_encoder(spec.encoder, _encoder_folders())
 
     def encoder_size(self, model: str) -> int:
         """Side in pixels of the square that the model's encoder sees; 224 when that is not known."""
@@ -160,36 +158,27 @@ class Host:
         """The unit's references, decoded. Raises ImageError or UnitError."""
         return [_picture(reference.image, f"images[{i}]") for i, reference in enumerate(unit.images)]
 
-    def source(self, pictures: Sequence[Picture]) -> _Source:
-        """Where ``prepare`` gets the features of these pictures."""
-        return _Source(self, {id(picture.image): picture.hash for picture in pictures})
-
-    def features(self, key: Hashable, spec: VariantSpec, encode: Callable[[ImageEncoder], Features]) -> torch.Tensor:
-        """The feature that ``spec`` takes, from the cache or encoded now."""
-        path = self._encoder_path(spec)
-
-        def make() -> torch.Tensor:
-            features: torch.Tensor = getattr(encode(self._encoder(spec, path)), spec.feature)
-            return features
-
-        try:
-            return self._features.get((key, _version_of(path), spec.feature), make)
-        finally:
-            self._spare_memory()
-
-    def _encoder(self, spec: VariantSpec, path: Path) -> ImageEncoder:
-        if lowvram.is_enabled(shared.sd_model):
-            lowvram.send_everything_to_cpu()
+    def source(self) -> EncoderSource:
+        """Where ``prepare`` gets features, on the device and in the dtype of the moment."""
         device = devices.get_device_for("ipadapter")
         half = device.type == "cuda" and not shared.cmd_opts.no_half
-        return self.pool.get(path, device, torch.float16 if half else torch.float32)
+        dtype = torch.float16 if half else torch.float32
+        return EncoderSource(_encoder_folders, self.pool, self._features, device, dtype)
 
-    def _spare_memory(self) -> None:
-        """After encoding: the encoder leaves the GPU where memory is short, and RAM where that is wanted."""
-        if not settings.get("ipadapter_keep_encoder"):
-            self.pool.release()
-        elif lowvram.is_enabled(shared.sd_model):
-            self.pool.offload()
+    @contextlib.contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Around encoding: where memory is short the model makes room first, and the encoder afterwards;
+        where that is wanted it leaves RAM too."""
+        short = lowvram.is_enabled(shared.sd_model)
+        if short:
+            lowvram.send_everything_to_cpu()
+        try:
+            yield
+        finally:
+            if not settings.get("ipadapter_keep_encoder"):
+                self.pool.release()
+            elif short:
+                self.pool.offload()
 
     def release(self) -> None:
         """Frees what is cached."""
@@ -231,25 +220,6 @@ class Picture:
 
     image: Image.Image
     hash: str
-
-
-class _Source:
-    """prepare.FeatureSource over the host's encoder and cache."""
-
-    def __init__(self, host: Host, hashes: dict[int, str]) -> None:
-        self._host = host
-        self._hashes = hashes
-
-    def features(self, picture: Image.Image, fit: str, spec: VariantSpec) -> torch.Tensor:
-        def encode(encoder: ImageEncoder) -> Features:
-            return encoder.encode(images.fit(picture, encoder.spec.image_size, fit), spec.feature)
-
-        return self._host.features((self._hashes[id(picture)], fit), spec, encode)
-
-    def unconditional(self, spec: VariantSpec) -> torch.Tensor:
-        if spec.feature == "pooled":  # zeros, by definition: no encoder needed
-            return torch.zeros(1, spec.feature_width)
-        return self._host.features("unconditional", spec, lambda encoder: encoder.unconditional())
 
 
 def _picture(value: Any, where: str) -> Picture:

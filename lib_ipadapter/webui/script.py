@@ -104,8 +104,11 @@ class Run:
         """The unit's image prompt and its pictures' hashes. What can be refused without encoding is first."""
         adapter = self.host.adapter(unit.model)
         check_fit(adapter.spec, layers, unit.model)
+        source = self.host.source()
+        source.path(adapter.spec)
         pictures = self.host.pictures(unit)
-        prompt = prepare(unit, [picture.image for picture in pictures], adapter, self.host.source(pictures))
+        with self.host.encoding():
+            prompt = prepare(unit, [picture.image for picture in pictures], adapter, source)
         return prompt, [picture.hash for picture in pictures]
 
     def fail(self, error: BaseException) -> None:

@@ -1,0 +1,38 @@
+"""The command line: ``python -m lib_ipadapter inspect | convert | generate``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .errors import IPAdapterError
+
+# Name, module with add_arguments(parser) and run(args) -> exit code, help. Imported when asked for.
+COMMANDS = {
+    "inspect": ("lib_ipadapter.inspect", "say what adapter files are and what they need"),
+    "convert": ("lib_ipadapter.convert", "write an adapter as safetensors"),
+    "generate": ("lib_ipadapter.standalone.generate", "draw pictures without a WebUI"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. An error of ours is one line on stderr and exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="python -m lib_ipadapter", description="Image prompts by IP-Adapter.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in argv[:1]:
+            importlib.import_module(module).add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        code: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except IPAdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return code

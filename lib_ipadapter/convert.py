@@ -1,0 +1,45 @@
+"""``convert``: any adapter file to safetensors in the standard layout."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .checkpoint import open_adapter, save_adapter
+from .errors import FileError
+from .variant import identify
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def convert(source: Path, target: Path, dtype: str | None = None, force: bool = False) -> None:
+    """Writes ``source`` as ``target``, in its own dtype unless another is named. Raises FileError."""
+    if target.suffix != ".safetensors":
+        raise FileError(target, "the output's name must end in .safetensors")
+    if target.exists() and not force:
+        raise FileError(target, "exists already; pass --force to replace it")
+    if not target.parent.is_dir():
+        raise FileError(target, f"the folder {target.parent} does not exist")
+    file = open_adapter(source)
+    identify(file.shapes, source)
+    tensors = file.tensors()
+    if dtype:
+        tensors = {key: tensor.to(getattr(torch, dtype)) for key, tensor in tensors.items()}
+    save_adapter(tensors, target, file.metadata)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("source", metavar="IN", type=Path)
+    parser.add_argument("target", metavar="OUT", type=Path)
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as it is")
+    parser.add_argument("--force", action="store_true", help="replace OUT")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts one file."""
+    convert(args.source, args.target, args.dtype, args.force)
+    print(f"{args.target}: {args.target.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,71 @@
+"""``inspect``: what adapter files are, which base model and which encoder they need."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import open_adapter, sha256
+from .errors import FileError
+from .variant import identify
+
+
+def report(path: Path | str) -> dict[str, Any]:
+    """What there is to know about one adapter file, JSON-safe. Raises FileError."""
+    path = Path(path)
+    file = open_adapter(path)
+    spec = asdict(identify(file.shapes, path))
+    spec["layers"] = len(spec["widths"])
+    spec["widths"] = list(spec["widths"])
+    return {
+        "file": path.name,
+        **spec,
+        "dtype": ", ".join(name for name, _ in Counter(file.dtypes.values()).most_common()),
+        "format": file.format,
+        "size": path.stat().st_size,
+        "sha256": sha256(path),
+        "metadata": file.metadata,
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("files", nargs="+", metavar="FILE", type=Path)
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code 1 when a file could not be used; the others are still shown."""
+    reports, failed = [], 0
+    for path in args.files:
+        try:
+            reports.append(report(path))
+        except FileError as error:
+            failed += 1
+            print(f"error: {error}", file=sys.stderr)
+            reports.append({"file": path.name, "error": type(error).__name__, "message": str(error)})
+    if args.json:
+        print(json.dumps(reports, indent=2))
+    else:
+        print("\n\n".join(_text(entry) for entry in reports if "error" not in entry))
+    return 1 if failed else 0
+
+
+def _text(entry: dict[str, Any]) -> str:
+    encoder = entry["encoder"] or "none known"
+    rows = {
+        "variant": f"{entry['label']} ({entry['variant']})",
+        "base model": entry["base"],
+        "encoder": f"{encoder}, {entry['feature']} features of width {entry['feature_width']}",
+        "tokens": f"{entry['tokens']} per picture, {entry['context']} wide",
+        "layers": f"{entry['layers']} cross-attention layers",
+        "weights": f"{entry['dtype']}, {entry['format']}, {entry['size'] / 1e6:.1f} MB",
+        "sha256": entry["sha256"],
+        **{f"metadata {key}": value for key, value in entry["metadata"].items()},
+    }
+    return "\n".join([entry["file"], *(f"  {name:<12} {value}" for name, value in rows.items())])
