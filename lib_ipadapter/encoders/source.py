@@ -21,8 +21,8 @@ from .spec import ENCODERS, Feature
 if TYPE_CHECKING:
     from ..variant import VariantSpec
 
-# A penultimate feature of ViT-H takes 1.3 MB, so this many take 32 MB at most.
-DEFAULT_ENTRIES = 24
+# A penultimate feature of ViT-H takes 1.3 MB, 2.2 MB as the allocator scatters them (measured): 27 MB in all
+DEFAULT_ENTRIES = 12
 
 
 class FeatureCache(LRU[Tensor]):
