@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
+
+from lib_ipadapter.images import content_hash
+from lib_ipadapter.images import load as load_picture
 
 from .pages import ARGS, PanelPage
 
@@ -60,3 +65,9 @@ def load(page: Any, url: str, query: str = "") -> None:
 def panel(page: Any) -> PanelPage:
     """txt2img's panel, open."""
     return PanelPage(page).open()
+
+
+@pytest.fixture(scope="session")
+def hash_of() -> Callable[[bytes], str]:
+    """The hash by which an infotext names a picture."""
+    return lambda data: content_hash(load_picture(Image.open(io.BytesIO(data))))

@@ -1,0 +1,69 @@
+"""Infotext in the real page: what a pasted text sets, and what it says about pictures."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from .pages import PanelPage, upload
+
+LINE = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512"
+
+
+def paste(page: Any, units: Any, tab: str = "txt2img") -> None:
+    """Pastes an infotext with ``units`` as our key's value; None leaves the key out."""
+    value = units if isinstance(units, str) or units is None else json.dumps(units)
+    key = "" if value is None else f", IP-Adapter: {json.dumps(value)}"
+    prompt = page.locator(f"#{tab}_prompt textarea")
+    prompt.fill(f"a hill\nNegative prompt: rain\n{LINE}{key}, Version: v1.10.1")
+    prompt.blur()
+    page.locator(f"#{tab}_tools #paste").click()
+    arrived = "tab => document.querySelector(`#${tab}_prompt textarea`).value === 'a hill'"
+    page.wait_for_function(arrived, arg=tab)
+
+
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_every_field_arrives_exactly(page: Any, tab: str):
+    if tab == "img2img":
+        page.locator("#tabs > .tab-nav button", has_text="img2img").click()
+    panel = PanelPage(page, tab)
+    model = panel.open().models()[-1]
+    first = {"model": model, "weight": 0.123, "start": 0.05, "end": 0.875, "fit": "pad", "images": ["a", "b"]}
+    third = {"unit": 3, "model": model, "weight": -1.0, "combine": "average",
+             "images": [{"hash": "c", "weight": 0.5}, {"hash": "d", "weight": 1.25}]}  # fmt: skip
+    paste(page, [first, third], tab)
+    panel.until(panel.title, "IP-Adapter [2]")
+    assert [panel.is_enabled(i) for i in range(3)] == [True, False, True]
+    assert [panel.number(0, name) for name in ("weight", "start", "end")] == [0.123, 0.05, 0.875]
+    assert (panel.choice(0, "fit"), panel.choice(0, "combine"), panel.model(0)) == ("pad", "concat", model)
+    panel.show_unit(2)
+    assert (panel.number(2, "weight"), panel.number(2, "end")) == (-1.0, 1.0)
+    assert (panel.choice(2, "fit"), panel.choice(2, "combine")) == ("crop", "average")
+    assert panel.weights_text(2) == "0.5, 1.25"
+    panel.until(lambda: panel.note(2), "The pasted text used 2 pictures; still to be added: c, d")
+
+
+def test_the_note_follows_the_pictures(page: Any, panel: PanelPage, hash_of: Any):
+    wanted = [hash_of(upload(0)["buffer"]), hash_of(upload(1)["buffer"])]
+    paste(page, [{"model": panel.models()[-1], "images": wanted}])
+    panel.until(lambda: wanted[0] in panel.note() and wanted[1] in panel.note(), True)
+    panel.add(0, upload(1))
+    panel.until(panel.note, f"The pasted text used 2 pictures; still to be added: {wanted[0]}")
+    panel.add(0, upload(0))
+    panel.until(panel.note, "These are the pictures of the pasted text, in another order.")
+    paste(page, None)
+    panel.until(panel.note, "")
+
+
+def test_a_text_without_our_key_was_made_without_us(page: Any, panel: PanelPage):
+    paste(page, None)
+    panel.until(panel.is_on, False)
+
+
+@pytest.mark.parametrize("value", ["[{", "7", '[{"model": 5}]', '[{"unit": 99, "model": "m", "images": []}]'])
+def test_a_broken_value_is_ignored_with_a_note(page: Any, panel: PanelPage, value: str):
+    paste(page, value)
+    note = page.locator("#ipadapter_txt2img_notes").first
+    panel.until(lambda: note.inner_text().strip().startswith("The pasted text"), True)

@@ -1,0 +1,72 @@
+""""Send to IP-Adapter" under the result galleries, and Reload UI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .conftest import load
+from .pages import PanelPage, upload
+
+TABS = ("txt2img", "img2img", "extras")
+
+
+def open_tab(page: Any, name: str) -> None:
+    page.locator("#tabs > .tab-nav button", has_text=name).first.click()
+
+
+def one_of_each(page: Any) -> None:
+    for tab in TABS:
+        assert page.locator(f"#{tab}_send_to_ipadapter").count() == 1
+    assert page.locator("#ipadapter_txt2img, #ipadapter_img2img").count() == 2
+
+
+def run_extras(page: Any, seed: int) -> None:
+    open_tab(page, "Extras")
+    clear = page.locator("#extras_image button[aria-label='Clear']")
+    if clear.count():
+        clear.click()
+    page.locator("#extras_image input[type=file]").set_input_files(upload(seed))
+    page.locator("#extras_image img").first.wait_for()
+    page.locator("#extras_generate").click()
+    page.locator("#extras_gallery img").first.wait_for(timeout=60_000)
+    page.locator("#extras_generate").wait_for(state="visible")
+
+
+def test_from_extras_into_the_first_unit_without_pictures(page: Any):
+    run_extras(page, 0)
+    panel = PanelPage(page)
+    page.locator("#extras_send_to_ipadapter").click()
+    panel.until(panel.thumbs, 1)
+    panel.until(panel.title, "IP-Adapter [1]")
+    assert panel.unit(0, "image_area").is_visible()
+    open_tab(page, "Extras")
+    page.locator("#extras_send_to_ipadapter").click()
+    panel.until(lambda: panel.thumbs(1), 1)
+    panel.until(panel.title, "IP-Adapter [2]")
+    assert panel.unit(1, "image_area").is_visible()
+    assert panel.is_on()
+    assert panel.sources(0) == panel.sources(1)
+
+
+def test_without_a_result_nothing_is_sent(page: Any):
+    open_tab(page, "txt2img")
+    page.locator("#txt2img_send_to_ipadapter").click()
+    page.wait_for_timeout(500)
+    panel = PanelPage(page)
+    assert (panel.is_on(), panel.thumbs()) == (False, 0)
+
+
+def test_reload_ui_leaves_one_panel_and_one_button(page: Any, url: str):
+    one_of_each(page)
+    open_tab(page, "Settings")
+    page.locator("#settings_restart_gradio").click()
+    page.wait_for_timeout(5000)
+    for _ in range(30):
+        if page.request.get(f"{url}/internal/ping", fail_on_status_code=False, timeout=2000).ok:
+            break
+        page.wait_for_timeout(1000)
+    load(page, url)
+    one_of_each(page)
+    panel = PanelPage(page).open()
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
