@@ -7,7 +7,7 @@ from typing import Any
 from . import api, settings
 from .host import Host
 from .script import Lifecycle
-from .ui import Panel, build_panel
+from .ui import Panel, build_panel, register_send_buttons
 
 # The WebUI runs the script's file again at each "Reload UI", this module once: caches survive a reload.
 _HOST = Host()
@@ -21,6 +21,7 @@ def register(script_callbacks: Any) -> Lifecycle:
     script_callbacks.on_cfg_denoiser(lifecycle.on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(lifecycle.on_cfg_denoised)
     script_callbacks.on_script_unloaded(_HOST.release)
+    register_send_buttons(script_callbacks)
     return lifecycle
 
 

@@ -1,0 +1,331 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from tests.synthetic import SD1_WIDTHS, SDXL_WIDTHS, STYLES, adapter_tensors, nested, write_adapter
+
+from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.checkpoint import open_adapter, save_adapter, sha256
+from lib_ipadapter.cli import main
+from lib_ipadapter.errors import BrokenAdapter, FileError, NotAnAdapter, UnsafeFile, UnsupportedAdapter
+from lib_ipadapter.variant import identify
+
+# The published files: their shapes, and what they are. (Tokens, dim, inner and depth are the resampler's.)
+H, BIGG = 1024, 1280
+PUBLISHED = {
+    "ip-adapter_sd15": (("base", 768, SD1_WIDTHS, H, 4, 0, 0), "SD1.5", "ViT-H-14", "pooled", 4),
+    "ip-adapter_sd15_vit-G": (("base", 768, SD1_WIDTHS, BIGG, 4, 0, 0), "SD1.5", "ViT-bigG-14", "pooled", 4),
+    "ip-adapter_sd21": (("base", 1024, SD1_WIDTHS, H, 4, 0, 0), "SD2.1", "ViT-H-14", "pooled", 4),
+    "ip-adapter-plus_sd15": (("plus", 768, SD1_WIDTHS, 1280, 16, 768, 768), "SD1.5", "ViT-H-14", "penultimate", 16),
+    "ip-adapter-full-face_sd15": (("full", 768, SD1_WIDTHS, 1280, 0, 0, 0), "SD1.5", "ViT-H-14", "penultimate", 257),
+    "ip-adapter_sdxl": (("base", 2048, SDXL_WIDTHS, BIGG, 4, 0, 0), "SDXL", "ViT-bigG-14", "pooled", 4),
+    "ip-adapter_sdxl_vit-h": (("base", 2048, SDXL_WIDTHS, H, 4, 0, 0), "SDXL", "ViT-H-14", "pooled", 4),
+    "ip-adapter-plus_sdxl_vit-h": (("plus", 2048, SDXL_WIDTHS, 1280, 16, 1280, 1280), "SDXL", "ViT-H-14",
+                                   "penultimate", 16),
+}  # fmt: skip
+
+
+def shapes_of(args: tuple) -> dict[str, tuple[int, ...]]:
+    variant, context, widths, width, tokens, dim, inner = args
+    with torch.device("meta"):
+        from lib_ipadapter.projection import LinearProjection, MLPProjection, Resampler
+
+        module = {
+            "base": lambda: LinearProjection(width, tokens, context),
+            "full": lambda: MLPProjection(width, context),
+            "plus": lambda: Resampler(width, tokens, dim, inner, 4 * dim, 4, context),
+        }[variant]()
+    shapes = {f"image_proj.{key}": tuple(value.shape) for key, value in module.state_dict().items()}
+    for i, width in enumerate(widths):
+        shapes |= {f"ip_adapter.{2 * i + 1}.{kind}.weight": (width, context) for kind in ("to_k_ip", "to_v_ip")}
+    return shapes
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_shapes_are_known_for_what_they_are(name):
+    args, base, encoder, feature, tokens = PUBLISHED[name]
+    spec = identify(shapes_of(args), "whatever.bin")
+    assert (spec.variant, spec.base, spec.encoder, spec.feature, spec.tokens) == (args[0], base, encoder, feature, tokens)
+    assert spec.widths == tuple(args[2])
+
+
+CONTAINERS = [(".safetensors", "safetensors"), (".safetensors", "accelerate"), *((".bin", style) for style in STYLES)]
+
+
+@pytest.mark.parametrize(("suffix", "style"), [*CONTAINERS, (".pth", "pickle")])
+@pytest.mark.parametrize("variant", ["base", "plus", "full"])
+def test_every_container_and_style_reads_the_same(tmp_path, variant, suffix, style):
+    flat = adapter_tensors(variant)
+    adapter = Adapter.load(write_adapter(tmp_path / f"a{suffix}", flat, style))
+    assert adapter.spec.variant == variant
+    assert adapter.spec.widths == (32, 64, 32)
+    for i in range(3):
+        key, value = adapter.weights(i)
+        assert torch.equal(key, flat[f"ip_adapter.{2 * i + 1}.to_k_ip.weight"])
+        assert torch.equal(value, flat[f"ip_adapter.{2 * i + 1}.to_v_ip.weight"])
+
+
+def test_tokens_have_the_shape_that_the_spec_says(tmp_path):
+    for variant, features in {"base": (3, 48), "plus": (3, 9, 48), "full": (3, 9, 48)}.items():
+        adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", adapter_tensors(variant)))
+        tokens = adapter.tokens(torch.randn(features))
+        assert tokens.shape == (3, 9 if variant == "full" else adapter.spec.tokens, 64)
+        assert tokens.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_files(tmp_path, dtype):
+    adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", adapter_tensors(dtype=dtype)))
+    assert adapter.weights(0)[0].dtype == dtype
+    assert adapter.tokens(torch.randn(1, 48)).dtype == torch.float32
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.sampled_from(["faceid v2", "ip-adapter-plus_sdxl", "instantid", "lora", "x" * 60, "ä ö"]),
+       folder=st.sampled_from(["faceid v2", "controlnet", "sdxl"]))  # fmt: skip
+def test_neither_name_nor_folder_matters(tmp_path, name, folder):
+    place = tmp_path / folder
+    place.mkdir(exist_ok=True)
+    spec = Adapter.load(write_adapter(place / f"{name}.safetensors", adapter_tensors("plus"))).spec
+    assert spec == identify({k: tuple(v.shape) for k, v in adapter_tensors("plus").items()}, "a")
+
+
+def test_a_wrong_extension_is_opened_by_its_content(tmp_path):
+    write_adapter(tmp_path / "a.bin", adapter_tensors(), "pickle").rename(tmp_path / "a.safetensors")
+    assert open_adapter(tmp_path / "a.safetensors").format == "pickle"
+
+
+def test_identifying_reads_the_header_only(tmp_path, monkeypatch):
+    path = write_adapter(tmp_path / "a.safetensors", adapter_tensors())
+    monkeypatch.setattr("safetensors.safe_open", lambda *a, **k: pytest.fail("tensors were opened"))
+    identify(open_adapter(path).shapes, path)
+
+
+def test_safetensors_are_mapped_and_not_copied(tmp_path):
+    big = adapter_tensors(widths=(1280,) * 40, context=512)  # 210 MB
+    path = write_adapter(tmp_path / "a.safetensors", big)
+    del big
+    before = _private_bytes()
+    adapter = Adapter.load(path)
+    assert _private_bytes() - before < 40e6
+    assert adapter.weights(39)[0].shape == (1280, 512)
+
+
+def _private_bytes() -> int:
+    """Bytes of RAM that are this process's own; mapped file pages are not."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("no /proc on this system")
+    return int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
+
+
+# files that are refused, each with its reason
+
+
+def changed(change) -> dict:
+    flat = adapter_tensors()
+    change(flat)
+    return flat
+
+
+BROKEN = {
+    "a layer is missing": (lambda f: f.pop("ip_adapter.3.to_v_ip.weight"), "missing: ip_adapter.3.to_v_ip.weight"),
+    "a bias too many": (lambda f: f.update({"ip_adapter.1.to_k_ip.bias": torch.zeros(32)}), "left over: ip_adapter.1.to_k"),
+    "a foreign key": (lambda f: f.update({"extra": torch.zeros(1)}), "left over: extra"),
+    "a misshapen norm": (lambda f: f.update({"image_proj.norm.bias": torch.zeros(5)}), r"norm.bias is \[5\], expected \[64\]"),
+    "a misshapen layer": (lambda f: f.update({"ip_adapter.5.to_v_ip.weight": torch.zeros(32, 9)}), r"is \[32, 9\]"),
+    "no projection": (lambda f: [f.pop(k) for k in list(f) if k.startswith("image_proj")], "no known image projection"),
+    "no attention": (lambda f: [f.pop(k) for k in list(f) if k.startswith("ip_adapter")], "no attention weights"),
+    "whole numbers": (lambda f: f.update({"ip_adapter.1.to_k_ip.weight": torch.zeros(32, 64, dtype=torch.int8)}),
+                      "must be floating point"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_broken_adapter_lists_its_keys(tmp_path, name, suffix):
+    change, message = BROKEN[name]
+    path = write_adapter(tmp_path / f"a{suffix}", changed(change), "flat pickle")
+    with pytest.raises(BrokenAdapter, match=message) as caught:
+        Adapter.load(path)
+    assert str(caught.value).startswith(path.name)
+
+
+def test_nan_in_the_projection_is_told(tmp_path):
+    path = write_adapter(tmp_path / "a.safetensors", changed(lambda f: f["image_proj.norm.bias"].fill_(float("nan"))))
+    with pytest.raises(BrokenAdapter, match="NaN or infinite weights in image_proj.norm.bias"):
+        Adapter.load(path).tokens(torch.zeros(1, 48))
+
+
+Z = torch.zeros
+UNSUPPORTED = {
+    "FaceID": {"image_proj.proj.0.weight": Z(8, 512), "image_proj.proj.2.weight": Z(12, 8), "image_proj.norm.weight": Z(3),
+               "ip_adapter.0.to_q_lora.down.weight": Z(1)},
+    "FaceID portrait": {"image_proj.proj.0.weight": Z(8, 512), "image_proj.proj.2.weight": Z(48, 8),
+                        "image_proj.norm.weight": Z(3), "ip_adapter.1.to_k_ip.weight": Z(2, 3)},
+    "FaceID-Plus": {"image_proj.proj.0.weight": Z(8, 512), "image_proj.perceiver_resampler.proj_in.weight": Z(3, 1280)},
+    "InstantID": {"image_proj.latents": Z(1, 16, 1280), "image_proj.proj_in.weight": Z(1280, 512),
+                  "image_proj.proj_out.weight": Z(2048, 1280)},
+    "PuLID": {"id_adapter.mapping_0.0.weight": Z(1), "id_adapter_attn_layers.1.id_to_k.weight": Z(1)},
+    "Kolors": {"image_proj.latents": Z(1, 16, 2048), "image_proj.proj_in.weight": Z(2048, 1024),
+               "image_proj.layers.0.0.to_out.weight": Z(2048, 768)},
+    "SD3": {"image_proj.time_embedding.linear_1.weight": Z(1), "ip_adapter.0.norm_ip.linear.weight": Z(1)},
+    "Flux": {"double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": Z(1), "ip_adapter_proj_model.norm.bias": Z(1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_kinds_that_do_not_run_yet_are_named(tmp_path, name):
+    path = write_adapter(tmp_path / "a.bin", UNSUPPORTED[name], "flat pickle")
+    with pytest.raises(UnsupportedAdapter, match=f"this is (an IP-Adapter for )?{name}\\b"):
+        Adapter.load(path)
+
+
+FOREIGN = {
+    "a LoRA": "lora_unet_down_blocks_0.lora_down.weight",
+    "a ControlNet": "control_model.input_blocks.0.weight",
+    "a T2I-Adapter": "body.0.block1.weight",
+    "a whole Stable Diffusion checkpoint": "model.diffusion_model.out.0.weight",
+    "a CLIP image encoder": "vision_model.embeddings.class_embedding",
+    "a text encoder": "text_model.embeddings.position_embedding.weight",
+    "a VAE": "first_stage_model.decoder.conv_in.weight",
+    "a textual inversion": "emb_params",
+    "an AnimateDiff motion module": "down_blocks.0.motion_modules.0.norm.weight",
+    "a file of 1 tensors": "something.else",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_files_that_are_no_adapter_are_named(tmp_path, kind):
+    path = tmp_path / "a.safetensors"
+    save_file({FOREIGN[kind]: Z(2)}, path)
+    with pytest.raises(NotAnAdapter, match=f"no IP-Adapter but {kind}"):
+        Adapter.load(path)
+
+
+class Evil:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+def evil(path: Path, trace: Path) -> None:
+    torch.save(nested(adapter_tensors()) | {"x": Evil(trace)}, path)
+
+
+def evil_legacy(path: Path, trace: Path) -> None:
+    path.write_bytes(pickle.dumps({"image_proj": Evil(trace)}))
+
+
+@pytest.mark.parametrize("write", [evil, evil_legacy])
+def test_a_pickle_with_code_is_refused_and_does_nothing(tmp_path, write):
+    path, trace = tmp_path / "evil.bin", tmp_path / "trace"
+    write(path, trace)
+    with pytest.raises(UnsafeFile, match="damaged or carries code"):
+        Adapter.load(path)
+    assert not trace.exists()
+
+
+def _cut(path: Path) -> None:
+    write_adapter(path, adapter_tensors())
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _zip(path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    path.write_bytes(buffer.getvalue())
+
+
+UNREADABLE = {
+    "empty": (lambda p: p.write_bytes(b""), "the file is empty"),
+    "a web page": (lambda p: p.write_text("<!DOCTYPE html><html>not found</html>"), "a web page, not a model"),
+    "a Git LFS pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer"),
+    "noise": (lambda p: p.write_bytes(bytes(range(1, 256)) * 9), "neither a safetensors file nor a pickle"),
+    "a header that is no JSON": (lambda p: p.write_bytes(struct.pack("<Q", 4) + b"oops"), "neither a safetensors"),
+    "a header that is no table": (lambda p: p.write_bytes(struct.pack("<Q", 8) + b'{"a": 1}'), "neither a safetensors"),
+    "cut off": (_cut, r"the file has \d+ bytes, its header says"),
+    "a folder": (lambda p: p.mkdir(), "this is a folder"),
+    "a zip of something else": (_zip, "damaged or carries code"),
+    "a pickled list": (lambda p: torch.save([torch.zeros(2)], p), "holds no dictionary"),
+    "missing": (lambda p: None, "cannot be read: No such file"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_files_say_what_is_wrong(tmp_path, name):
+    make, message = UNREADABLE[name]
+    path = tmp_path / "a.safetensors"
+    make(path)
+    with pytest.raises(FileError, match=message) as caught:
+        Adapter.load(path)
+    assert str(caught.value).startswith("a.safetensors: ")
+
+
+# the command line
+
+
+def test_inspect_prints_what_a_file_is(tmp_path, capsys):
+    path = write_adapter(tmp_path / "mine.safetensors", adapter_tensors(feature_width=1024), base="small")
+    assert main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    for part in ("mine.safetensors", "base / light", "custom (context 64)", "ViT-H-14, pooled", "4 per picture",
+                 "F32, safetensors", sha256(path), "metadata base small"):  # fmt: skip
+        assert part in text
+
+
+def test_inspect_json_shows_good_files_beside_bad_ones(tmp_path, capsys):
+    good = write_adapter(tmp_path / "good.bin", adapter_tensors("plus"), "pickle")
+    (tmp_path / "bad.bin").write_bytes(b"")
+    assert main(["inspect", "--json", str(tmp_path / "bad.bin"), str(good)]) == 1
+    out = capsys.readouterr()
+    bad, fine = json.loads(out.out)
+    assert bad["error"] == "UnsafeFile"
+    assert (fine["variant"], fine["layers"], fine["format"]) == ("plus", 3, "pickle")
+    assert out.err.startswith("error: bad.bin: the file is empty")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_convert_keeps_every_tensor(tmp_path, style, capsys):
+    flat = adapter_tensors("plus", dtype=torch.float16)
+    source = write_adapter(tmp_path / "a.pth", flat, style)
+    assert main(["convert", str(source), str(tmp_path / "b.safetensors")]) == 0
+    again = open_adapter(tmp_path / "b.safetensors").tensors()
+    assert again.keys() == flat.keys()
+    assert all(torch.equal(again[key], flat[key]) for key in flat)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pth", "b.safetensors"]
+
+
+def test_convert_refuses_to_overwrite_and_keeps_metadata(tmp_path, capsys):
+    source = write_adapter(tmp_path / "a.safetensors", adapter_tensors(), steps="7")
+    target = tmp_path / "b.safetensors"
+    assert main(["convert", str(source), str(target)]) == 0
+    assert main(["convert", str(source), str(target)]) == 2
+    assert "exists already; pass --force" in capsys.readouterr().err
+    assert main(["convert", str(source), str(target), "--force", "--dtype", "float16"]) == 0
+    file = open_adapter(target)
+    assert file.metadata["steps"] == "7"
+    assert set(file.dtypes.values()) == {"F16"}
+
+
+def test_a_failed_write_leaves_no_partial_file(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(FileError, match="No space left"):
+        save_adapter(adapter_tensors(), tmp_path / "b.safetensors")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,42 @@
+"""Image tokens against diffusers' modules, loaded by diffusers' own converter, at the real shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.synthetic import adapter_tensors, nested, write_adapter
+
+from lib_ipadapter.adapter import Adapter
+
+diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
+
+# variant, context, feature width, tokens, resampler's dim and inner width
+SHAPES = {
+    "base SD1.5 ViT-H": ("base", 768, 1024, 4, 0, 0),
+    "base SD2.1 ViT-H": ("base", 1024, 1024, 4, 0, 0),
+    "base SDXL ViT-H": ("base", 2048, 1024, 4, 0, 0),
+    "base SDXL ViT-bigG": ("base", 2048, 1280, 4, 0, 0),
+    "plus SD1.5": ("plus", 768, 1280, 16, 768, 768),
+    "plus SDXL": ("plus", 2048, 1280, 16, 1280, 1280),
+    "full-face SD1.5": ("full", 768, 1280, 257, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_tokens(name, tmp_path):
+    variant, context, width, tokens, dim, inner = SHAPES[name]
+    flat = adapter_tensors(variant, context, (32,), width, tokens, dim=dim or 64, inner=inner or 64, depth=4)
+    loader = diffusers.UNet2DConditionModel(
+        block_out_channels=(32,), norm_num_groups=32, layers_per_block=1, cross_attention_dim=context,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+    )  # fmt: skip
+    theirs = loader._convert_ip_adapter_image_proj_to_diffusers(nested(flat)["image_proj"]).float()
+    adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat))
+    features = torch.randn(2, width) if variant == "base" else torch.randn(2, 257, width)
+    with torch.no_grad():
+        reference = theirs(features).reshape(2, -1, context)
+    mine = adapter.tokens(features)
+    error = float((mine - reference).norm() / reference.norm())
+    print(f"\n{name}: tokens {tuple(mine.shape)}, relative error {error:.1e}")
+    assert mine.shape == (2, tokens, context)
+    assert error <= 1e-4
