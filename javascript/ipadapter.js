@@ -4,6 +4,9 @@
     const IMAGE = /^image\//;
     const TABS = ["txt2img", "img2img"];
     let removal = -1; // place of the picture whose remove button was clicked last
+    let pending = null; // uploaded files on their way into a unit
+    let turn = Promise.resolve(); // uploads, one after the other
+    let whenAdded = () => {};
 
     const byId = id => gradioApp().getElementById(id);
 
@@ -57,17 +60,45 @@
 
     // pictures
 
+    // gradio 3.41 forgets an upload whenever the page updates meanwhile, so files are uploaded here and handed
+    // over as what its own upload would have left. One after the other: each hand-over reads the list so far.
     function putFiles(prefix, files) {
         const pictures = Array.from(files).filter(file => IMAGE.test(file.type));
-        const input = byId(`${prefix}_inbox`)?.querySelector('input[type="file"]');
-        if (!input || !pictures.length) return false;
-        showNote(prefix, "");
-        const transfer = new DataTransfer();
-        pictures.forEach(file => transfer.items.add(file));
-        input.files = transfer.files;
-        input.dispatchEvent(new Event("change", {bubbles: true}));
+        showNote(prefix, pictures.length < files.length ? "Only pictures can be references." : "");
+        if (!pictures.length) return false;
+        turn = turn.then(() => handOver(prefix, pictures)).catch(error => {
+            showNote(prefix, `The upload failed: ${error.message}`);
+        });
         return true;
     }
+
+    async function handOver(prefix, pictures) {
+        busy(prefix, true);
+        try {
+            pending = await uploaded(pictures);
+            const added = new Promise(resolve => {
+                whenAdded = resolve;
+                setTimeout(resolve, 30000);
+            });
+            byId(`${prefix}_add`).click();
+            await added;
+        } finally {
+            busy(prefix, false);
+        }
+    }
+
+    async function uploaded(pictures) {
+        const form = new FormData();
+        pictures.forEach(file => form.append("files", file, file.name || "picture.png"));
+        const response = await fetch("./upload", {method: "POST", body: form});
+        if (!response.ok) throw new Error(`the server answered ${response.status}`);
+        const paths = await response.json();
+        return paths.map((path, i) => (
+            {name: path, orig_name: pictures[i].name, size: pictures[i].size, is_file: true, data: null}
+        ));
+    }
+
+    const busy = (prefix, on) => byId(`${prefix}_inbox`)?.classList.toggle("ipadapter-busy", on);
 
     async function fileFrom(url) {
         const response = await fetch(url);
@@ -112,7 +143,9 @@
         }
     };
 
-    // gradio hands over a handler's inputs and then its outputs; the third input is there to carry the place.
+    // gradio calls these with a handler's inputs and then its outputs; what we know goes in an input's place.
+    window.ipadapterAdding = (inbox, files, weights) => [pending, files, weights];
+    window.ipadapterAdded = () => whenAdded();
     window.ipadapterRemoval = (files, weights) => [files, weights, removal];
 
     // Beside gradio's own elements: what it draws itself must not be touched.
@@ -153,6 +186,15 @@
         event.stopPropagation();
     }, true);
 
+    document.addEventListener("change", event => {
+        const input = event.target;
+        const area = input.matches?.('[id$="_inbox"] input[type="file"]') && dropArea(event);
+        if (!area) return;
+        event.stopPropagation();
+        putFiles(area.id.replace(/_image_area$/, ""), input.files);
+        input.value = "";
+    }, true);
+
     function dropArea(event) {
         return event.target.closest?.(".ipadapter-images");
     }
@@ -183,9 +225,12 @@
         event.stopPropagation();
         const prefix = area.id.replace(/_image_area$/, "");
         const url = event.dataTransfer.getData("text/uri-list").split("\n")[0].trim();
-        if (putFiles(prefix, event.dataTransfer.files)) return;
+        if (event.dataTransfer.files.length) {
+            putFiles(prefix, event.dataTransfer.files);
+            return;
+        }
         try {
-            if (!url || !putFiles(prefix, [await fileFrom(url)])) showNote(prefix, "What was dropped is no picture.");
+            if (!url || !putFiles(prefix, [await fileFrom(url)])) showNote(prefix, "Only pictures can be references.");
         } catch (error) {
             showNote(prefix, `The picture could not be fetched: ${error.message}. Save it and drop the file.`);
         }

@@ -32,7 +32,7 @@ class UnitEvents:
     def add(self, new: Any, files: Any, weights: Any) -> list[Any]:
         """Pictures from the drop zone go behind those at hand; the unit is switched on."""
         held, added = _paths(files), _paths(new)
-        return [None, held + added, _extended(str(weights or ""), len(held), len(added)), True]
+        return [held + added, _extended(str(weights or ""), len(held), len(added)), True]
 
     def remove(self, files: Any, weights: Any, place: Any) -> list[Any]:
         """Takes one picture out, by its place; only the first unit stays on without pictures."""

@@ -108,7 +108,8 @@ class _UnitPanel:
 
     def _build_images(self, spec: Field) -> None:
         with gr.Column(elem_classes=["ipadapter-images"], elem_id=self._id("image_area")):
-            # What the user drops goes through the drop zone into the hidden list, so that more can follow.
+            # What the user drops goes through the drop zone into the hidden list, so that more can follow;
+            # javascript/ipadapter.js uploads it and clicks the hidden buttons.
             self.inbox = self._files(f"{spec.label}: drop, paste or choose", "inbox", visible=True)
             self.inputs[spec.name] = self._files(spec.label, spec.name, visible=False)
             self.thumbs = gr.HTML("", elem_id=self._id("thumbnails"))
@@ -118,6 +119,7 @@ class _UnitPanel:
             self.clear = self._button("Clear pictures", "clear")
             self.note = gr.HTML("", elem_id=self._id("note"))
             self.wanted = gr.Textbox("", visible=False, elem_id=self._id("wanted"))
+            self.adder = self._button("Add", "add")
             self.remove = self._button("Remove", "remove")
         for component in (self.inputs[spec.name], self.inputs[WEIGHTS], self.inbox, self.wanted):
             component.do_not_save_to_config = True
@@ -144,7 +146,10 @@ class _UnitPanel:
     def _bind(self) -> None:
         files, weights, model = self.inputs["images"], self.inputs[WEIGHTS], self.inputs["model"]
         put = [files, weights, self.inputs["enabled"]]
-        added = self.inbox.upload(self.events.add, [self.inbox, files, weights], [self.inbox, *put], **_QUIET)
+        added = self.adder.click(
+            self.events.add, [self.inbox, files, weights], put, _js="ipadapterAdding", **_QUIET
+        )
+        added.then(None, [], [], _js="ipadapterAdded")
         cleared = self.clear.click(self.events.clear, [], put, **_QUIET)
         removed = self.remove.click(
             self.events.remove, [files, weights, self.wanted], put, _js="ipadapterRemoval", **_QUIET
