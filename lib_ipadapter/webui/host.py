@@ -20,7 +20,7 @@ from .. import inspect as inspection
 from ..adapter import Adapter
 from ..checkpoint import open_adapter
 from ..download import download_encoder
-from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache
+from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, register_configs
 from ..errors import EncoderMissing, ImageError, IPAdapterError, UnsupportedModel
 from ..library import Folder, Library
 from ..lru import LRU
@@ -74,6 +74,7 @@ class Host:
 
     def spec(self, path: Path) -> VariantSpec:
         """What kind of adapter the file holds; its header is read once."""
+        register_configs(_encoder_folders())
         return self._specs.get(_version_of(path), lambda: identify(open_adapter(path).shapes, path))
 
     def inspect(self, model: str) -> dict[str, Any]:
@@ -152,6 +153,7 @@ class Host:
     def adapter(self, model: str) -> Adapter:
         """The adapter of that name, open."""
         path = self.find(model)
+        register_configs(_encoder_folders())
         return self._adapters.get(_version_of(path), lambda: Adapter.load(path))
 
     def pictures(self, unit: Unit) -> list[Picture]:

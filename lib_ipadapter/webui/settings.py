@@ -15,7 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "ipadapter_default_fit": "crop",
     "ipadapter_model_folders": "",
     "ipadapter_encoder_folders": "",
-    "ipadapter_cached_references": 64,
+    "ipadapter_cached_references": 12,
     "ipadapter_cached_adapters": 2,
     "ipadapter_keep_encoder": True,
     "ipadapter_allow_download": False,
@@ -44,7 +44,7 @@ def register() -> None:
     add("ipadapter_model_folders", "Further folders with adapter files", info="separated by commas")
     add("ipadapter_encoder_folders", "Further folders with image encoders", info="separated by commas")
     add("ipadapter_cached_references", "References whose features are kept", gr.Slider,
-        {"minimum": 0, "maximum": 512, "step": 1}, "about 0.1 to 1.4 MB each, in RAM")  # fmt: skip
+        {"minimum": 0, "maximum": 512, "step": 1}, "up to 2.4 MB each, in RAM")  # fmt: skip
     add("ipadapter_cached_adapters", "Adapters kept open", gr.Slider, {"minimum": 1, "maximum": 8, "step": 1})
     add("ipadapter_keep_encoder", "Keep the image encoder loaded between references", gr.Checkbox,
         info="off: it is read from disk for each new reference and then leaves RAM and VRAM")  # fmt: skip

@@ -1,0 +1,62 @@
+"""Encoders of people's own: weights with an open_clip model config of the same name beside them.
+
+``mine.safetensors`` and ``mine.json`` make the encoder ``mine``. The JSON is open_clip's own
+(``{"embed_dim": 64, "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 8}}``), with
+``preprocess_cfg`` (``mean``, ``std``) where those differ from CLIP's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import BrokenEncoder
+from .spec import CLIP_MEAN, CLIP_STD, EncoderSpec, for_shape, register
+
+
+def register_configs(folders: Iterable[Path]) -> None:
+    """Registers every open_clip config in these folders that has weights beside it, or of a weight file
+    itself. A JSON file of another kind is passed over. Raises BrokenEncoder."""
+    for folder in folders:
+        for path in sorted(folder.glob("*.json")) if folder.is_dir() else [folder.with_suffix(".json")]:
+            if path.is_file() and any(path.with_suffix(s).is_file() for s in (".safetensors", ".bin", ".pt", ".pth")):
+                register_config(path)
+
+
+def register_config(path: Path) -> EncoderSpec | None:
+    """Registers one config, unless a tower of its shape is known already; None when the file is no
+    open_clip config. Raises BrokenEncoder."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict) or "vision_cfg" not in config:
+        return None
+    try:
+        spec = _spec(path.stem, config)
+        return for_shape(spec.shape) or register(spec)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise BrokenEncoder(
+            f"{path.name}: {error} in an open_clip config with embed_dim and vision_cfg "
+            "(image_size, layers, width, patch_size)"
+        ) from None
+
+
+def _spec(name: str, config: dict[str, Any]) -> EncoderSpec:
+    vision, pixels = config["vision_cfg"], config.get("preprocess_cfg", {})
+    mean, std = (tuple(pixels.get(key, default)) for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+    return EncoderSpec(
+        name=name,
+        image_size=int(vision["image_size"]),
+        patch=int(vision["patch_size"]),
+        width=int(vision["width"]),
+        layers=int(vision["layers"]),
+        heads=int(vision["width"]) // int(vision.get("head_width", 64)),
+        embed_dim=int(config["embed_dim"]),
+        mlp_ratio=float(vision.get("mlp_ratio", 4.0)),
+        quick_gelu=bool(config.get("quick_gelu", False)),
+        mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+        std=(float(std[0]), float(std[1]), float(std[2])),
+    )

@@ -1,0 +1,341 @@
+"""The real WebUI in a process of its own, with this extension, on the CPU."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from tests.synthetic import adapter_tensors, write_adapter
+
+REPO = Path(__file__).resolve().parents[2]
+RUNTIME = ("scripts", "lib_ipadapter", "javascript", "style.css", "install.py", "preload.py", "metadata.ini")
+SD1_WIDTHS = (32, 32, 64, 64, 128, 128, 128, 128, 128, 64, 64, 64, 32, 32, 32, 128)
+SDXL_WIDTHS = (64,) * 4 + (128,) * 20 + (128,) * 30 + (64,) * 6 + (128,) * 10
+CONTEXT, EMBED = 256, 48
+# Named for what they do; --use-cpu all and no half precision because there is no GPU.
+FLAGS = (
+    "--skip-prepare-environment --skip-torch-cuda-test --no-half --no-half-vae --api --use-cpu all "
+    "--do-not-download-clip --no-download-sd-model --no-hashing --disable-console-progressbars"
+).split()
+
+
+def checkout() -> Path:
+    """Where the WebUI is expected."""
+    return Path(os.environ.get("WEBUI_DIR", "~/stable-diffusion-webui")).expanduser()
+
+
+def python() -> Path:
+    """The WebUI's own Python."""
+    given = os.environ.get("WEBUI_PYTHON")
+    inside = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+    return Path(given) if given else checkout() / "venv" / inside
+
+
+def controlnet() -> Path:
+    """A checkout of sd-webui-controlnet."""
+    return Path(os.environ.get("CONTROLNET_DIR", "~/sd-webui-controlnet")).expanduser()
+
+
+def absent() -> str:
+    """Why the WebUI cannot be started here, or ''."""
+    if not (checkout() / "launch.py").is_file():
+        return f"no WebUI at {checkout()} (set WEBUI_DIR)"
+    if not python().is_file():
+        return f"no Python at {python()} (set WEBUI_PYTHON)"
+    return ""
+
+
+def cache() -> Path:
+    """Where checkpoints are kept between runs; they take seconds to make and never change."""
+    folder = Path(tempfile.gettempdir()) / "ipadapter-test-checkpoints"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def checkpoint(kind: str) -> Path:
+    """A small checkpoint of this kind (checkpoints.py), made when it is not there."""
+    source = Path(__file__).with_name("checkpoints.py")
+    version = f"{hash_of(source.read_bytes())}"
+    path = cache() / f"{kind}-{version}.safetensors"
+    if not path.is_file():
+        part = path.with_name(f"part-{os.getpid()}-{path.name}")
+        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        run = subprocess.run(
+            [python(), source, kind, part], cwd=checkout(), env=env, capture_output=True, text=True, check=False
+        )
+        if run.returncode:
+            raise RuntimeError(f"{kind} could not be made:\n{run.stdout}\n{run.stderr}")
+        if part.with_suffix(".yaml").is_file():
+            part.with_suffix(".yaml").replace(path.with_suffix(".yaml"))
+        part.replace(path)
+    return path
+
+
+def hash_of(data: bytes) -> str:
+    """A short name for bytes."""
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()[:8]
+
+
+def write_encoder(folder: Path, name: str = "tiny-vit") -> Path:
+    """A tiny CLIP vision tower with its open_clip config beside it: pooled 48, penultimate 128 wide."""
+    from open_clip.transformer import VisionTransformer
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tower = VisionTransformer(
+            image_size=32, patch_size=8, width=128, layers=3, heads=2, mlp_ratio=4.0, output_dim=EMBED
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    # Strong attention and MLP weights, so that different pictures give clearly different features.
+    state = {f"visual.{key}": value * (3.0 if value.ndim == 2 else 1.0) for key, value in tower.state_dict().items()}
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+    vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8}
+    (folder / f"{name}.json").write_text(json.dumps({"embed_dim": EMBED, "vision_cfg": vision}))
+    return folder / f"{name}.safetensors"
+
+
+def write_adapters(folder: Path) -> None:
+    """An adapter of each variant for the small models, and some that do not fit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for family, widths in {"sd1": SD1_WIDTHS, "sdxl": SDXL_WIDTHS}.items():
+        for variant, width in {"base": EMBED, "plus": 128, "full": 128}.items():
+            tensors = adapter_tensors(variant, CONTEXT, widths, width, seed=7)
+            write_adapter(folder / f"{family}-{variant}.safetensors", tensors)
+    write_adapter(folder / "pickled.bin", adapter_tensors("base", CONTEXT, SD1_WIDTHS, EMBED, seed=7), "pickle")
+    write_adapter(folder / "wide.safetensors", adapter_tensors("base", 384, SD1_WIDTHS, EMBED))
+    write_adapter(folder / "no-encoder.safetensors", adapter_tensors("base", CONTEXT, SD1_WIDTHS, 33))
+    write_adapter(folder / "needs-vit-h.safetensors", adapter_tensors("base", CONTEXT, SD1_WIDTHS, 1024))
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
+    """A picture of coloured blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    blocks = (torch.rand(4, 4, 3, generator=generator) * 255).byte().numpy()
+    return Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST)
+
+
+def b64(image: Image.Image) -> str:
+    """PNG as base64."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+class Reply:
+    """An answer of the server."""
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status = status
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class WebUI:
+    """A running WebUI; a context manager. ``extra`` are further command line flags."""
+
+    def __init__(
+        self,
+        checkpoints: tuple[str, ...] = ("sd1",),
+        extra: tuple[str, ...] = ("--nowebui",),
+        with_controlnet: bool = False,
+        with_extension: bool = True,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.checkpoints = checkpoints
+        self.extra = extra
+        self.with_controlnet = with_controlnet
+        self.with_extension = with_extension
+        self.config = config or {}
+        self.data = Path(tempfile.mkdtemp(prefix="ipadapter-webui-"))
+        self.log_path = self.data / "log.txt"
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.startup_seconds = 0.0
+
+    def __enter__(self) -> WebUI:
+        try:
+            self._prepare()
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _prepare(self) -> None:
+        models = self.data / "models"
+        (models / "Stable-diffusion").mkdir(parents=True)
+        for kind in self.checkpoints:
+            source = checkpoint(kind)
+            for suffix in (".safetensors", ".yaml"):
+                _link(source.with_suffix(suffix), models / "Stable-diffusion" / f"{kind}{suffix}")
+        write_adapters(models / "ipadapter")
+        write_encoder(models / "clip_vision")
+        extensions = self.data / "extensions"
+        extensions.mkdir()
+        if self.with_extension:
+            own = extensions / "sd-webui-ip-adapter"
+            own.mkdir()
+            for name in RUNTIME:
+                if (REPO / name).exists():
+                    _link(REPO / name, own / name)
+        if self.with_controlnet:
+            shutil.copytree(controlnet(), extensions / "sd-webui-controlnet", ignore=shutil.ignore_patterns(".git"))
+            (models / "ControlNet").mkdir()
+            _link(checkpoint("controlnet"), models / "ControlNet" / "small.safetensors")
+        settings = {
+            "samples_save": False, "grid_save": False, "save_images_add_number": True, "show_progressbar": False,
+            "live_previews_enable": False, "sd_checkpoint_cache": 0, "sd_checkpoints_limit": 1,
+            "sd_model_checkpoint": f"{self.checkpoints[0]}.safetensors", **self.config,
+        }  # fmt: skip
+        (self.data / "config.json").write_text(json.dumps(settings))
+
+    def _start(self) -> None:
+        first = self.data / "models" / "Stable-diffusion" / f"{self.checkpoints[0]}.safetensors"
+        command = [
+            str(python()), "launch.py", *FLAGS, "--ckpt", str(first), "--data-dir", str(self.data),
+            "--port", str(self.port), *self.extra,
+        ]  # fmt: skip
+        env = {
+            **os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
+            "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONDONTWRITEBYTECODE": "1",
+        }  # fmt: skip
+        env.pop("PYTHONPATH", None)
+        started = time.monotonic()
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, cwd=checkout(), env=env, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        self._wait(started + 300)
+        self.startup_seconds = time.monotonic() - started
+
+    def _wait(self, deadline: float) -> None:
+        while time.monotonic() < deadline:
+            if self.process and self.process.poll() is not None:
+                raise RuntimeError(f"the WebUI stopped with {self.process.returncode}:\n{self.log[-6000:]}")
+            with contextlib.suppress(OSError):
+                # Answers once a model is loaded.
+                if self.get("/sdapi/v1/memory").status in (200, 401) and "Model loaded in" in self.log:
+                    return
+            time.sleep(0.3)
+        raise RuntimeError(f"the WebUI did not start:\n{self.log[-6000:]}")
+
+    @property
+    def log(self) -> str:
+        """What the WebUI printed."""
+        return self.log_path.read_text(errors="replace") if self.log_path.is_file() else ""
+
+    def stop(self) -> None:
+        """Ends the process and removes its folder."""
+        if self.process and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGTERM) if os.name != "nt" else self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    # requests
+
+    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=600) as response:
+                return Reply(response.status, response.read())
+        except urllib.error.HTTPError as error:
+            return Reply(error.code, error.read())
+
+    def get(self, path: str, **headers: str) -> Reply:
+        return self.request("GET", path, headers=headers)
+
+    def post(self, path: str, body: Any, **headers: str) -> Reply:
+        return self.request("POST", path, body, headers)
+
+    def options(self, **values: Any) -> None:
+        """Sets and saves options."""
+        reply = self.post("/sdapi/v1/options", values)
+        assert reply.status == 200, reply.body
+
+    def draw(self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any) -> Reply:
+        """One generation with these units; none of ours when no unit is given."""
+        always = dict(scripts or {})
+        if units:
+            always["IP-Adapter"] = {"args": list(units)}
+        body = {
+            "prompt": "a red house on a hill", "negative_prompt": "blurry", "steps": 3, "width": 64, "height": 64,
+            "seed": 1, "sampler_name": "Euler", "cfg_scale": 5, "alwayson_scripts": always, **payload,
+        }  # fmt: skip
+        return self.post(f"/sdapi/v1/{mode}", body)
+
+    def images(self, *units: Any, **payload: Any) -> list[str]:
+        """The pictures' base64, which are equal when the pictures are."""
+        reply = self.draw(*units, **payload)
+        assert reply.status == 200, f"{reply.body[:2000]!r}\n{self.log[-3000:]}"
+        return [pixels(image) for image in reply.json["images"]]
+
+
+def pixels(data: str) -> str:
+    """A hash of the picture's pixels: the PNG holds the parameters too, which may differ."""
+    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    return hash_of(image.tobytes() + repr(image.size).encode())
+
+
+def decode(data: str) -> torch.Tensor:
+    """Base64 to pixels [H, W, 3] in 0..255."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))).float()
+
+
+def _link(source: Path, target: Path) -> None:
+    """A link where the system allows it, else a copy."""
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+
+
+def main() -> None:
+    """Starts a WebUI for a person or another program to use: prints its address, ends at Ctrl-C."""
+    with WebUI(("sd1", "sdxl"), extra=tuple(sys.argv[1:])) as webui:
+        print(webui.url, webui.data, flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(3600)
+
+
+if __name__ == "__main__":
+    main()
