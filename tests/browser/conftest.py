@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from lib_ipadapter.images import content_hash
 from lib_ipadapter.images import load as load_picture
+from tests.webui import harness
 
 from .pages import ARGS, PanelPage
 
@@ -20,13 +22,27 @@ from .pages import ARGS, PanelPage
 _HARMLESS = ("net::ERR", "Failed to load resource", "favicon", "manifest.json")
 
 
+class _WithPage(harness.WebUI):
+    """With its page, the WebUI must not be asked anything before it is up: a request between the launch of
+    the page and that of the API starts the app too early, and the process ends."""
+
+    def _wait(self, deadline: float) -> None:
+        while "Startup time" not in self.log and time.monotonic() < deadline and self.process.poll() is None:
+            time.sleep(0.3)
+        super()._wait(deadline)
+
+
 @pytest.fixture(scope="session")
-def url() -> str:
-    """The address of a running WebUI with the extension."""
+def url() -> Iterator[str]:
+    """The address of a WebUI with the extension: a running one, or one started for these tests."""
     given = os.environ.get("IPADAPTER_TEST_URL")
     if given:
-        return given.rstrip("/")
-    pytest.skip("no WebUI")
+        yield given.rstrip("/")
+        return
+    if harness.absent():
+        pytest.skip(harness.absent())
+    with _WithPage(("sd1",), extra=(), config={"ipadapter_allow_download": True}) as webui:
+        yield webui.url
 
 
 @pytest.fixture(scope="session")

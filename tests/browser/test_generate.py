@@ -1,0 +1,123 @@
+"""From the page to a picture and back: generating, errors, the model's file, sending results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .pages import PanelPage, upload
+
+
+@pytest.fixture
+def small(page: Any) -> Any:
+    """The page, set to pictures that a CPU draws in a second."""
+    for name, value in (("steps", 2), ("width", 64), ("height", 64), ("seed", 1)):
+        box = page.locator(f"#txt2img_{name} input[type=number]").first
+        box.fill(str(value))
+        box.blur()
+    page.locator("#txt2img_prompt textarea").fill("a hill under the sun")
+    return page
+
+
+def generate(page: Any) -> str:
+    """Generates; gives the address of the picture."""
+    before = [img.get_attribute("src") for img in page.locator("#txt2img_gallery img").all()]
+    page.locator("#txt2img_generate").click()
+    arrived = """before => {
+        const gallery = document.getElementById('txt2img_gallery');
+        const found = gallery.querySelector('.preview img, .thumbnail-item img');
+        const idle = document.getElementById('txt2img_interrupt').style.display !== 'block';
+        return found && idle && !before.includes(found.getAttribute('src'));
+    }"""
+    page.wait_for_function(arrived, arg=before, timeout=120_000)
+    shown = page.locator("#txt2img_gallery .preview img, #txt2img_gallery .thumbnail-item img")
+    return shown.first.get_attribute("src")
+
+
+def pixels(page: Any, address: str) -> bytes:
+    """The picture's pixels: the files differ by their infotext."""
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(page.request.get(address).body())).convert("RGB").tobytes()
+
+
+def infotext(page: Any) -> str:
+    return page.locator("#html_info_txt2img").first.inner_text()
+
+
+def error_of(page: Any) -> str:
+    """Generates what must fail; gives what the page says in red."""
+    page.locator("#txt2img_generate").click()
+    box = page.locator("#html_log_txt2img .error")
+    box.wait_for(timeout=60_000)
+    return box.inner_text()
+
+
+def test_a_picture_under_the_panel_differs_and_can_be_pasted_back(small: Any):
+    plain = pixels(small, generate(small))
+    assert "IP-Adapter" not in infotext(small)
+    panel = PanelPage(small).open()
+    panel.add(0, upload(0), upload(1))
+    panel.until(panel.thumbs, 2)
+    panel.choose_model(0, "sd1-base")
+    panel.until(lambda: "found" in panel.info(), True)
+    panel.set_number(0, "weight", 0.85)
+    prompted = pixels(small, generate(small))
+    assert prompted != plain
+    text = infotext(small)
+    assert "IP-Adapter" in text
+
+    panel.set_number(0, "weight", 0.1)
+    panel.choose(0, "fit", "stretch")
+    small.locator("#txt2img_prompt textarea").fill(text)
+    small.locator("#txt2img_prompt textarea").blur()
+    small.locator("#txt2img_tools #paste").click()
+    panel.until(lambda: (panel.number(0, "weight"), panel.choice(0, "fit")), (0.85, "crop"))
+    panel.until(panel.note, "These are the pictures of the pasted text.")
+    assert pixels(small, generate(small)) == prompted
+
+    small.locator("#ipadapter_txt2img-visible-checkbox").uncheck()
+    panel.until(panel.title, "IP-Adapter")
+    assert pixels(small, generate(small)) == plain
+
+
+def test_a_result_becomes_a_reference(small: Any):
+    generate(small)
+    panel = PanelPage(small)
+    small.locator("#txt2img_send_to_ipadapter").click()
+    panel.until(panel.thumbs, 1)
+    assert panel.is_on()
+
+
+def test_a_unit_without_a_picture_stops_the_generation_in_red(small: Any):
+    panel = PanelPage(small).open()
+    panel.choose_model(0, "sd1-base")
+    panel.until(lambda: "found" in panel.info(), True)
+    text = error_of(small)
+    assert "unit 1" in text
+    assert "at least one reference image" in text
+
+
+def test_what_a_file_is_and_what_it_lacks(panel: PanelPage):
+    panel.choose_model(0, "sd1-plus")
+    panel.until(lambda: "found" in panel.info(), True)
+    assert "plus" in panel.info()
+    assert not panel.unit(0, "download").is_visible()
+    panel.choose_model(0, "needs-vit-h")
+    panel.until(lambda: "ViT-H-14 missing" in panel.info(), True)
+    panel.until(lambda: panel.unit(0, "download").is_visible(), True)
+    assert panel.unit(0, "download").inner_text().strip() == "Download ViT-H-14"
+    panel.choose_model(0, "None")
+    panel.until(panel.info, "")
+    assert not panel.unit(0, "download").is_visible()
+
+
+def test_refresh_keeps_the_choice(panel: PanelPage):
+    panel.choose_model(0, "sd1-base")
+    panel.unit(0, "refresh").click()
+    panel.page.wait_for_timeout(1500)
+    assert panel.model() == "sd1-base"
+    assert "sd1-plus" in panel.models()
