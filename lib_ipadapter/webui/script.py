@@ -178,6 +178,7 @@ class Run:
                 raise
             # The refiner only finishes what the prompted model began; no adapter exists for its shape.
             self._refused = unet
+            logger.warning("did not act in the refiner: %s", error)
             self.p.comment(f"IP-Adapter did not act in the refiner: {error}")
 
     def _watch(self, inner: nn.Module) -> None:

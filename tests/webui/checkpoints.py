@@ -193,6 +193,8 @@ def state_dict(kind: str) -> dict[str, Any]:
     torch.manual_seed(seed)
     text = open_clip.create_model(arch)
     del text.visual
+    # The WebUI divides by the mean of the text's embedding, which a fresh LayerNorm makes zero.
+    torch.nn.init.normal_(text.ln_final.bias, mean=0.1)
     if family == "sgm":
         from sgm.modules.diffusionmodules.model import Decoder, Encoder
         from sgm.modules.diffusionmodules.openaimodel import UNetModel

@@ -16,6 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,16 @@ class WebUI:
         """Sets and saves options."""
         reply = self.post("/sdapi/v1/options", values)
         assert reply.status == 200, reply.body
+
+    @contextlib.contextmanager
+    def set(self, **values: Any) -> Iterator[None]:
+        """Options set inside, and as they were again afterwards."""
+        before = self.get("/sdapi/v1/options").json
+        self.options(**values)
+        try:
+            yield
+        finally:
+            self.options(**{key: before[key] for key in values})
 
     def draw(self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any) -> Reply:
         """One generation with these units; none of ours when no unit is given."""

@@ -1,0 +1,56 @@
+"""Running WebUIs, shared by the tests of a session; each starts when the first test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .harness import WebUI, absent, b64, controlnet, picture
+
+
+@pytest.fixture(scope="session")
+def webui() -> Iterator[WebUI]:
+    """The WebUI with every small checkpoint, over its API only."""
+    if reason := absent():
+        pytest.skip(reason)
+    kinds = ("sd1", "sd1-other", "sd1-wide", "pix2pix", "sdxl", "sdxl-refiner")
+    with WebUI(kinds) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def webui_with_controlnet() -> Iterator[WebUI]:
+    """The WebUI with sd-webui-controlnet installed beside this extension."""
+    if reason := absent():
+        pytest.skip(reason)
+    if not (controlnet() / "scripts" / "controlnet.py").is_file():
+        pytest.skip(f"no sd-webui-controlnet at {controlnet()} (set CONTROLNET_DIR)")
+    with WebUI(("sd1",), with_controlnet=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def reference() -> str:
+    """A reference picture, base64."""
+    return b64(picture(0))
+
+
+@pytest.fixture(scope="session")
+def unit(reference: str) -> dict:
+    """A base adapter for the sd1 checkpoints at λ = 1."""
+    return {"model": "sd1-base", "images": [reference]}
+
+
+@pytest.fixture
+def on_sd1(webui: WebUI) -> WebUI:
+    """The WebUI with the sd1 checkpoint loaded."""
+    webui.options(sd_model_checkpoint="sd1.safetensors")
+    return webui
+
+
+@pytest.fixture
+def on_sdxl(webui: WebUI) -> WebUI:
+    """The WebUI with the SDXL-shaped checkpoint loaded."""
+    webui.options(sd_model_checkpoint="sdxl.safetensors")
+    return webui
