@@ -23,6 +23,7 @@ class Adapter:
         self.path = path
         self._tensors = tensors
         self._projection: nn.Module | None = None
+        self._checked: set[str] = set()
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
@@ -38,10 +39,14 @@ class Adapter:
         return self._projection
 
     def _build(self) -> nn.Module:
-        state = {k[len(PROJECTION) :]: v.float() for k, v in self._tensors.items() if k.startswith(PROJECTION)}
+        state = {
+            k[len(PROJECTION) :]: v.float() for k, v in self._tensors.items() if k.startswith(PROJECTION)
+        }
         broken = [f"{PROJECTION}{key}" for key, value in state.items() if not value.isfinite().all()]
         if broken:
-            raise BrokenAdapter(self.path, f"NaN or infinite weights in {', '.join(broken[:6])}; download it again")
+            raise BrokenAdapter(
+                self.path, f"NaN or infinite weights in {', '.join(broken[:6])}; download it again"
+            )
         with torch.device("meta"):
             module = build(self.spec, {key: tuple(value.shape) for key, value in state.items()})
         module.load_state_dict(state, assign=True)
@@ -55,6 +60,18 @@ class Adapter:
         return tokens
 
     def weights(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(W'_k, W'_v), each [width, context], of the layer at this place in file order (0-based)."""
+        """(W'_k, W'_v), each [width, context], of the layer at this place in file order (0-based).
+
+        Raises BrokenAdapter for NaN or infinite weights, looked for when a layer is first asked for.
+        """
         key = f"{LAYERS}{2 * layer + 1}"
-        return self._tensors[f"{key}.to_k_ip.weight"], self._tensors[f"{key}.to_v_ip.weight"]
+        return self._finite(f"{key}.to_k_ip.weight"), self._finite(f"{key}.to_v_ip.weight")
+
+    def _finite(self, key: str) -> Tensor:
+        weight = self._tensors[key]
+        if key not in self._checked:
+            # A sum in float32 is NaN or infinite when any term is; isfinite has no fp8.
+            if not weight.float().sum().isfinite():
+                raise BrokenAdapter(self.path, f"NaN or infinite weights in {key}; download it again")
+            self._checked.add(key)
+        return weight

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,8 @@ from .variant import Shape
 
 _MAX_HEADER = 100 << 20
 _STYLES = {"image_proj_model.": "image_proj.", "adapter_modules.": "ip_adapter."}
-_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+# Bytes per element of every dtype that weights may have.
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"} | {
     getattr(torch, attribute): name
     for attribute, name in (("float8_e4m3fn", "F8_E4M3"), ("float8_e5m2", "F8_E5M2"))
@@ -49,10 +51,14 @@ class AdapterFile:
         """All tensors by normalised key, in the file's dtype; of a safetensors file mapped, not read."""
         if self.format == "pickle":
             return {key: self._held[own] for key, own in self._source.items()}
-        from safetensors import safe_open
+        import safetensors
 
-        with safe_open(str(self.path), framework="pt", device="cpu") as file:
-            return {key: file.get_tensor(own) for key, own in self._source.items()}
+        opened: Any = safetensors.safe_open
+        try:
+            with opened(str(self.path), framework="pt", device="cpu") as file:
+                return {key: file.get_tensor(own) for key, own in self._source.items()}
+        except (safetensors.SafetensorError, OSError) as error:
+            raise UnsafeFile(self.path, f"the tensors cannot be read ({error}); download it again") from None
 
 
 def open_adapter(path: Path | str) -> AdapterFile:
@@ -76,9 +82,13 @@ def _head(path: Path) -> bytes:
     if not head:
         raise UnsafeFile(path, "the file is empty; download it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UnsafeFile(path, "this is a web page, not a model: the download went wrong; download the file itself")
+        raise UnsafeFile(
+            path, "this is a web page, not a model: the download went wrong; download the file itself"
+        )
     if start.startswith(b"version https://git-lfs"):
-        raise UnsafeFile(path, "this is a Git LFS pointer, not the model itself; run git lfs pull or download it")
+        raise UnsafeFile(
+            path, "this is a Git LFS pointer, not the model itself; run git lfs pull or download it"
+        )
     return head
 
 
@@ -107,12 +117,27 @@ def _header(path: Path) -> dict[str, Any]:
             raise UnsafeFile(path, "neither a safetensors file nor a pickle, or cut off; download it again")
         try:
             header: dict[str, Any] = json.loads(file.read(length))
-            end = max((entry["data_offsets"][1] for k, entry in header.items() if k != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            end = max((_entry_end(entry) for k, entry in header.items() if k != "__metadata__"), default=0)
+            dict(header.get("__metadata__", {}))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UnsafeFile(path, "neither a safetensors file nor a pickle; download it again") from None
     if size != 8 + length + end:
-        raise UnsafeFile(path, f"the file has {size} bytes, its header says {8 + length + end}; download it again")
+        raise UnsafeFile(
+            path, f"the file has {size} bytes, its header says {8 + length + end}; download it again"
+        )
     return header
+
+
+def _entry_end(entry: Any) -> int:
+    """Where a tensor's bytes end. Raises KeyError, TypeError or ValueError for an entry that is none."""
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    shape, dtype = entry["shape"], entry["dtype"]
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("shape")
+    size = _BYTES.get(dtype)
+    if size and end - begin != size * math.prod(shape):
+        raise ValueError("data_offsets")
+    return end
 
 
 def _open_pickle(path: Path) -> AdapterFile:
@@ -174,7 +199,7 @@ def _rename(key: str) -> str:
 
 def _checked_floats(path: Path, dtypes: dict[str, str]) -> dict[str, str]:
     adapter = [k for k in dtypes if k.startswith(tuple(_STYLES.values()))]
-    wrong = [f"{key} is {dtypes[key]}" for key in adapter if dtypes[key] not in _FLOATS]
+    wrong = [f"{key} is {dtypes[key]}" for key in adapter if dtypes[key] not in _BYTES]
     if wrong:
         raise BrokenAdapter(path, f"weights must be floating point, but {', '.join(wrong[:6])}")
     return dtypes
@@ -189,7 +214,9 @@ def sha256(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def save_adapter(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
+def save_adapter(
+    tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str] | None = None
+) -> None:
     """Writes a safetensors file with normalised keys; never a partial file under the final name."""
     from safetensors.torch import save_file
 

@@ -20,7 +20,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. An error of ours is one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="python -m lib_ipadapter", description="Image prompts by IP-Adapter.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib_ipadapter", description="Image prompts by IP-Adapter."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)

@@ -35,7 +35,9 @@ class Hooks:
         self.unet = unet
         self._terms = terms
         self._pending: dict[int, Tensor] = {}
-        self._handles: list[RemovableHandle] = [unet.register_forward_pre_hook(self._on_call, with_kwargs=True)]
+        self._handles: list[RemovableHandle] = [
+            unet.register_forward_pre_hook(self._on_call, with_kwargs=True)
+        ]
         try:
             for layer in layers:
                 self._handles.append(layer.module.to_q.register_forward_hook(self._catch(layer)))
@@ -53,7 +55,8 @@ class Hooks:
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._pending.clear()
-        sample = args[0] if args else kwargs.get("x", kwargs.get("sample"))
+        # ldm names it x, diffusers sample.
+        sample: Tensor = args[0] if args else kwargs["x" if "x" in kwargs else "sample"]
         self._terms.call(sample.shape[0])
 
     def _catch(self, layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:

@@ -57,7 +57,9 @@ def cross_attention_layers(unet: nn.Module) -> list[Layer]:
     for child_name, part in PARTS.items():
         child = getattr(unet, child_name, None)
         if child is not None:
-            found[part] += [(f"{child_name}.{name}", m) for name, m in child.named_modules() if _is_cross(name, m)]
+            found[part] += [
+                (f"{child_name}.{name}", m) for name, m in child.named_modules() if _is_cross(name, m)
+            ]
     ordered = [(part, name, module) for part in FILE_ORDER for name, module in found[part]]
     if not ordered:
         raise UnsupportedModel(

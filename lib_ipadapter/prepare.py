@@ -25,12 +25,16 @@ class FeatureSource(Protocol):
         """The same feature of no picture (facts of each variant: zeros, or zero pixels encoded)."""
 
 
-def prepare(unit: Unit, pictures: Sequence[Image.Image], adapter: Adapter, source: FeatureSource) -> ImagePrompt:
+def prepare(
+    unit: Unit, pictures: Sequence[Image.Image], adapter: Adapter, source: FeatureSource
+) -> ImagePrompt:
     """The image prompt of ``unit``, whose references are ``pictures`` (RGB, in the unit's order)."""
     spec = adapter.spec
     features = [source.features(picture, unit.fit, spec) for picture in pictures]
     weights = torch.tensor([reference.weight for reference in unit.images])
-    cond, uncond, token_weights = combine(unit.combine, features, weights, source.unconditional(spec), adapter)
+    cond, uncond, token_weights = combine(
+        unit.combine, features, weights, source.unconditional(spec), adapter
+    )
     return ImagePrompt(
         adapter=adapter,
         tokens=torch.cat([cond, uncond]),

@@ -25,7 +25,7 @@ class LinearProjection(nn.Module):
         self.tokens = tokens
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))  # type: ignore[no-any-return]
+        return self.norm(self.proj(features).unflatten(-1, (self.tokens, -1)))
 
 
 class MLPProjection(nn.Module):
@@ -38,7 +38,7 @@ class MLPProjection(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.proj(features)  # type: ignore[no-any-return]
+        return self.proj(features)
 
 
 class PerceiverAttention(nn.Module):
@@ -56,15 +56,19 @@ class PerceiverAttention(nn.Module):
     def forward(self, features: Tensor, latents: Tensor) -> Tensor:
         features, latents = self.norm1(features), self.norm2(latents)
         key, value = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), key, value))
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), key, value)
+        )
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.to_out(out.transpose(1, 2).flatten(2))
 
 
 class Resampler(nn.Module):
     """plus: penultimate [B, N, W] to tokens [B, T, context] by learned latents."""
 
-    def __init__(self, width: int, tokens: int, dim: int, inner: int, hidden: int, depth: int, context: int) -> None:
+    def __init__(
+        self, width: int, tokens: int, dim: int, inner: int, hidden: int, depth: int, context: int
+    ) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(1, tokens, dim) / dim**0.5)
         self.proj_in = nn.Linear(width, dim)
@@ -77,10 +81,10 @@ class Resampler(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         latents = self.latents.expand(features.shape[0], -1, -1)
         features = self.proj_in(features)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for attention, feed_forward in self.layers:
             latents = attention(features, latents) + latents
             latents = feed_forward(latents) + latents
-        return self.norm_out(self.proj_out(latents))  # type: ignore[no-any-return]
+        return self.norm_out(self.proj_out(latents))
 
 
 def _feed_forward(dim: int, hidden: int) -> nn.Sequential:

@@ -73,7 +73,7 @@ class _KeyValue:
         to_k, to_v = prompt.adapter.weights(layer.position)
         self.projections += 1
         key = project(prompt.tokens, to_k, layer.heads, query)
-        scale = (prompt.weight * prompt.token_weights).to(query.device)
+        scale = prompt.token_weights.to(query.device) * prompt.weight
         # V' is linear in its tokens, so scaling them scales it, in float32.
         value = project(prompt.tokens.to(query.device) * scale[:, None], to_v, layer.heads, query)
         return fill_vector(key), fill_vector(value)

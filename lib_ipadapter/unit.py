@@ -68,15 +68,15 @@ class Field:
 
     def schema(self) -> dict[str, Any]:
         """JSON schema of this field."""
-        kind: dict[str, Any] = {
+        kinds: dict[str, dict[str, Any]] = {
             "bool": {"type": "boolean"},
             "string": {"type": "string"},
             "number": {"type": "number", "minimum": self.minimum, "maximum": self.maximum},
             "choice": {"type": "string", "enum": list(self.choices)},
             "images": {"type": "array", "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA},
-        }[self.kind]
+        }
         default = list(self.default) if self.kind == "images" else self.default
-        return {**kind, "default": default, "title": self.label, "description": self.help}
+        return {**kinds[self.kind], "default": default, "title": self.label, "description": self.help}
 
 
 _IMAGE_SCHEMA = {
@@ -165,11 +165,10 @@ def _reference(item: Any, where: str) -> Reference:
 
 def _picture(value: Any, where: str) -> Any:
     """A picture of any type that images.load takes; text and emptiness are checked here."""
-    if isinstance(value, str) and value.strip():
+    if (isinstance(value, str) and value.strip()) or isinstance(value, (bytes, bytearray)):
         return value
-    if isinstance(value, (str, bool, int, float, Sequence)) or value is None:
-        if not isinstance(value, (bytes, bytearray)):
-            raise UnitError(where, value, "a base64 string or a data URI")
+    if value is None or isinstance(value, (str, bool, int, float, Sequence)):
+        raise UnitError(where, value, "a base64 string or a data URI")
     return value
 
 

@@ -64,7 +64,12 @@ class Variant:
 def _base_shapes(found: Shapes, context: int) -> dict[str, Shape]:
     rows, width = found["proj.weight"]
     rows = max(rows // context, 1) * context
-    return {"proj.weight": (rows, width), "proj.bias": (rows,), "norm.weight": (context,), "norm.bias": (context,)}
+    return {
+        "proj.weight": (rows, width),
+        "proj.bias": (rows,),
+        "norm.weight": (context,),
+        "norm.bias": (context,),
+    }
 
 
 def _full_shapes(found: Shapes, context: int) -> dict[str, Shape]:
@@ -177,7 +182,10 @@ FOREIGN: tuple[tuple[Test, str], ...] = (
     (_has("motion_modules."), "an AnimateDiff motion module"),
     (_starts("model.diffusion_model."), "a whole Stable Diffusion checkpoint"),
     (_starts("diffusion_model.", "input_blocks.", "down_blocks."), "a UNet"),
-    (_starts("vision_model.", "visual.", "clip_vision"), "a CLIP image encoder (put it into models/clip_vision)"),
+    (
+        _starts("vision_model.", "visual.", "clip_vision"),
+        "a CLIP image encoder (put it into models/clip_vision)",
+    ),
     (_starts("text_model.", "cond_stage_model.", "conditioner.", "transformer.text"), "a text encoder"),
     (_starts("first_stage_model.", "decoder.", "encoder.down"), "a VAE"),
     (_starts("emb_params", "string_to_param", "clip_l", "clip_g"), "a textual inversion embedding"),
@@ -190,16 +198,20 @@ def identify(shapes: Shapes, path: Path | str) -> VariantSpec:
     Raises NotAnAdapter, UnsupportedAdapter, or BrokenAdapter with the keys that are missing, left over or
     misshapen.
     """
+    solid = {key: shape for key, shape in shapes.items() if shape and min(shape) > 0}
     for test, name, needs in UNSUPPORTED:
-        if test(shapes):
+        if test(solid):
             raise UnsupportedAdapter(
                 path, f"this is {name}, which needs {needs}; this version cannot run it", value=name,
                 expected="a base, light, plus, composition or full-face IP-Adapter",
             )  # fmt: skip
     if not any(key.startswith((PROJECTION, LAYERS)) for key in shapes):
         raise NotAnAdapter(
-            path, f"this is no IP-Adapter but {_foreign(shapes)}", expected="an IP-Adapter (image_proj.*, ip_adapter.*)"
+            path,
+            f"this is no IP-Adapter but {_foreign(shapes)}",
+            expected="an IP-Adapter (image_proj.*, ip_adapter.*)",
         )
+    _refuse_empty(shapes, path)
     projection = {k[len(PROJECTION) :]: v for k, v in shapes.items() if k.startswith(PROJECTION)}
     variant = next((v for v in VARIANTS if v.mark in projection), None)
     context, widths, expected = _layer_shapes(shapes, path)
@@ -209,7 +221,9 @@ def identify(shapes: Shapes, path: Path | str) -> VariantSpec:
     try:
         wanted = variant.expected(projection, context)
     except (KeyError, ValueError) as error:
-        raise BrokenAdapter(path, f"the image projection ({variant.label}) is incomplete: {error} is missing") from None
+        raise BrokenAdapter(
+            path, f"the image projection ({variant.label}) is incomplete: {error} is missing"
+        ) from None
     expected |= {f"{PROJECTION}{key}": shape for key, shape in wanted.items()}
     _account_for_all(shapes, expected, path)
     return _spec(variant, projection, context, widths)
@@ -243,21 +257,41 @@ def _encoder(feature: Feature, width: int) -> str:
 
 def _layer_shapes(shapes: Shapes, path: Path | str) -> tuple[int, tuple[int, ...], dict[str, Shape]]:
     """(context, widths in file order, expected shapes of all layers up to the last one that the file has)."""
-    keys = {key: shape for key, shape in shapes.items() if key.startswith(LAYERS) and key.endswith(".to_k_ip.weight")}
+    keys = {
+        key: shape
+        for key, shape in shapes.items()
+        if key.startswith(LAYERS) and key.endswith(".to_k_ip.weight")
+    }
     numbers = sorted(int(n) for key in keys if (n := key.split(".")[1]).isdigit())
     if not numbers:
-        raise BrokenAdapter(path, "no attention weights (ip_adapter.N.to_k_ip.weight), the file is incomplete")
+        raise BrokenAdapter(
+            path, "no attention weights (ip_adapter.N.to_k_ip.weight), the file is incomplete"
+        )
     first = keys[f"{LAYERS}{numbers[0]}.to_k_ip.weight"]
-    context = first[1] if len(first) == 2 else 0
+    if len(first) != 2:
+        key = f"{LAYERS}{numbers[0]}.to_k_ip.weight"
+        raise BrokenAdapter(
+            path, f"misshapen: {key} is {list(first)}, expected [width, context]; download it again"
+        )
+    context = first[1]
     widths = tuple(
         (keys.get(f"{LAYERS}{n}.to_k_ip.weight") or first)[0] for n in range(1, numbers[-1] + 1, 2)
     )
-    expected = {
+    expected: dict[str, Shape] = {
         f"{LAYERS}{2 * i + 1}.{kind}.weight": (width, context)
         for i, width in enumerate(widths)
         for kind in ("to_k_ip", "to_v_ip")
     }
     return context, widths, expected
+
+
+def _refuse_empty(shapes: Shapes, path: Path | str) -> None:
+    """No weight is a single number or without extent; what reads shapes further on relies on it."""
+    empty = [f"{key} is {list(shape)}" for key, shape in shapes.items() if not shape or min(shape) < 1]
+    if empty:
+        raise BrokenAdapter(
+            path, f"{_listed('misshapen', empty)}, expected weights; download it again", misshapen=empty
+        )
 
 
 def _account_for_all(shapes: Shapes, expected: Mapping[str, Shape], path: Path | str) -> None:
@@ -288,4 +322,8 @@ def _foreign(shapes: Shapes) -> str:
         if test(shapes):
             return name
     keys = ", ".join(list(shapes)[:3])
-    return f"a file of {len(shapes)} tensors ({keys}{', ...' if len(shapes) > 3 else ''})" if shapes else "an empty file"
+    return (
+        f"a file of {len(shapes)} tensors ({keys}{', ...' if len(shapes) > 3 else ''})"
+        if shapes
+        else "an empty file"
+    )

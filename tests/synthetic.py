@@ -38,7 +38,11 @@ def adapter_tensors(
             module = MLPProjection(feature_width, context)
         else:
             module = Resampler(feature_width, tokens, dim, inner, 4 * dim, depth, context)
-        flat = {f"image_proj.{key}": value for key, value in module.state_dict().items()}
+        # Norms start as the identity, which would hide norms that are mixed up: every vector is moved off it.
+        state = {
+            key: v + 0.3 * torch.randn_like(v) if v.ndim == 1 else v for key, v in module.state_dict().items()
+        }
+        flat = {f"image_proj.{key}": value for key, value in state.items()}
         for i, width in enumerate(widths):
             for kind in ("to_k_ip", "to_v_ip"):
                 flat[f"ip_adapter.{2 * i + 1}.{kind}.weight"] = torch.randn(width, context) / context**0.5
@@ -58,7 +62,10 @@ def write_adapter(path: Path, flat: dict[str, Tensor], style: str = "safetensors
     """Writes the tensors in one of STYLES."""
     content: Any = flat
     if style == "accelerate":
-        content = {"unet.conv_in.weight": torch.zeros(2, 2), "unet.down_blocks.0.attn2.processor.w": torch.zeros(1)}
+        content = {
+            "unet.conv_in.weight": torch.zeros(2, 2),
+            "unet.down_blocks.0.attn2.processor.w": torch.zeros(1),
+        }
         names = {"image_proj.": "image_proj_model.", "ip_adapter.": "adapter_modules."}
         for key, value in flat.items():
             part = next(part for part in names if key.startswith(part))

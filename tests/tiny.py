@@ -83,7 +83,10 @@ class FakeAdapter:
             widths=tuple(layer.width for layer in layers),
         )
         self._weights = [
-            tuple(torch.randn(layer.width, layer.context, generator=generator) / layer.context**0.5 for _ in range(2))
+            tuple(
+                torch.randn(layer.width, layer.context, generator=generator) / layer.context**0.5
+                for _ in range(2)
+            )
             for layer in layers
         ]
 
@@ -104,7 +107,9 @@ def prompt(unet: nn.Module, seed: int = 0, tokens: int = 4, **fields: object) ->
     return ImagePrompt(**{**values, **fields})  # type: ignore[arg-type]
 
 
-def inputs(rows: int, length: int = 9, width: int = 16, text: int = 5, seed: int = 1) -> tuple[Tensor, Tensor]:
+def inputs(
+    rows: int, length: int = 9, width: int = 16, text: int = 5, seed: int = 1
+) -> tuple[Tensor, Tensor]:
     """(hidden states [rows, length, width], text tokens [rows, text, CONTEXT])."""
     generator = torch.Generator().manual_seed(seed)
     return (

@@ -21,7 +21,9 @@ def register_configs(folders: Iterable[Path]) -> None:
     itself. A JSON file of another kind is passed over. Raises BrokenEncoder."""
     for folder in folders:
         for path in sorted(folder.glob("*.json")) if folder.is_dir() else [folder.with_suffix(".json")]:
-            if path.is_file() and any(path.with_suffix(s).is_file() for s in (".safetensors", ".bin", ".pt", ".pth")):
+            if path.is_file() and any(
+                path.with_suffix(s).is_file() for s in (".safetensors", ".bin", ".pt", ".pth")
+            ):
                 register_config(path)
 
 

@@ -196,7 +196,11 @@ def _version_of(path: Path) -> tuple[str, float, int]:
 
 def _adapter_folders() -> list[Folder]:
     models = Path(paths.models_path)
-    own = [models / "ipadapter", getattr(shared.cmd_opts, "ipadapter_dir", None), *settings.folders("ipadapter_model_folders")]
+    own = [
+        models / "ipadapter",
+        getattr(shared.cmd_opts, "ipadapter_dir", None),
+        *settings.folders("ipadapter_model_folders"),
+    ]
     controlnet = [
         models / "ControlNet",
         Path(paths.extensions_dir) / "sd-webui-controlnet" / "models",
@@ -211,7 +215,9 @@ def _encoder_folders() -> list[Path]:
     downloads = shared.opts.data.get("control_net_modules_path") or getattr(
         shared.cmd_opts, "controlnet_annotator_models_path", None
     )
-    annotator = Path(downloads or Path(paths.extensions_dir) / "sd-webui-controlnet" / "annotator" / "downloads")
+    annotator = Path(
+        downloads or Path(paths.extensions_dir) / "sd-webui-controlnet" / "annotator" / "downloads"
+    )
     own = [models / name for name in ENCODER_FOLDERS]
     return [*own, *map(Path, settings.folders("ipadapter_encoder_folders")), annotator / "clip_vision"]
 
@@ -243,9 +249,13 @@ def _fetch(url: str) -> bytes:
     from modules.api.api import verify_url
 
     if not shared.opts.api_enable_requests:
-        raise ImageError(f"{url}: the WebUI's option to fetch images from URLs is off; send the image as base64")
+        raise ImageError(
+            f"{url}: the WebUI's option to fetch images from URLs is off; send the image as base64"
+        )
     if shared.opts.api_forbid_local_requests and not verify_url(url):
-        raise ImageError(f"{url}: the WebUI's options forbid requests to local resources; send the image as base64")
+        raise ImageError(
+            f"{url}: the WebUI's options forbid requests to local resources; send the image as base64"
+        )
     headers = {"user-agent": shared.opts.api_useragent} if shared.opts.api_useragent else {}
     try:
         # A redirect could lead where verify_url has not looked.

@@ -40,7 +40,13 @@ def register() -> None:
         shared.opts.add_option(name, option.info(info) if info else option)
 
     add("ipadapter_units", "Units", gr.Slider, {"minimum": 1, "maximum": 10, "step": 1}, "needs a UI reload")
-    add("ipadapter_default_fit", "Default fit of a reference", gr.Radio, {"choices": list(FITS)}, "needs a UI reload")
+    add(
+        "ipadapter_default_fit",
+        "Default fit of a reference",
+        gr.Radio,
+        {"choices": list(FITS)},
+        "needs a UI reload",
+    )
     add("ipadapter_model_folders", "Further folders with adapter files", info="separated by commas")
     add("ipadapter_encoder_folders", "Further folders with image encoders", info="separated by commas")
     add("ipadapter_cached_references", "References whose features are kept", gr.Slider,

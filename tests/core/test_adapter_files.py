@@ -12,13 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tests.synthetic import SD1_WIDTHS, SDXL_WIDTHS, STYLES, adapter_tensors, nested, write_adapter
 
 from lib_ipadapter.adapter import Adapter
 from lib_ipadapter.checkpoint import open_adapter, save_adapter, sha256
 from lib_ipadapter.cli import main
 from lib_ipadapter.errors import BrokenAdapter, FileError, NotAnAdapter, UnsafeFile, UnsupportedAdapter
 from lib_ipadapter.variant import identify
+from tests.synthetic import SD1_WIDTHS, SDXL_WIDTHS, STYLES, adapter_tensors, nested, write_adapter
 
 # The published files: their shapes, and what they are. (Tokens, dim, inner and depth are the resampler's.)
 H, BIGG = 1024, 1280
@@ -47,7 +47,9 @@ def shapes_of(args: tuple) -> dict[str, tuple[int, ...]]:
         }[variant]()
     shapes = {f"image_proj.{key}": tuple(value.shape) for key, value in module.state_dict().items()}
     for i, width in enumerate(widths):
-        shapes |= {f"ip_adapter.{2 * i + 1}.{kind}.weight": (width, context) for kind in ("to_k_ip", "to_v_ip")}
+        shapes |= {
+            f"ip_adapter.{2 * i + 1}.{kind}.weight": (width, context) for kind in ("to_k_ip", "to_v_ip")
+        }
     return shapes
 
 
@@ -55,11 +57,21 @@ def shapes_of(args: tuple) -> dict[str, tuple[int, ...]]:
 def test_published_shapes_are_known_for_what_they_are(name):
     args, base, encoder, feature, tokens = PUBLISHED[name]
     spec = identify(shapes_of(args), "whatever.bin")
-    assert (spec.variant, spec.base, spec.encoder, spec.feature, spec.tokens) == (args[0], base, encoder, feature, tokens)
+    assert (spec.variant, spec.base, spec.encoder, spec.feature, spec.tokens) == (
+        args[0],
+        base,
+        encoder,
+        feature,
+        tokens,
+    )
     assert spec.widths == tuple(args[2])
 
 
-CONTAINERS = [(".safetensors", "safetensors"), (".safetensors", "accelerate"), *((".bin", style) for style in STYLES)]
+CONTAINERS = [
+    (".safetensors", "safetensors"),
+    (".safetensors", "accelerate"),
+    *((".bin", style) for style in STYLES),
+]
 
 
 @pytest.mark.parametrize(("suffix", "style"), [*CONTAINERS, (".pth", "pickle")])
@@ -126,7 +138,10 @@ def _private_bytes() -> int:
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("no /proc on this system")
-    return int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
+    return (
+        int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1])
+        * 1024
+    )
 
 
 # files that are refused, each with its reason
@@ -162,9 +177,39 @@ def test_a_broken_adapter_lists_its_keys(tmp_path, name, suffix):
 
 
 def test_nan_in_the_projection_is_told(tmp_path):
-    path = write_adapter(tmp_path / "a.safetensors", changed(lambda f: f["image_proj.norm.bias"].fill_(float("nan"))))
-    with pytest.raises(BrokenAdapter, match="NaN or infinite weights in image_proj.norm.bias"):
+    path = write_adapter(
+        tmp_path / "a.safetensors", changed(lambda f: f["image_proj.norm.bias"].fill_(float("nan")))
+    )
+    with pytest.raises(BrokenAdapter, match=r"NaN or infinite weights in image_proj\.norm\.bias"):
         Adapter.load(path).tokens(torch.zeros(1, 48))
+
+
+def test_infinite_attention_weights_are_told(tmp_path):
+    flat = changed(lambda f: f["ip_adapter.3.to_v_ip.weight"][0].fill_(float("inf")))
+    adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat))
+    adapter.weights(0)
+    with pytest.raises(BrokenAdapter, match=r"NaN or infinite weights in ip_adapter\.3\.to_v_ip"):
+        adapter.weights(1)
+
+
+GOOD = {v: {k: tuple(t.shape) for k, t in adapter_tensors(v).items()} for v in ("base", "plus", "full")}
+SHAPE = st.lists(st.sampled_from([0, 1, 2, 32, 64, 512, 1280]), max_size=4).map(tuple)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_shapes_are_known_or_refused_with_our_own_error(data):
+    shapes = dict(GOOD[data.draw(st.sampled_from(sorted(GOOD)))])
+    for key in data.draw(st.lists(st.sampled_from(sorted(shapes)), min_size=1, max_size=3, unique=True)):
+        old, new = shapes.pop(key), data.draw(st.none() | SHAPE)
+        name = data.draw(st.sampled_from([key, f"{key}.x", key.replace("1", "a"), key.replace("1", "7")]))
+        shapes |= {} if new is None else {name: new or old} if name != key else {name: new}
+    try:
+        spec = identify(shapes, "f")
+    except FileError as error:
+        assert str(error).startswith("f: ")
+    else:
+        assert spec.variant in GOOD
 
 
 Z = torch.zeros
@@ -252,11 +297,23 @@ def _zip(path: Path) -> None:
 
 UNREADABLE = {
     "empty": (lambda p: p.write_bytes(b""), "the file is empty"),
-    "a web page": (lambda p: p.write_text("<!DOCTYPE html><html>not found</html>"), "a web page, not a model"),
-    "a Git LFS pointer": (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer"),
+    "a web page": (
+        lambda p: p.write_text("<!DOCTYPE html><html>not found</html>"),
+        "a web page, not a model",
+    ),
+    "a Git LFS pointer": (
+        lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "Git LFS pointer",
+    ),
     "noise": (lambda p: p.write_bytes(bytes(range(1, 256)) * 9), "neither a safetensors file nor a pickle"),
-    "a header that is no JSON": (lambda p: p.write_bytes(struct.pack("<Q", 4) + b"oops"), "neither a safetensors"),
-    "a header that is no table": (lambda p: p.write_bytes(struct.pack("<Q", 8) + b'{"a": 1}'), "neither a safetensors"),
+    "a header that is no JSON": (
+        lambda p: p.write_bytes(struct.pack("<Q", 4) + b"oops"),
+        "neither a safetensors",
+    ),
+    "a header that is no table": (
+        lambda p: p.write_bytes(struct.pack("<Q", 8) + b'{"a": 1}'),
+        "neither a safetensors",
+    ),
     "cut off": (_cut, r"the file has \d+ bytes, its header says"),
     "a folder": (lambda p: p.mkdir(), "this is a folder"),
     "a zip of something else": (_zip, "damaged or carries code"),
@@ -273,6 +330,40 @@ def test_unreadable_files_say_what_is_wrong(tmp_path, name):
     with pytest.raises(FileError, match=message) as caught:
         Adapter.load(path)
     assert str(caught.value).startswith("a.safetensors: ")
+
+
+def _entry(**changes: object) -> dict:
+    return {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | changes}
+
+
+HEADERS = {
+    "no shape": {"a": {"dtype": "F32", "data_offsets": [0, 4]}},
+    "no offsets": {"a": {"dtype": "F32", "shape": [1]}},
+    "a shape that is null": _entry(shape=None),
+    "a negative size": _entry(shape=[-1]),
+    "offsets that are words": _entry(data_offsets=["x", "y"]),
+    "one offset": _entry(data_offsets=[4]),
+    "more elements than bytes": _entry(shape=[1 << 40]),
+    "another dtype than the bytes": _entry(dtype="F16"),
+    "a dtype that is a list": _entry(dtype=["F32"]),
+    "metadata that is null": _entry() | {"__metadata__": None},
+    "a list": [1, 2],
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_malformed_header_is_refused(tmp_path, name):
+    header, path = json.dumps(HEADERS[name]).encode(), tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(UnsafeFile, match="neither a safetensors file nor a pickle"):
+        open_adapter(path)
+
+
+def test_a_header_nested_without_end_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000)
+    with pytest.raises(UnsafeFile, match="neither a safetensors file nor a pickle"):
+        open_adapter(path)
 
 
 # the command line

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.tiny import UNet
 from torch import nn
 
 from lib_ipadapter.layers import cross_attention_layers
+from tests.tiny import UNet
 
 
 def transformer(width: int, depth: int, context: int) -> nn.Module:

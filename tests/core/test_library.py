@@ -1,9 +1,8 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from safetensors.torch import save_file
-
-import pytest
 
 from lib_ipadapter.errors import AdapterMissing
 from lib_ipadapter.library import Folder, Library, looks_like_adapter
@@ -11,14 +10,17 @@ from lib_ipadapter.library import Folder, Library, looks_like_adapter
 
 def adapter(path, tensors=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = tensors or {"image_proj.proj.weight": torch.zeros(1), "ip_adapter.1.to_k_ip.weight": torch.zeros(1)}
+    tensors = tensors or {
+        "image_proj.proj.weight": torch.zeros(1),
+        "ip_adapter.1.to_k_ip.weight": torch.zeros(1),
+    }
     if path.suffix == ".safetensors":
         save_file(tensors, path)
     else:
         torch.save(tensors, path)
 
 
-@pytest.fixture()
+@pytest.fixture
 def library(tmp_path):
     adapter(tmp_path / "own" / "Base SD15.safetensors")
     adapter(tmp_path / "own" / "sub" / "plus.bin")
@@ -30,7 +32,9 @@ def library(tmp_path):
     adapter(tmp_path / "shared" / "control.pth", {"control_model.weight": torch.zeros(1)})
     adapter(tmp_path / "shared" / "lora.safetensors", {"lora_unet.lora_down.weight": torch.zeros(1)})
     (tmp_path / "shared" / "broken.safetensors").write_bytes(b"\x01")
-    library = Library([Folder(tmp_path / "own"), Folder(tmp_path / "shared", shared=True), Folder(tmp_path / "none")])
+    library = Library(
+        [Folder(tmp_path / "own"), Folder(tmp_path / "shared", shared=True), Folder(tmp_path / "none")]
+    )
     library.refresh()
     return library
 
@@ -42,7 +46,16 @@ def test_lists_own_folders_whole_and_of_shared_ones_the_adapters(library):
 
 
 @pytest.mark.parametrize(
-    "name", ["Base SD15", "base sd15", " Base SD15 ", "Base SD15.safetensors", "sub/plus", "sub\\plus.bin", "both.bin"]
+    "name",
+    [
+        "Base SD15",
+        "base sd15",
+        " Base SD15 ",
+        "Base SD15.safetensors",
+        "sub/plus",
+        "sub\\plus.bin",
+        "both.bin",
+    ],
 )
 def test_finds_with_and_without_extension_and_with_stray_spaces(library, name):
     assert library.find(name).is_file()

@@ -3,16 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.tiny import CONTEXT, UNet, inputs, prompt
 
 from lib_ipadapter.errors import RowsError, UnsupportedModel, WrongBase
 from lib_ipadapter.layers import cross_attention_layers
 from lib_ipadapter.session import ImagePrompt, Session
+from tests.tiny import CONTEXT, UNet, inputs, prompt
 
 STEP = [0, 1]
 
 
-@pytest.fixture()
+@pytest.fixture
 def unet():
     torch.manual_seed(0)
     return UNet().eval().requires_grad_(False)
@@ -188,7 +188,7 @@ def test_projects_once_per_layer_token_set_and_generation(unet):
 
 def test_moves_to_another_model_of_the_same_shape(unet):
     other = UNet().eval().requires_grad_(False)
-    x, context = inputs(2)
+    _x, _context = inputs(2)
     session = Session([prompt(unet)])
     with session.attached(unet):
         session.attach(other)

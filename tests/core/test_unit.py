@@ -55,7 +55,11 @@ BAD = [
     ({"images": [{"image": "aa", "scale": 2}]}, "images[0]", '"image"'),
     ({"images": [{"image": "aa", "weight": 9}]}, "images[0].weight", "a number"),
     ({"images": ["aa"] * 65}, "images", "1 to 64"),
-    ({"images": [{"image": "a", "weight": 1}, {"image": "b", "weight": -1}], "combine": "average"}, "images", "sum"),
+    (
+        {"images": [{"image": "a", "weight": 1}, {"image": "b", "weight": -1}], "combine": "average"},
+        "images",
+        "sum",
+    ),
     ({"wieght": 1}, "wieght", "one of the fields"),
 ]
 
@@ -72,7 +76,7 @@ def test_a_bad_value_names_field_value_and_expectation(fields, field, expected):
 
 @pytest.mark.parametrize("value", [None, 3, "unit", ["a"]])
 def test_a_unit_that_is_no_object(value):
-    with pytest.raises(UnitError, match="IP-Adapter unit 2: unit: .*a JSON object"):
+    with pytest.raises(UnitError, match=r"IP-Adapter unit 2: unit: .*a JSON object"):
         parse_units([GOOD, value])
 
 

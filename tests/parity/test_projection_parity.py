@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.synthetic import adapter_tensors, nested, write_adapter
 
 from lib_ipadapter.adapter import Adapter
+from tests.synthetic import adapter_tensors, nested, write_adapter
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -26,17 +26,43 @@ SHAPES = {
 def test_tokens(name, tmp_path):
     variant, context, width, tokens, dim, inner = SHAPES[name]
     flat = adapter_tensors(variant, context, (32,), width, tokens, dim=dim or 64, inner=inner or 64, depth=4)
-    loader = diffusers.UNet2DConditionModel(
-        block_out_channels=(32,), norm_num_groups=32, layers_per_block=1, cross_attention_dim=context,
-        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
-    )  # fmt: skip
-    theirs = loader._convert_ip_adapter_image_proj_to_diffusers(nested(flat)["image_proj"]).float()
+    theirs = theirs_of(flat, context)
     adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat))
     features = torch.randn(2, width) if variant == "base" else torch.randn(2, 257, width)
     with torch.no_grad():
         reference = theirs(features).reshape(2, -1, context)
     mine = adapter.tokens(features)
-    error = float((mine - reference).norm() / reference.norm())
+    error = relative(mine, reference)
     print(f"\n{name}: tokens {tuple(mine.shape)}, relative error {error:.1e}")
     assert mine.shape == (2, tokens, context)
     assert error <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("0.norm1.weight", "0.norm2.weight"), ("0.norm1.bias", "0.norm2.bias"), ("1.0.bias", "0.norm1.bias")],
+)
+def test_mixed_up_norms_would_be_seen(one, other, tmp_path):
+    """The control of the test above: two keys of one layer swapped on our side only."""
+    flat = adapter_tensors("plus", 768, (32,), 1280, 16, dim=768, inner=768, depth=4)
+    first, second = f"image_proj.layers.2.{one}", f"image_proj.layers.2.{other}"
+    swapped = flat | {first: flat[second], second: flat[first]}
+    adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", swapped))
+    features = torch.randn(1, 257, 1280)
+    with torch.no_grad():
+        reference = theirs_of(flat, 768)(features)
+    assert relative(adapter.tokens(features), reference) > 1e-3
+
+
+def relative(mine: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((mine - reference).norm() / reference.norm())
+
+
+def theirs_of(flat: dict[str, torch.Tensor], context: int) -> torch.nn.Module:
+    """The projection as diffusers builds it from the file's tensors."""
+    loader = diffusers.UNet2DConditionModel(
+        block_out_channels=(32,), norm_num_groups=32, layers_per_block=1, cross_attention_dim=context,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
+    )  # fmt: skip
+    module = loader._convert_ip_adapter_image_proj_to_diffusers(nested(flat)["image_proj"])
+    return module.float()

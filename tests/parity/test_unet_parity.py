@@ -58,7 +58,7 @@ def adapter_state(unet: torch.nn.Module) -> dict[str, dict[str, Tensor]]:
     layers = {}
     number = 1
     # The file's own numbering, from diffusers' registration order and not from our layers.py.
-    for name, processor in unet.attn_processors.items():
+    for name, _processor in unet.attn_processors.items():
         if name.endswith("attn2.processor"):
             width = unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
             for kind in ("to_k_ip", "to_v_ip"):
@@ -118,7 +118,9 @@ def test_diffusers_unet(config, layers, tmp_path):
 
 
 def test_ldm_unet(tmp_path):
-    openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is not installed")
+    openaimodel = pytest.importorskip(
+        "ldm.modules.diffusionmodules.openaimodel", reason="ldm is not installed"
+    )
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     torch.manual_seed(0)

@@ -163,12 +163,11 @@ def config_text(kind: str) -> str:
     """The yaml that the WebUI finds beside the checkpoint."""
     family, arch, _, fields = KINDS[kind]
     template = SGM if family == "sgm" else LDM
-    indent = "  " if family != "sgm" else "  "
     values = {
         "arch": arch, "context": CONTEXTS[arch], "adm": CONTEXTS[arch] + 6 * 32, "in_channels": 4,
         "model": "LatentDiffusion", "conditioning_key": "crossattn", "cond_stage_key": "txt",
-        "autoencoder": AUTOENCODER.replace("\n", f"\n{indent}") + "\n" if family != "sgm"
-        else AUTOENCODER.strip().replace("\n", f"\n{indent}"),
+        "autoencoder": AUTOENCODER.replace("\n", "\n  ") + "\n" if family != "sgm"
+        else AUTOENCODER.strip().replace("\n", "\n  "),
     }  # fmt: skip
     return template.format(**{**values, **fields}).strip() + "\n"
 
@@ -218,7 +217,11 @@ def state_dict(kind: str) -> dict[str, Any]:
         return control_state(unet)
     for module in parts.values():
         randomise(module)
-    return {f"{p}{key}": value.half().contiguous() for p, m in parts.items() for key, value in m.state_dict().items()}
+    return {
+        f"{p}{key}": value.half().contiguous()
+        for p, m in parts.items()
+        for key, value in m.state_dict().items()
+    }
 
 
 def control_state(unet: Any) -> dict[str, Any]:
@@ -245,7 +248,9 @@ def control_state(unet: Any) -> dict[str, Any]:
 def main() -> None:
     kind, out = sys.argv[1], Path(sys.argv[2])
     root = Path.cwd()
-    sys.path[:0] = [str(root / "repositories" / name) for name in ("stable-diffusion-stability-ai", "generative-models")]
+    sys.path[:0] = [
+        str(root / "repositories" / name) for name in ("stable-diffusion-stability-ai", "generative-models")
+    ]
     if KINDS[kind][0] == "sgm":
         # sgm imports parts of a training package that the WebUI fakes too (modules/paths.py).
         sys.modules["taming.modules.losses.lpips"] = type("Fake", (), {"LPIPS": None})()  # type: ignore[assignment]

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+
 from tests.synthetic import adapter_tensors, write_adapter
 
 REPO = Path(__file__).resolve().parents[2]
@@ -31,10 +32,19 @@ SD1_WIDTHS = (32, 32, 64, 64, 128, 128, 128, 128, 128, 64, 64, 64, 32, 32, 32, 1
 SDXL_WIDTHS = (64,) * 4 + (128,) * 20 + (128,) * 30 + (64,) * 6 + (128,) * 10
 CONTEXT, EMBED = 256, 48
 # Named for what they do; --use-cpu all and no half precision because there is no GPU.
-FLAGS = (
-    "--skip-prepare-environment --skip-torch-cuda-test --no-half --no-half-vae --api --use-cpu all "
-    "--do-not-download-clip --no-download-sd-model --no-hashing --disable-console-progressbars"
-).split()
+FLAGS = [
+    "--skip-prepare-environment",
+    "--skip-torch-cuda-test",
+    "--no-half",
+    "--no-half-vae",
+    "--api",
+    "--use-cpu",
+    "all",
+    "--do-not-download-clip",
+    "--no-download-sd-model",
+    "--no-hashing",
+    "--disable-console-progressbars",
+]
 
 
 def checkout() -> Path:
@@ -79,7 +89,12 @@ def checkpoint(kind: str) -> Path:
         part = path.with_name(f"part-{os.getpid()}-{path.name}")
         env = {**os.environ, "HF_HUB_OFFLINE": "1"}
         run = subprocess.run(
-            [python(), source, kind, part], cwd=checkout(), env=env, capture_output=True, text=True, check=False
+            [python(), source, kind, part],
+            cwd=checkout(),
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if run.returncode:
             raise RuntimeError(f"{kind} could not be made:\n{run.stdout}\n{run.stderr}")
@@ -107,7 +122,10 @@ def write_encoder(folder: Path, name: str = "tiny-vit") -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     # Strong attention and MLP weights, so that different pictures give clearly different features.
-    state = {f"visual.{key}": value * (3.0 if value.ndim == 2 else 1.0) for key, value in tower.state_dict().items()}
+    state = {
+        f"visual.{key}": value * (3.0 if value.ndim == 2 else 1.0)
+        for key, value in tower.state_dict().items()
+    }
     save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
     vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8}
     (folder / f"{name}.json").write_text(json.dumps({"embed_dim": EMBED, "vision_cfg": vision}))
@@ -121,7 +139,9 @@ def write_adapters(folder: Path) -> None:
         for variant, width in {"base": EMBED, "plus": 128, "full": 128}.items():
             tensors = adapter_tensors(variant, CONTEXT, widths, width, seed=7)
             write_adapter(folder / f"{family}-{variant}.safetensors", tensors)
-    write_adapter(folder / "pickled.bin", adapter_tensors("base", CONTEXT, SD1_WIDTHS, EMBED, seed=7), "pickle")
+    write_adapter(
+        folder / "pickled.bin", adapter_tensors("base", CONTEXT, SD1_WIDTHS, EMBED, seed=7), "pickle"
+    )
     write_adapter(folder / "wide.safetensors", adapter_tensors("base", 384, SD1_WIDTHS, EMBED))
     write_adapter(folder / "no-encoder.safetensors", adapter_tensors("base", CONTEXT, SD1_WIDTHS, 33))
     write_adapter(folder / "needs-vit-h.safetensors", adapter_tensors("base", CONTEXT, SD1_WIDTHS, 1024))
@@ -208,7 +228,9 @@ class WebUI:
                 if (REPO / name).exists():
                     _link(REPO / name, own / name)
         if self.with_controlnet:
-            shutil.copytree(controlnet(), extensions / "sd-webui-controlnet", ignore=shutil.ignore_patterns(".git"))
+            shutil.copytree(
+                controlnet(), extensions / "sd-webui-controlnet", ignore=shutil.ignore_patterns(".git")
+            )
             (models / "ControlNet").mkdir()
             _link(checkpoint("controlnet"), models / "ControlNet" / "small.safetensors")
         settings = {
@@ -268,7 +290,9 @@ class WebUI:
 
     # requests
 
-    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Reply:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method
@@ -300,7 +324,9 @@ class WebUI:
         finally:
             self.options(**{key: before[key] for key in values})
 
-    def draw(self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any) -> Reply:
+    def draw(
+        self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any
+    ) -> Reply:
         """One generation with these units; none of ours when no unit is given."""
         always = dict(scripts or {})
         if units:

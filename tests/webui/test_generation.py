@@ -150,7 +150,13 @@ def test_fit_matters_for_a_picture_that_is_not_square(on_sd1, unit):
     assert len({on_sd1.images({**square, "fit": fit})[0] for fit in ("crop", "pad", "stretch")}) == 1
 
 
-HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7, "hr_second_pass_steps": 3}
+HIRES = {
+    "enable_hr": True,
+    "hr_scale": 2,
+    "hr_upscaler": "Latent",
+    "denoising_strength": 0.7,
+    "hr_second_pass_steps": 3,
+}
 
 
 def test_hires_fix_acts_in_both_passes(on_sd1, unit):
@@ -195,7 +201,12 @@ def test_refiner_of_the_same_shape_is_prompted_too(on_sd1, unit):
 
 
 def img2img(**payload):
-    return {"mode": "img2img", "init_images": [b64(picture(5, (64, 64)))], "denoising_strength": 0.8, **payload}
+    return {
+        "mode": "img2img",
+        "init_images": [b64(picture(5, (64, 64)))],
+        "denoising_strength": 0.8,
+        **payload,
+    }
 
 
 def test_img2img(on_sd1, unit):
