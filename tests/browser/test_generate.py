@@ -20,19 +20,24 @@ def small(page: Any) -> Any:
     return page
 
 
+STATE = """() => {
+    const gallery = document.getElementById('txt2img_gallery');
+    const found = gallery.querySelector('.preview img, .thumbnail-item img');
+    const idle = document.getElementById('txt2img_interrupt').style.display === 'none';
+    return idle && found ? found.src : '';
+}"""
+
+
 def generate(page: Any) -> str:
     """Generates; gives the address of the picture."""
-    before = [img.get_attribute("src") for img in page.locator("#txt2img_gallery img").all()]
+    before = page.evaluate(STATE)
     page.locator("#txt2img_generate").click()
-    arrived = """before => {
-        const gallery = document.getElementById('txt2img_gallery');
-        const found = gallery.querySelector('.preview img, .thumbnail-item img');
-        const idle = document.getElementById('txt2img_interrupt').style.display !== 'block';
-        return found && idle && !before.includes(found.getAttribute('src'));
-    }"""
-    page.wait_for_function(arrived, arg=before, timeout=120_000)
-    shown = page.locator("#txt2img_gallery .preview img, #txt2img_gallery .thumbnail-item img")
-    return shown.first.get_attribute("src")
+    for _ in range(600):
+        page.wait_for_timeout(200)
+        address = page.evaluate(STATE)
+        if address not in ("", before):
+            return address
+    raise AssertionError("no picture after 2 minutes")
 
 
 def pixels(page: Any, address: str) -> bytes:
