@@ -3,11 +3,12 @@ extension needs; a host that lacks one of these gets it, and nothing that is the
 
 from importlib.util import find_spec
 
-NEEDED = {"safetensors": "safetensors", "open_clip": "open-clip-torch", "PIL": "Pillow"}
+# Import name to requirement: the WebUI v1.10.1's own pins, whose dependencies leave its torch alone.
+NEEDED = {"safetensors": "safetensors==0.4.2", "open_clip": "open-clip-torch==2.20.0", "PIL": "Pillow==9.5.0"}
 
 
 def main():
-    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    missing = [requirement for module, requirement in NEEDED.items() if find_spec(module) is None]
     if not missing:
         return
     import launch  # takes longer than all the rest, so only when there is work
@@ -15,8 +16,8 @@ def main():
     if getattr(launch.args, "skip_install", False):
         print(f"sd-webui-ip-adapter needs {', '.join(missing)}; not installed because of --skip-install")
         return
-    for package in missing:
-        launch.run_pip(f"install {package}", f"{package} for sd-webui-ip-adapter")
+    for requirement in missing:
+        launch.run_pip(f"install {requirement}", f"{requirement} for sd-webui-ip-adapter")
 
 
 main()

@@ -1,3 +1,5 @@
+"""``python -m lib_ipadapter``."""
+
 from .cli import main
 
 raise SystemExit(main())
