@@ -116,7 +116,7 @@ class _UnitPanel:
             self.inputs[WEIGHTS] = gr.Textbox(
                 "", label="Image weights", placeholder='all 1; or one each: "1, 0.5"', visible=False,
                 max_lines=1, elem_id=self._id(WEIGHTS))  # fmt: skip
-            self.clear = self._button("Clear pictures", "clear")
+            self.clear = self._button("Clear", "clear")
             self.note = gr.HTML("", elem_id=self._id("note"))
             self.wanted = gr.Textbox("", visible=False, elem_id=self._id("wanted"))
             self.adder = self._button("Add", "add")
