@@ -57,7 +57,7 @@ class AdapterFile:
         try:
             with opened(str(self.path), framework="pt", device="cpu") as file:
                 return {key: file.get_tensor(own) for key, own in self._source.items()}
-        except (safetensors.SafetensorError, OSError) as error:
+        except (safetensors.SafetensorError, OSError) as error:  # type: ignore[attr-defined]
             raise UnsafeFile(self.path, f"the tensors cannot be read ({error}); download it again") from None
 
 

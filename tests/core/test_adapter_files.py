@@ -102,7 +102,7 @@ def test_half_precision_files(tmp_path, dtype):
     assert adapter.tokens(torch.randn(1, 48)).dtype == torch.float32
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(["faceid v2", "ip-adapter-plus_sdxl", "instantid", "lora", "x" * 60, "ä ö"]),
        folder=st.sampled_from(["faceid v2", "controlnet", "sdxl"]))  # fmt: skip
 def test_neither_name_nor_folder_matters(tmp_path, name, folder):
@@ -205,11 +205,10 @@ def test_any_shapes_are_known_or_refused_with_our_own_error(data):
         name = data.draw(st.sampled_from([key, f"{key}.x", key.replace("1", "a"), key.replace("1", "7")]))
         shapes |= {} if new is None else {name: new or old} if name != key else {name: new}
     try:
-        spec = identify(shapes, "f")
+        answer = identify(shapes, "f").variant
     except FileError as error:
-        assert str(error).startswith("f: ")
-    else:
-        assert spec.variant in GOOD
+        answer = str(error)
+    assert answer in GOOD or answer.startswith("f: ")
 
 
 Z = torch.zeros
