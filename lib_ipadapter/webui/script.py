@@ -39,7 +39,8 @@ def requested_units(args: Sequence[Any]) -> list[dict[str, Any]]:
             return []
         return [dict(unit) for unit in units] or _panel(rest)
     if isinstance(flag, Mapping):
-        return [dict(unit) if isinstance(unit, Mapping) else unit for unit in _positional(flag, rest)]
+        units = _positional(flag, rest)
+        return units if len(units) > 1 else _over_panel(units, _panel(rest))
     if isinstance(flag, (list, tuple)):
         return _over_panel(flag, _panel(rest))
     raise UnitError("args", flag, "unit objects, or one list of unit objects")
@@ -232,7 +233,7 @@ class Lifecycle:
         p.extra_generation_params.pop(KEY, None)
         run = Run(p, self.host)
         try:
-            units = parse_units(requested_units(args))
+            units = parse_units(self._with_defaults(requested_units(args)))
             if not any(unit.enabled for unit in units):
                 return
             run.start(units)
@@ -244,6 +245,11 @@ class Lifecycle:
             logger.error("unexpected error\n%s", traceback.format_exc())
             run.fail(error)
         setattr(p, _RUN, run)
+
+    def _with_defaults(self, units: Sequence[Any]) -> list[Any]:
+        """The settings' own default of fit, for the panel and for requests alike."""
+        fit = {"fit": self.host.default_fit()}
+        return [{**fit, **unit} if isinstance(unit, Mapping) else unit for unit in units]
 
     def forget(self, p: Any) -> None:
         """Restores ``p`` and the model after a job, or before ``p`` is used again."""

@@ -205,6 +205,26 @@ def test_half_precision_takes_dtype_from_the_query(unet):
     assert (half.float() - exact).norm() / exact.norm() < 0.03
 
 
+@pytest.mark.skipif(not hasattr(torch, "float8_e4m3fn"), reason="this torch has no float8")
+def test_fp8_storage(unet):
+    """The WebUI's fp8 storage: weights in float8, cast by each forward. q tells what is computed in."""
+    x, context = inputs(2)
+    exact = run(unet, Session([prompt(unet)]), x, context)
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(torch.float8_e4m3fn)
+
+            def forward(x, m=module):
+                return torch.nn.functional.linear(
+                    x, m.weight.to(x.dtype), None if m.bias is None else m.bias.to(x.dtype)
+                )
+
+            module.forward = forward
+    out = run(unet, Session([prompt(unet)]), x, context)
+    assert out.dtype == torch.float32
+    assert (out - exact).norm() / exact.norm() < 0.1
+
+
 def test_under_autocast(unet):
     x, context = inputs(2)
     exact = run(unet, Session([prompt(unet)]), x, context)

@@ -51,7 +51,7 @@ model:
         image_size: 32
         in_channels: {in_channels}
         out_channels: 4
-        model_channels: 32
+        model_channels: {channels}
         attention_resolutions: [4, 2, 1]
         num_res_blocks: 2
         channel_mult: [1, 2, 4, 4]
@@ -155,7 +155,9 @@ KINDS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
         "model": "LatentDiffusion", "in_channels": 8, "conditioning_key": "hybrid", "cond_stage_key": "edit"}),
     "sdxl": ("sgm", "ViT-S-32-alt", 5, {}),
     "sdxl-refiner": ("sgm", "ViT-M-32-alt", 6, {}),
-    "controlnet": ("cldm", "ViT-S-32-alt", 7, {}),
+    # sd-webui-controlnet builds ControlNets of SD1's own width only, so their model must be as wide.
+    "sd1-full": ("ldm", "ViT-S-32-alt", 8, {"channels": 320}),
+    "controlnet": ("cldm", "ViT-S-32-alt", 7, {"channels": 320}),
 }  # fmt: skip
 
 
@@ -164,7 +166,7 @@ def config_text(kind: str) -> str:
     family, arch, _, fields = KINDS[kind]
     template = SGM if family == "sgm" else LDM
     values = {
-        "arch": arch, "context": CONTEXTS[arch], "adm": CONTEXTS[arch] + 6 * 32, "in_channels": 4,
+        "arch": arch, "context": CONTEXTS[arch], "adm": CONTEXTS[arch] + 6 * 32, "in_channels": 4, "channels": 32,
         "model": "LatentDiffusion", "conditioning_key": "crossattn", "cond_stage_key": "txt",
         "autoencoder": AUTOENCODER.replace("\n", "\n  ") + "\n" if family != "sgm"
         else AUTOENCODER.strip().replace("\n", "\n  "),
@@ -225,15 +227,16 @@ def state_dict(kind: str) -> dict[str, Any]:
 
 
 def control_state(unet: Any) -> dict[str, Any]:
-    """A ControlNet for the sd1 kind: a copy of the UNet's encoder, a hint block, zero convolutions."""
+    """A ControlNet: the UNet's encoder, a hint block and output convolutions, which are not zero here."""
     import torch
 
-    widths = [32, 32, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128]
-    hint = [(3, 16), (16, 16), (16, 32), (32, 32), (32, 96), (96, 96), (96, 256), (256, 32)]
+    channels = unet.model_channels
+    widths = [channels * m for m in (1, 1, 1, 1, 2, 2, 2, 4, 4, 4, 4, 4)]
+    hint = [(3, 16), (16, 16), (16, 32), (32, 32), (32, 96), (96, 96), (96, 256), (256, channels)]
     parts = {
         "time_embed.": unet.time_embed, "input_blocks.": unet.input_blocks, "middle_block.": unet.middle_block,
         **{f"zero_convs.{i}.0.": torch.nn.Conv2d(w, w, 1) for i, w in enumerate(widths)},
-        "middle_block_out.0.": torch.nn.Conv2d(128, 128, 1),
+        "middle_block_out.0.": torch.nn.Conv2d(widths[-1], widths[-1], 1),
         **{f"input_hint_block.{2 * i}.": torch.nn.Conv2d(a, b, 3) for i, (a, b) in enumerate(hint)},
     }  # fmt: skip
     for module in parts.values():

@@ -26,7 +26,7 @@ def webui_with_controlnet() -> Iterator[WebUI]:
         pytest.skip(reason)
     if not (controlnet() / "scripts" / "controlnet.py").is_file():
         pytest.skip(f"no sd-webui-controlnet at {controlnet()} (set CONTROLNET_DIR)")
-    with WebUI(("sd1",), with_controlnet=True) as running:
+    with WebUI(("sd1-full",), with_controlnet=True) as running:
         yield running
 
 

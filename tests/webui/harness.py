@@ -135,7 +135,8 @@ def write_encoder(folder: Path, name: str = "tiny-vit") -> Path:
 def write_adapters(folder: Path) -> None:
     """An adapter of each variant for the small models, and some that do not fit."""
     folder.mkdir(parents=True, exist_ok=True)
-    for family, widths in {"sd1": SD1_WIDTHS, "sdxl": SDXL_WIDTHS}.items():
+    full = tuple(10 * width for width in SD1_WIDTHS)
+    for family, widths in {"sd1": SD1_WIDTHS, "sdxl": SDXL_WIDTHS, "sd1-full": full}.items():
         for variant, width in {"base": EMBED, "plus": 128, "full": 128}.items():
             tensors = adapter_tensors(variant, CONTEXT, widths, width, seed=7)
             write_adapter(folder / f"{family}-{variant}.safetensors", tensors)
@@ -232,7 +233,12 @@ class WebUI:
                 controlnet(), extensions / "sd-webui-controlnet", ignore=shutil.ignore_patterns(".git")
             )
             (models / "ControlNet").mkdir()
-            _link(checkpoint("controlnet"), models / "ControlNet" / "small.safetensors")
+            _link(checkpoint("controlnet"), models / "ControlNet" / "random_control.safetensors")
+            # Its own IP-Adapter units find the same kind of file there.
+            _link(
+                models / "ipadapter" / "sd1-full-base.safetensors",
+                models / "ControlNet" / "ip-adapter_cn.safetensors",
+            )
         settings = {
             "samples_save": False, "grid_save": False, "save_images_add_number": True, "show_progressbar": False,
             "live_previews_enable": False, "sd_checkpoint_cache": 0, "sd_checkpoints_limit": 1,
@@ -322,7 +328,8 @@ class WebUI:
         try:
             yield
         finally:
-            self.options(**{key: before[key] for key in values})
+            # An option that was never saved is not listed; all that the tests set are then off.
+            self.options(**{key: before.get(key, type(values[key])()) for key in values})
 
     def draw(
         self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any

@@ -1,0 +1,165 @@
+"""Bad requests and files: each gets its own clear error, and the next plain picture is what it was."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+
+import pytest
+from PIL import Image
+
+from .harness import WebUI, b64, picture
+
+
+def png(width: int, height: int) -> str:
+    """A PNG whose header announces this size, and little more: a decompression bomb for the naive."""
+    import struct
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+    return base64.b64encode(body + chunk(b"IEND", b"")).decode()
+
+
+def text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+IMAGE = b64(picture(0))
+SVG = text(b'<svg xmlns="http://www.w3.org/2000/svg"></svg>')
+HALF = text(base64.b64decode(IMAGE)[:60])
+# name: (fields over a good unit, status, field named in the body, part of the message)
+BAD_FIELDS = {
+    "weight is text": ({"weight": "strong"}, "weight", "expected a number from -1 to 5"),
+    "weight too high": ({"weight": 5.5}, "weight", "got 5.5"),
+    "weight too low": ({"weight": -2}, "weight", "got -2"),
+    "weight null": ({"weight": None}, "weight", "got None"),
+    "weight bool": ({"weight": True}, "weight", "got True"),
+    "weight list": ({"weight": [1]}, "weight", "expected a number"),
+    "start negative": ({"start": -0.1}, "start", "from 0 to 1"),
+    "end above one": ({"end": 1.5}, "end", "from 0 to 1"),
+    "start above end": ({"start": 0.8, "end": 0.2}, "start", "not above end (0.2)"),
+    "fit unknown": ({"fit": "squash"}, "fit", "crop, pad, stretch"),
+    "fit a number": ({"fit": 1}, "fit", "crop, pad, stretch"),
+    "combine unknown": ({"combine": "sum"}, "combine", "concat, average"),
+    "enabled is text": ({"enabled": "yes"}, "enabled", "true or false"),
+    "unknown field": ({"wieght": 1}, "wieght", "one of the fields"),
+    "model missing": ({"model": ""}, "model", "name of an adapter"),
+    "model a number": ({"model": 5}, "model", "expected a string"),
+    "model not listed": ({"model": "sd1-bass"}, "model", "Did you mean sd1-base"),
+    "model a path": ({"model": "/etc/passwd"}, "model", "no adapter named"),
+    "model climbs": ({"model": "../Stable-diffusion/sd1"}, "model", "no adapter named"),
+    "no images": ({"images": []}, "images", "at least one reference"),
+    "images null": ({"images": None}, "images", "at least one reference"),
+    "image a number": ({"images": [5]}, "images[0]", "base64"),
+    "image empty": ({"images": [""]}, "images[0]", "base64"),
+    "image without image": ({"images": [{"weight": 1}]}, "images[0]", '"image"'),
+    "image unknown key": ({"images": [{"image": IMAGE, "w": 1}]}, "images[0]", '"image"'),
+    "image weight too high": (
+        {"images": [{"image": IMAGE, "weight": 7}]},
+        "images[0].weight",
+        "from -1 to 5",
+    ),
+    "too many images": ({"images": [IMAGE] * 65}, "images", "1 to 64"),
+    "average of nothing": (
+        {"images": [{"image": IMAGE, "weight": 1}, {"image": IMAGE, "weight": -1}], "combine": "average"},
+        "images",
+        "sum is not 0",
+    ),
+    "not base64": ({"images": ["this is *not* base64"]}, "images[0]", ""),
+    "base64 of no picture": ({"images": [text(b"hello, this is no picture at all")]}, "images[0]", ""),
+    "a picture cut off": ({"images": [HALF]}, "images[0]", ""),
+    "an SVG": ({"images": [SVG]}, "images[0]", ""),
+    "a data URI of text": ({"images": ["data:text/plain;base64,aGVsbG8="]}, "images[0]", ""),
+    "a bomb": ({"images": [png(60000, 60000)]}, "images[0]", ""),
+    "second image bad": ({"images": [IMAGE, "%%%"]}, "images[1]", ""),
+    "a path as image": ({"images": ["/etc/passwd"]}, "images[0]", ""),
+    "a URL to this machine": ({"images": ["http://127.0.0.1:1/a.png"]}, "images[0]", "local"),
+    "a URL of another scheme": ({"images": ["file:///etc/passwd"]}, "images[0]", ""),
+    "another base model": ({"model": "wide"}, "model", "text tokens are 256 wide in the model and 384"),
+    "an adapter of SDXL": ({"model": "sdxl-base"}, "model", "16 cross-attention layers and the adapter 70"),
+    "encoder missing": ({"model": "needs-vit-h"}, None, "ViT-H-14"),
+    "no such encoder": ({"model": "no-encoder"}, None, "width 33"),
+}
+BAD_ARGS = {
+    "args is text": (["hello"], "args"),
+    "args is a number": ([7], "args"),
+    "a unit that is a number": ([[7]], "unit"),
+    "a unit that is null": ([[None]], "unit"),
+    "a unit that is a list": ([[["a"]]], "unit"),
+}
+BAD_FILES = {
+    "empty": (b"", "the file is empty"),
+    "a web page": (b"<!DOCTYPE html><html></html>", "a web page, not a model"),
+    "noise": (bytes(range(1, 255)) * 20, "neither a safetensors file nor a pickle"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(webui: WebUI) -> list[str]:
+    webui.options(sd_model_checkpoint="sd1.safetensors")
+    return webui.images()
+
+
+def refused(reply, message: str) -> dict:
+    assert reply.status == 422, reply.body[:500]
+    body = reply.json
+    assert message in body["errors"], body["errors"]
+    assert "Traceback" not in reply.body.decode()
+    assert body["detail"]["message"] == body["errors"]
+    return body["detail"]
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+def test_a_bad_field(on_sd1, unit, base, name):
+    fields, field, message = BAD_FIELDS[name]
+    detail = refused(on_sd1.draw({**unit, **fields}), message)
+    assert detail["unit"] == 0
+    assert detail.get("field") == field or field is None
+    if field and not field.startswith("images") and field != "model":
+        assert {"value", "expected"} <= set(detail)
+
+
+@pytest.mark.parametrize("name", BAD_ARGS)
+def test_bad_args(on_sd1, base, name):
+    args, field = BAD_ARGS[name]
+    assert refused(on_sd1.draw(*args), "expected")["field"] == field
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file(on_sd1, unit, base, name):
+    content, message = BAD_FILES[name]
+    path = on_sd1.data / "models" / "ipadapter" / "bad.safetensors"
+    path.write_bytes(content)
+    try:
+        refused(on_sd1.draw({**unit, "model": "bad"}), message)
+        reply = on_sd1.post("/ip-adapter/inspect", {"model": "bad"})
+        assert reply.status == 422
+        assert message in reply.json["errors"]
+    finally:
+        path.unlink()
+
+
+def test_the_second_unit_is_named(on_sd1, unit, base):
+    assert refused(on_sd1.draw(unit, {**unit, "weight": 9}), "unit 2: weight")["unit"] == 1
+
+
+def test_the_server_goes_on_and_the_next_picture_is_right(on_sd1, unit, base):
+    """Last in this file: after all of the above."""
+    drawn = on_sd1.images(unit)
+    assert on_sd1.draw({**unit, "weight": 9}).status == 422
+    assert on_sd1.images() == base
+    assert on_sd1.images(unit) == drawn
+
+
+def test_all_kinds_of_pictures_are_read(on_sd1, unit, base):
+    for mode in ("L", "P", "RGBA", "LA", "CMYK", "1", "I"):
+        buffer = io.BytesIO()
+        Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode).save(
+            buffer, "TIFF" if mode == "CMYK" else "PNG"
+        )
+        assert on_sd1.draw({**unit, "images": [text(buffer.getvalue())]}).status == 200, mode
