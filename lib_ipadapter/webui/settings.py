@@ -45,7 +45,7 @@ def register() -> None:
         "Default fit of a reference",
         gr.Radio,
         {"choices": list(FITS)},
-        "needs a UI reload",
+        "of the panel after a UI reload, and of API requests that name none",
     )
     add("ipadapter_model_folders", "Further folders with adapter files", info="separated by commas")
     add("ipadapter_encoder_folders", "Further folders with image encoders", info="separated by commas")
