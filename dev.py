@@ -18,7 +18,6 @@ import shutil
 import subprocess
 import sys
 import time
-import venv
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,43 +41,59 @@ class Result:
     reasons: list[str] = field(default_factory=list)
 
 
+def candidates() -> list[list[str]]:
+    """Commands that may be a Python of the right version, the newest first; pyenv's are rarely on the PATH."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    found = []
+    for major, minor in reversed(PYTHONS):
+        found += [[f"python{major}.{minor}"], ["py", f"-{major}.{minor}"]]
+        found += [[str(path)] for path in sorted(pyenv.glob(f"{major}.{minor}.*/bin/python"))]
+    return [command for command in found if shutil.which(command[0])]
+
+
 def find_python() -> str:
-    """A Python of the right version: this one, or one on the PATH."""
+    """A Python of the right version: this one, or one found on this machine."""
     if sys.version_info[:2] in PYTHONS:
         return sys.executable
-    for major, minor in reversed(PYTHONS):
-        candidates = [[f"python{major}.{minor}"], ["py", f"-{major}.{minor}"]]
-        for command in candidates:
-            if shutil.which(command[0]):
-                asked = subprocess.run(
-                    [*command, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True
-                )
-                if asked.returncode == 0:
-                    return asked.stdout.strip()
+    for command in candidates():
+        asked = subprocess.run(
+            [*command, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True
+        )
+        if asked.returncode == 0:
+            return asked.stdout.strip()
     raise SystemExit(
         f"dev.py needs Python 3.10 or 3.11 (this is {sys.version.split()[0]}), the versions that the WebUI's pins "
         "install on. Install one of them and run this again with it"
     )
 
 
+def make(home: Path, python: Path) -> None:
+    """An empty environment in ``home`` with the requirements in it; an old environment there is replaced."""
+    if home.is_dir() and any(home.iterdir()) and not (home / "pyvenv.cfg").is_file():
+        raise SystemExit(
+            f"{home} holds other things than an environment: set IPADAPTER_DEV_ENV to another folder"
+        )
+    print(f"making the environment in {home} (a few minutes, some gigabytes)", flush=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    commands = (
+        [find_python(), "-m", "venv", "--clear", str(home)],
+        [*pip, "-r", str(REQUIREMENTS[0])],
+        [*pip, "--no-deps", "-r", str(REQUIREMENTS[1])],
+    )
+    for command in commands:
+        if subprocess.run(command).returncode:
+            raise SystemExit(f"the environment could not be made: {' '.join(command)} failed, see above")
+
+
 def environment() -> Path:
     """The environment's Python, made and filled when it is not there or the requirements changed."""
-    home = Path(os.environ.get("IPADAPTER_DEV_ENV", ROOT / ".venv-dev"))
+    home = Path(os.environ.get("IPADAPTER_DEV_ENV", ROOT / ".venv-dev")).absolute()
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     stamp = home / "requirements.sha256"
     wanted = hashlib.sha256(b"".join(path.read_bytes() for path in REQUIREMENTS)).hexdigest()
-    if python.is_file() and stamp.is_file() and stamp.read_text() == wanted:
-        return python
-    print(f"making the environment in {home} (a few minutes, some gigabytes)", flush=True)
-    base = find_python()
-    if base == sys.executable:
-        venv.create(home, with_pip=True, clear=True)
-    else:
-        subprocess.run([base, "-m", "venv", "--clear", str(home)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-r", str(REQUIREMENTS[0])], check=True)
-    subprocess.run([*pip, "--no-deps", "-r", str(REQUIREMENTS[1])], check=True)
-    stamp.write_text(wanted)
+    if not (python.is_file() and stamp.is_file() and stamp.read_text() == wanted):
+        make(home, python)
+        stamp.write_text(wanted)
     return python
 
 
