@@ -103,14 +103,15 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 
 def _mapped(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+    import safetensors
     from safetensors.torch import load_file
 
+    broken: Any = vars(safetensors)["SafetensorError"]  # its type stubs do not have it
     try:
         return load_file(path)
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from None
-    except SafetensorError as error:
+    except broken as error:
         raise UnsafeFile(path, f"not a safetensors file, or cut off ({error}); download it again") from None
 
 

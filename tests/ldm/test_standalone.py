@@ -317,7 +317,7 @@ def test_without_ldm_the_command_is_named(folder: Path, monkeypatch: pytest.Monk
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ModelError, match="ldm is not installed; run: pip install .*stable-diffusion-sdkit"):
+    with pytest.raises(ModelError, match=r"ldm is not installed; run: pip install .*stable-diffusion-sdkit"):
         load(folder / "small-eps.safetensors")
 
 
