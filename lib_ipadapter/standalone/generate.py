@@ -29,14 +29,23 @@ if TYPE_CHECKING:
     from .sampler import Progress
 
 DEFAULT_SIDE = 512
-UNIT_HELP = 'one more unit as JSON, as the API takes it: {"model": FILE, "images": [FILE, ...], "weight": 0.5}'
+UNIT_HELP = (
+    'one more unit as JSON, as the API takes it: {"model": FILE, "images": [FILE, ...], "weight": 0.5}'
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="FILE", required=True, help="SD1.x or SD2.x, .safetensors or .ckpt")
-    add("--config", type=Path, metavar="FILE", help="its yaml; without it, the file of the same name beside it")
+    add(
+        "--checkpoint", type=Path, metavar="FILE", required=True, help="SD1.x or SD2.x, .safetensors or .ckpt"
+    )
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="its yaml; without it, the file of the same name beside it",
+    )
     add("--prompt", default="")
     add("--negative", default="", metavar="PROMPT")
     _add_unit_arguments(parser)
@@ -59,7 +68,14 @@ def _add_unit_arguments(parser: argparse.ArgumentParser) -> None:
     add("--adapter", type=Path, metavar="FILE", help="without it, the base model draws alone")
     add("--encoder", type=Path, metavar="FILE", help="the image encoder")
     add("--encoder-dir", type=Path, action="append", default=[], metavar="DIR", help="where to look for it")
-    add("--image", type=Path, action="append", default=[], metavar="FILE", help="reference picture; may be repeated")
+    add(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="reference picture; may be repeated",
+    )
     add("--image-weight", type=float, action="append", default=[], metavar="W", help="one for each --image")
     add("--weight", type=float, default=1.0)
     add("--start", type=float, default=0.0)

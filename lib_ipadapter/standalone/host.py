@@ -100,7 +100,9 @@ class Standalone:
         """
         self._check(steps, cfg, seed, size, batch, strength)
         if mask is not None and init_image is None:
-            raise UnitError("mask", "a mask without an init image", "an init image, whose unmasked pixels stay")
+            raise UnitError(
+                "mask", "a mask without an init image", "an init image, whose unmasked pixels stay"
+            )
         schedule = Schedule.make(self.parts.config, steps)
         noise = self._noise(seed, size, batch)
         x, keep = noise, None

@@ -17,7 +17,9 @@ from ..errors import FileError, ModelError, UnsafeFile
 from .config import Config, read_config
 from .text import TextTower, build_text, load
 
-INSTALL = "pip install --no-deps stable-diffusion-sdkit==2.1.5 && pip install einops open-clip-torch transformers"
+INSTALL = (
+    "pip install --no-deps stable-diffusion-sdkit==2.1.5 && pip install einops open-clip-torch transformers"
+)
 T = TypeVar("T", bound=nn.Module)
 
 
@@ -68,7 +70,11 @@ def _load(checkpoint: Path, read: Config, device: torch.device, dtype: torch.dty
     unet.dtype = dtype
     stage = _made(
         lambda: Autoencoder(read.autoencoder, read.embed_dim),
-        {k: v for k, v in _part(state, "first_stage_model.").items() if not k.startswith(("loss.", "model_ema."))},
+        {
+            k: v
+            for k, v in _part(state, "first_stage_model.").items()
+            if not k.startswith(("loss.", "model_ema."))
+        },
         "first_stage_model.",
     )
     text = build_text(read, _part(state, "cond_stage_model."))
@@ -93,7 +99,9 @@ def _require_ldm() -> None:
 def _state(path: Path) -> dict[str, Tensor]:
     """The checkpoint's tensors; safely read, mapped and not copied."""
     tensors = _mapped(path) if path.suffix.lower() == ".safetensors" else open_adapter(path).tensors()
-    plain = {key[len("state_dict.") :] if key.startswith("state_dict.") else key: v for key, v in tensors.items()}
+    plain = {
+        key[len("state_dict.") :] if key.startswith("state_dict.") else key: v for key, v in tensors.items()
+    }
     if not any(key.startswith("model.diffusion_model.") for key in plain):
         raise ModelError(
             f"{path.name}: no model.diffusion_model.* in it, so not a checkpoint of Stable Diffusion 1.x or 2.x; "
@@ -125,6 +133,8 @@ def _made(make: Callable[[], T], state: Mapping[str, Tensor], prefix: str) -> T:
         with torch.device("meta"):  # no time is spent on random weights
             module = make()
     except (TypeError, KeyError, ValueError, AssertionError) as error:
-        raise ModelError(f"the yaml's fields of {prefix}* cannot be used: {error!r}; use the checkpoint's own") from None
+        raise ModelError(
+            f"the yaml's fields of {prefix}* cannot be used: {error!r}; use the checkpoint's own"
+        ) from None
     load(module, state, prefix)
     return module.eval().requires_grad_(False)

@@ -94,7 +94,9 @@ def _clip_config(state: Mapping[str, Tensor]) -> Any:
         vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
         inner = state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
-        raise ModelError(f"the checkpoint has no {error} below cond_stage_model; does the yaml belong to it?") from None
+        raise ModelError(
+            f"the checkpoint has no {error} below cond_stage_model; does the yaml belong to it?"
+        ) from None
     layers = {key.split(".")[3] for key in state if key.startswith("text_model.encoder.layers.")}
     return CLIPTextConfig(
         vocab_size=vocabulary,
@@ -124,7 +126,9 @@ class OpenClipText(TextTower):
             model: Any = open_clip.CLIP(**config)
         del model.visual
         state = {key[len("model.") :]: value for key, value in state.items() if key.startswith("model.")}
-        load(model, state, "cond_stage_model.model.", optional=("logit_scale", "text_projection", "attn_mask"))
+        load(
+            model, state, "cond_stage_model.model.", optional=("logit_scale", "text_projection", "attn_mask")
+        )
         self.skipped = 0 if layer == "last" else 1
         self.register_buffer("mask", torch.full((LENGTH, LENGTH), float("-inf")).triu_(1), persistent=False)
         self.blocks = model.transformer.resblocks[: len(model.transformer.resblocks) - self.skipped]

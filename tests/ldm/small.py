@@ -30,7 +30,9 @@ def write_small(folder: Path, parameterization: str = "eps") -> Path:
 def write_small_clip(folder: Path, small: Path) -> Path:
     """The same with SD1's own text tower, transformers' CLIP, as a pickle of the original layout."""
     path = folder / "small-clip.ckpt"
-    state = {key: value for key, value in state_dict("sd1").items() if not key.startswith("cond_stage_model.")}
+    state = {
+        key: value for key, value in state_dict("sd1").items() if not key.startswith("cond_stage_model.")
+    }
     tower = clip_tower()
     state.update({f"cond_stage_model.transformer.{key}": v for key, v in tower.state_dict().items()})
     torch.save({"state_dict": state, "global_step": 7}, path)

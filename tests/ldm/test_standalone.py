@@ -60,7 +60,9 @@ def image_prompt(folder: Path, name: str = "base", seed: int = 0, **fields: Any)
 
 
 def draw(host: Standalone, *prompts: ImagePrompt, **fields: Any) -> Image.Image:
-    pictures = host.generate("a cat", "blurred", prompts, **{"steps": STEPS, "size": SIZE, "seed": 1, **fields})
+    pictures = host.generate(
+        "a cat", "blurred", prompts, **{"steps": STEPS, "size": SIZE, "seed": 1, **fields}
+    )
     return pictures[0]
 
 
@@ -205,7 +207,9 @@ def test_a_window_without_steps_is_the_base_model(host: Standalone, folder: Path
 def test_conditional_tokens_go_to_conditional_rows(host: Standalone, folder: Path) -> None:
     """With cfg = 1 only the cond tokens are seen; the uncond set may be anything."""
     prompt = image_prompt(folder)
-    other = ImagePrompt(prompt.adapter, torch.stack([prompt.tokens[0], prompt.tokens[1] * 3]), prompt.token_weights)
+    other = ImagePrompt(
+        prompt.adapter, torch.stack([prompt.tokens[0], prompt.tokens[1] * 3]), prompt.token_weights
+    )
     assert difference(draw(host, prompt, cfg=1.0), draw(host, other, cfg=1.0)) == 0
     assert difference(draw(host, prompt), draw(host, other)) > 0
 
@@ -281,7 +285,9 @@ def broken(folder: Path, tmp_path: Path, change: str) -> tuple[Path, Path]:
     if change == "cut":
         (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:5000])
         return tmp_path / "cut.safetensors", text
-    return {"adapter": folder / "base.safetensors", "absent": tmp_path / "absent.ckpt"}.get(change, good), text
+    return {"adapter": folder / "base.safetensors", "absent": tmp_path / "absent.ckpt"}.get(
+        change, good
+    ), text
 
 
 @pytest.mark.parametrize(
@@ -329,9 +335,23 @@ def test_float16_takes_a_gpu(folder: Path) -> None:
 def arguments(folder: Path, out: Path, *more: str) -> list[str]:
     picture = out.with_name("reference.png")
     noise_picture(4, (96, 64)).save(picture)
-    head = ["generate", "--checkpoint", str(folder / "small-eps.safetensors"), "--prompt", "a cat", "--device", "cpu"]
+    head = [
+        "generate",
+        "--checkpoint",
+        str(folder / "small-eps.safetensors"),
+        "--prompt",
+        "a cat",
+        "--device",
+        "cpu",
+    ]
     sizes = ["--width", "64", "--height", "64", "--steps", "3", "--seed", "1", "--out", str(out)]
-    return [*head, *sizes, "--encoder-dir", str(folder / "encoders"), *(m.replace("REF", str(picture)) for m in more)]
+    return [
+        *head,
+        *sizes,
+        "--encoder-dir",
+        str(folder / "encoders"),
+        *(m.replace("REF", str(picture)) for m in more),
+    ]
 
 
 def drawn(folder: Path, out: Path, *more: str) -> Image.Image:
@@ -346,7 +366,9 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     picture = drawn(folder, out, *unit, "--image", "REF", "--image-weight", "1", "--image-weight", "0.5")
     assert difference(base, picture) > 0
     text = picture.text  # type: ignore[attr-defined]
-    assert text["parameters"].startswith("a cat\nSteps: 3, Sampler: DDIM, CFG scale: 7.5, Seed: 1, Size: 64x64")
+    assert text["parameters"].startswith(
+        "a cat\nSteps: 3, Sampler: DDIM, CFG scale: 7.5, Seed: 1, Size: 64x64"
+    )
     (written,) = json.loads(text["ip_adapter"])
     assert written["model"] == "base"
     assert [image["weight"] for image in written["images"]] == [1.0, 0.5]
@@ -406,7 +428,9 @@ def test_command_line_errors_are_one_line(
     assert not (tmp_path / "out.png").exists()
 
 
-def test_an_encoder_that_does_not_fit(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_encoder_that_does_not_fit(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wrong = tmp_path / "wrong.safetensors"
     shutil.copy(folder / "base.safetensors", wrong)
     more = ["--adapter", str(folder / "base.safetensors"), "--image", "REF", "--encoder", str(wrong)]
