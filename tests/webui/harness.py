@@ -228,6 +228,7 @@ class WebUI:
             for name in RUNTIME:
                 if (REPO / name).exists():
                     _link(REPO / name, own / name)
+        _link(Path(__file__).with_name("probe"), extensions / "probe")
         if self.with_controlnet:
             shutil.copytree(
                 controlnet(), extensions / "sd-webui-controlnet", ignore=shutil.ignore_patterns(".git")
