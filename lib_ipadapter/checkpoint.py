@@ -65,7 +65,8 @@ def open_adapter(path: Path | str) -> AdapterFile:
     """Opens a file by its content, not by its extension. Raises UnsafeFile or BrokenAdapter."""
     path = Path(path)
     head = _head(path)
-    if head.startswith((b"PK", b"\x80")):
+    # A safetensors file begins with its header's length, whose first byte may look like a pickle's.
+    if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         return _open_pickle(path)
     return _open_safetensors(path)
 

@@ -117,6 +117,18 @@ def test_a_wrong_extension_is_opened_by_its_content(tmp_path):
     assert open_adapter(tmp_path / "a.safetensors").format == "pickle"
 
 
+@pytest.mark.parametrize("first", [0x80, ord("P")])
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path, first):
+    """The first bytes of a safetensors file are its header's length: any bytes."""
+    flat = adapter_tensors()
+    for size in range(0, 300):
+        path = write_adapter(tmp_path / "a.safetensors", flat, note="x" * size)
+        if path.read_bytes()[0] == first:
+            assert open_adapter(path).format == "safetensors"
+            return
+    pytest.fail(f"no header length begins with {first:#x}")
+
+
 def test_identifying_reads_the_header_only(tmp_path, monkeypatch):
     path = write_adapter(tmp_path / "a.safetensors", adapter_tensors())
     monkeypatch.setattr("safetensors.safe_open", lambda *a, **k: pytest.fail("tensors were opened"))
