@@ -1,4 +1,4 @@
-""""Send to IP-Adapter" under the result galleries, and Reload UI."""
+"""The button "Send to IP-Adapter" under the result galleries, and Reload UI."""
 
 from __future__ import annotations
 

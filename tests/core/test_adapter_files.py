@@ -121,7 +121,7 @@ def test_a_wrong_extension_is_opened_by_its_content(tmp_path):
 def test_a_header_whose_length_looks_like_a_pickle(tmp_path, first):
     """The first bytes of a safetensors file are its header's length: any bytes."""
     flat = adapter_tensors()
-    for size in range(0, 300):
+    for size in range(300):
         path = write_adapter(tmp_path / "a.safetensors", flat, note="x" * size)
         if path.read_bytes()[0] == first:
             assert open_adapter(path).format == "safetensors"
