@@ -39,8 +39,8 @@ def requested_units(args: Sequence[Any]) -> list[dict[str, Any]]:
             return []
         return [dict(unit) for unit in units] or _panel(rest)
     if isinstance(flag, Mapping):
-        units = _positional(flag, rest)
-        return units if len(units) > 1 else _over_panel(units, _panel(rest))
+        given = _positional(flag, rest)
+        return given if len(given) > 1 else _over_panel(given, _panel(rest))
     if isinstance(flag, (list, tuple)):
         return _over_panel(flag, _panel(rest))
     raise UnitError("args", flag, "unit objects, or one list of unit objects")
