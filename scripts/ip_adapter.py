@@ -37,5 +37,8 @@ class IPAdapterScript(scripts.Script):
     def process(self, p, *args):
         lifecycle.process(p, args)
 
+    def process_batch(self, p, *args, **kwargs):
+        lifecycle.process_batch(p)
+
     def postprocess(self, p, processed, *args):
         lifecycle.forget(p)

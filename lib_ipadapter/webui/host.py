@@ -79,6 +79,7 @@ class Host:
 
     def inspect(self, model: str) -> dict[str, Any]:
         """What ``inspect --json`` prints for one file, without its folder."""
+        register_configs(_encoder_folders())
         return inspection.report(self.find(model))
 
     def describe(self, model: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Run:
         self._handles: list[Any] = []
 
     def start(self, units: Sequence[Unit]) -> None:
-        """Prepares the units and wraps ``p.sample``. Raises IPAdapterError, naming the unit."""
+        """Prepares the units. Raises IPAdapterError, naming the unit."""
         layers = cross_attention_layers(self.host.unet())
         prompts, hashes = [], []
         for index, unit in enumerate(units):
@@ -99,7 +99,6 @@ class Run:
             hashes.append(names)
         self.infotext = to_infotext(units, hashes)
         self.session = Session(prompts)
-        self._replace("sample", self._sample)
 
     def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, Sequence[str]]:
         """The unit's image prompt and its pictures' hashes. What can be refused without encoding is first."""
@@ -111,6 +110,12 @@ class Run:
         with self.host.encoding():
             prompt = prepare(unit, [picture.image for picture in pictures], adapter, source)
         return prompt, [picture.hash for picture in pictures]
+
+    def before_sample(self) -> None:
+        """``p.sample`` is called next, and ours in its place: for this one call, because what copies ``p``
+        afterwards (a detailer, a script) must not get a ``sample`` that is bound to this job."""
+        if not isinstance(vars(self.p).get("sample"), _Replacement):
+            self._replace("sample", self._sample)
 
     def fail(self, error: BaseException) -> None:
         """Raises ``error`` where the user sees it: from ``p.init``."""
@@ -131,6 +136,10 @@ class Run:
         replacement, it passes through from now on."""
         self._alive = False
         self.stop()
+        self.restore_methods()
+
+    def restore_methods(self) -> None:
+        """``p``'s own methods again."""
         for name in ("sample", "init"):
             held = vars(self.p).get(name)
             if isinstance(held, _Replacement):
@@ -144,6 +153,7 @@ class Run:
             self.session.attach(self.host.unet())
             return original(*args, **kwargs)
         finally:
+            self.restore_methods()
             self.stop()
 
     def stop(self) -> None:
@@ -250,6 +260,12 @@ class Lifecycle:
         """The settings' own default of fit, for the panel and for requests alike."""
         fit = {"fit": self.host.default_fit()}
         return [{**fit, **unit} if isinstance(unit, Mapping) else unit for unit in units]
+
+    def process_batch(self, p: Any) -> None:
+        """Before each batch of a job."""
+        run = vars(p).get(_RUN)
+        if run is not None and run.p is p and run.session.prompts:
+            run.before_sample()
 
     def forget(self, p: Any) -> None:
         """Restores ``p`` and the model after a job, or before ``p`` is used again."""

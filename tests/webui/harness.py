@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.synthetic import adapter_tensors, write_adapter
+from tests.webui.networks import write_hypernetwork, write_lora
 
 REPO = Path(__file__).resolve().parents[2]
 RUNTIME = ("scripts", "lib_ipadapter", "javascript", "style.css", "install.py", "preload.py", "metadata.ini")
@@ -220,6 +221,8 @@ class WebUI:
                 _link(source.with_suffix(suffix), models / "Stable-diffusion" / f"{kind}{suffix}")
         write_adapters(models / "ipadapter")
         write_encoder(models / "clip_vision")
+        write_lora(models / "Lora" / "probe.safetensors")
+        write_hypernetwork(models / "hypernetworks" / "probe.pt")
         extensions = self.data / "extensions"
         extensions.mkdir()
         if self.with_extension:

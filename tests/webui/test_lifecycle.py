@@ -57,3 +57,10 @@ def test_after_a_nested_run_the_outer_one_goes_on(on_sd1, unit):
     inner = on_sd1.images(unit, scripts=probe("nested:ip_adapter"), **payload)
     assert len({*outer, *inner, *alone}) == len(outer) + len(inner) + 1
     assert on_sd1.images(unit, seed=2) == alone
+
+
+def test_a_copy_of_the_job_is_a_job_of_its_own(on_sd1, unit):
+    """A script that draws a shallow copy of p without our script gets the base model's picture."""
+    plain = on_sd1.images(seed=99)
+    assert on_sd1.images(scripts=probe("copied")) == plain
+    assert on_sd1.images(unit, scripts=probe("copied")) == plain

@@ -3,7 +3,7 @@ model. Script "Probe", args: [command]."""
 
 import copy
 
-from modules import processing, script_callbacks, scripts, shared
+from modules import processing, script_callbacks, scripts, sd_unet, shared
 
 
 class Failure(RuntimeError):
@@ -48,7 +48,20 @@ class Probe(scripts.Script):
 
             handle = unet().register_forward_pre_hook(hook)
 
+    def copied(self, p, pp):
+        """As scripts do that draw again: a shallow copy of the job, without any of the scripts."""
+        again = copy.copy(p)
+        again.scripts = None
+        again.seed, again.n_iter, again.batch_size = 99, 1, 1
+        pp.image = processing.process_images(again).images[0]
+
     def postprocess_image(self, p, pp, command, *args):
+        if command == "copied":
+            self.copied(p, pp)
+            return
+        self.nested(p, pp, command)
+
+    def nested(self, p, pp, command):
         """As ADetailer: a run inside the run, with chosen scripts by the stem of their file."""
         if not command.startswith("nested"):
             return
@@ -74,4 +87,20 @@ def on_app_started(demo, app):
         return {"unet": hooks_on(unet()), "inside": Probe.inside}
 
 
+class CompiledUnet(sd_unet.SdUnet):
+    """Stands for a UNet that runs elsewhere (TensorRT): no module of it can be hooked."""
+
+    def forward(self, x, timesteps, context, *args, **kwargs):
+        return x
+
+
+class CompiledOption(sd_unet.SdUnetOption):
+    label = "[probe] compiled"
+    model_name = "none"
+
+    def create_unet(self):
+        return CompiledUnet()
+
+
 script_callbacks.on_app_started(on_app_started)
+script_callbacks.on_list_unets(lambda found: found.append(CompiledOption()))

@@ -1,0 +1,50 @@
+"""Next to LoRA, hypernetworks, compiled UNets and the options for little memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from .harness import WebUI, absent
+
+
+@pytest.mark.parametrize("tag", ["<lora:probe:1>", "<hypernet:probe:1>"])
+def test_networks_in_the_prompt(on_sd1: WebUI, unit, tag):
+    prompt = "a red house on a hill"
+    plain, drawn = on_sd1.images(prompt=prompt), on_sd1.images(unit, prompt=prompt)
+    with_network = on_sd1.images(prompt=f"{prompt} {tag}")
+    both = on_sd1.images(unit, prompt=f"{prompt} {tag}")
+    assert with_network != plain, on_sd1.log[-1500:]
+    assert len({*plain, *drawn, *with_network, *both}) == 4
+    assert on_sd1.images({**unit, "weight": 0}, prompt=f"{prompt} {tag}") == with_network
+    assert on_sd1.images(prompt=prompt) == plain
+    assert on_sd1.images(unit, prompt=prompt) == drawn
+
+
+def test_a_compiled_unet_is_refused(on_sd1: WebUI, unit):
+    base = on_sd1.images()
+    with on_sd1.set(sd_unet="[probe] compiled"):
+        reply = on_sd1.draw(unit)
+        assert reply.status == 422
+        assert "[probe] compiled" in reply.json["errors"]
+        assert "set SD Unet to None" in reply.json["errors"]
+        assert on_sd1.draw().status == 200
+    on_sd1.options(sd_unet="None")
+    assert on_sd1.images() == base
+
+
+@pytest.mark.parametrize("flag", ["--lowvram", "--medvram"])
+def test_little_memory(unit, flag):
+    """With modules moved about between calls, and two models kept."""
+    if reason := absent():
+        pytest.skip(reason)
+    with WebUI(("sd1", "sd1-other"), extra=("--nowebui", flag), config={"sd_checkpoints_limit": 2}) as webui:
+        base, drawn = webui.images(), webui.images(unit)
+        assert base != drawn
+        webui.options(sd_model_checkpoint="sd1-other.safetensors")
+        other = webui.images(unit)
+        assert other not in (base, drawn)
+        webui.options(sd_model_checkpoint="sd1.safetensors")
+        assert webui.images() == base
+        assert webui.images(unit) == drawn
+        plus = {**unit, "model": "sd1-plus"}
+        assert webui.images(plus) == webui.images(plus)
