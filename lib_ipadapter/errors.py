@@ -7,7 +7,8 @@ IPAdapterError
 │   ├── NotAnAdapter     not our kind: a LoRA, a ControlNet, a whole checkpoint, ...
 │   ├── UnsupportedAdapter  an image-prompt adapter of a kind that we cannot run yet
 │   ├── BrokenAdapter    our kind, but keys are missing, left over or misshapen
-│   └── UnsafeFile       a pickle that carries code, or a file that is no tensor file at all
+│   ├── UnsafeFile       a pickle that carries code, or a file that is no tensor file at all
+│   └── DataError        a set of pictures or captions that cannot be used
 ├── AdapterMissing       no adapter of that name in the list
 ├── EncoderError         the image encoder
 │   ├── EncoderMissing   not found in any folder
@@ -16,6 +17,8 @@ IPAdapterError
 ├── ModelError           the base model
 │   ├── WrongBase        the adapter was made for another base model
 │   └── UnsupportedModel no cross-attention that can be reached (SD3, compiled UNets, ...)
+├── ConfigError          a field of a training's config is unknown, of a wrong type or out of range
+├── TrainingError        a training that cannot begin or go on
 └── RowsError            a UNet call whose rows cannot be told apart into cond and uncond
 
 A message gives the value, what was expected, and the remedy. ``status_code`` and ``detail`` are what
@@ -87,6 +90,10 @@ class UnsafeFile(FileError):
     """The file carries code, or cannot be parsed as tensors."""
 
 
+class DataError(FileError):
+    """A set of pictures, captions or shards that cannot be used."""
+
+
 class AdapterMissing(IPAdapterError):
     """No adapter of that name."""
 
@@ -117,6 +124,17 @@ class WrongBase(ModelError):
 
 class UnsupportedModel(ModelError):
     """The model has no cross-attention that the hooks can reach."""
+
+
+class ConfigError(IPAdapterError, ValueError):
+    """A field of a config cannot be used. ``expected`` says what would have been."""
+
+    def __init__(self, field: str, value: Any, expected: str) -> None:
+        super().__init__(f"{field}: got {value!r}, expected {expected}", field=field, expected=expected)
+
+
+class TrainingError(IPAdapterError):
+    """A training that cannot begin or go on."""
 
 
 class RowsError(IPAdapterError):

@@ -97,10 +97,11 @@ class ImageEncoder:
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """Normalised pixels [1, 3, S, S], float32."""
-        values = torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0)
-        values = (values - torch.tensor(self.spec.mean)) / torch.tensor(self.spec.std)
-        planes: Tensor = values.permute(2, 0, 1).unsqueeze(0).contiguous()
-        return planes
+        return normalised(picture, self.spec)
+
+    def encode_pixels(self, pixels: Tensor, feature: Feature) -> Tensor:
+        """``feature`` [B, ...] of normalised pixels [B, 3, S, S], float32 on the CPU."""
+        return self._forward(pixels, feature).of(feature)
 
     @torch.no_grad()
     def _forward(self, pixels: Tensor, feature: Feature | None) -> Features:
@@ -117,6 +118,14 @@ class ImageEncoder:
                 return Features(_nothing(), penultimate)
             pooled = tower.ln_post(_run(blocks[-1], hidden)[:, 0]) @ tower.proj
         return Features(_out(pooled), penultimate)
+
+
+def normalised(picture: Image.Image, spec: EncoderSpec) -> Tensor:
+    """Pixels [1, 3, S, S] of an RGB picture, float32, as the tower takes them."""
+    values = torch.from_numpy(np.array(picture, dtype=np.float32) / 255.0)
+    values = (values - torch.tensor(spec.mean)) / torch.tensor(spec.std)
+    planes: Tensor = values.permute(2, 0, 1).unsqueeze(0).contiguous()
+    return planes
 
 
 def _recognised(keys: TowerKeys | None, path: Path) -> EncoderSpec:

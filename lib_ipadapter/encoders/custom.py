@@ -15,6 +15,8 @@ from typing import Any
 from ..errors import BrokenEncoder
 from .spec import CLIP_MEAN, CLIP_STD, EncoderSpec, for_shape, register
 
+_MOST = 1 << 20  # bytes of a config
+
 
 def register_configs(folders: Iterable[Path]) -> None:
     """Registers every open_clip config in these folders that has weights beside it, or of a weight file
@@ -25,6 +27,34 @@ def register_configs(folders: Iterable[Path]) -> None:
                 path.with_suffix(s).is_file() for s in (".safetensors", ".bin", ".pt", ".pth")
             ):
                 register_config(path)
+
+
+def register_archs(folders: Iterable[Path]) -> list[str]:
+    """Makes the open_clip configs of both towers in these folders known to open_clip itself, under the
+    files' names; the names that are new. A checkpoint's yaml may then name one as its text tower (``arch``)."""
+    new = []
+    for path in [path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))]:
+        if _is_whole(path) and register_arch(path):
+            new.append(path.stem)
+    return new
+
+
+def register_arch(path: Path) -> bool:
+    """Makes one config known to open_clip; False when its name is known already."""
+    import open_clip
+
+    if open_clip.get_model_config(path.stem) is not None:
+        return False
+    open_clip.add_model_config(path)
+    return open_clip.get_model_config(path.stem) is not None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _MOST else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and all(key in config for key in ("embed_dim", "vision_cfg", "text_cfg"))
 
 
 def register_config(path: Path) -> EncoderSpec | None:

@@ -26,6 +26,7 @@ class Config:
     embed_dim: int
     text_target: str
     text: dict[str, Any]
+    folder: Path  # of the yaml, where a config of the text tower may lie
     parameterization: str  # "eps" or "v"
     timesteps: int
     linear_start: float
@@ -47,6 +48,7 @@ def read_config(path: Path | str) -> Config:
             embed_dim=int(stage["embed_dim"]),
             text=_params(text, TEXT, "cond_stage_config", path),
             text_target=text["target"],
+            folder=path.parent,
             parameterization=str(params.get("parameterization", "eps")),
             timesteps=int(params.get("timesteps", 1000)),
             linear_start=float(params["linear_start"]),

@@ -37,8 +37,13 @@ class Autoencoder(nn.Module):
 
     def encode(self, pictures: Tensor) -> Tensor:
         """The mean of the posterior, not scaled."""
+        return self.posterior(pictures)[0]
+
+    def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the posterior, not scaled, each [B, 4, H/8, W/8]."""
         moments: Tensor = self.quant_conv(self.encoder(pictures))
-        return moments.chunk(2, dim=1)[0]
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean, (0.5 * log_variance.clamp(-30.0, 20.0)).exp()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents, not scaled, to pictures."""

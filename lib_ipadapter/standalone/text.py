@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..encoders.custom import register_arch
 from ..errors import ModelError, UnsupportedModel
 from .config import TRANSFORMERS, Config
 
@@ -18,8 +19,12 @@ LENGTH = 77
 
 def build_text(config: Config, state: Mapping[str, Tensor]) -> TextTower:
     """The tower that the config names, with the checkpoint's tensors (keys below cond_stage_model.)."""
-    tower = ClipText if config.text_target == TRANSFORMERS else OpenClipText
-    return tower(config.text, state)
+    if config.text_target == TRANSFORMERS:
+        return ClipText(config.text, state)
+    own = config.folder / f"{config.text.get('arch')}.json"
+    if own.is_file():
+        register_arch(own)
+    return OpenClipText(config.text, state)
 
 
 @lru_cache(maxsize=1)
@@ -120,7 +125,8 @@ class OpenClipText(TextTower):
         config = open_clip.get_model_config(arch)
         if config is None or layer not in ("last", "penultimate"):
             raise UnsupportedModel(
-                f"text tower {arch}, layer {layer}: expected an open_clip architecture, and last or penultimate"
+                f"text tower {arch}, layer {layer}: expected an open_clip architecture, or {arch}.json beside the "
+                "yaml, and last or penultimate"
             )
         with torch.device("meta"):
             model: Any = open_clip.CLIP(**config)

@@ -15,6 +15,7 @@ _HOST = Host()
 
 def register(script_callbacks: Any) -> Lifecycle:
     """Registers all callbacks; the WebUI has just cleared those of the last load."""
+    _HOST.register_archs()
     lifecycle = Lifecycle(_HOST)
     script_callbacks.on_ui_settings(settings.register)
     script_callbacks.on_app_started(lambda demo, app: api.register(app, _HOST))

@@ -20,7 +20,7 @@ from .. import inspect as inspection
 from ..adapter import Adapter
 from ..checkpoint import open_adapter
 from ..download import download_encoder
-from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, register_configs
+from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, register_archs, register_configs
 from ..errors import EncoderMissing, ImageError, IPAdapterError, UnsupportedModel
 from ..library import Folder, Library
 from ..lru import LRU
@@ -51,6 +51,17 @@ class Host:
         self._specs: LRU[VariantSpec] = LRU(lambda: 256)
 
     # folders and files
+
+    def register_archs(self) -> None:
+        """Text towers of people's own, before the WebUI loads a model that has one. Never raises."""
+        folders = [*_encoder_folders(), Path(paths.models_path) / "Stable-diffusion"]
+        if shared.cmd_opts.ckpt_dir:
+            folders.append(Path(shared.cmd_opts.ckpt_dir))
+        try:
+            for name in register_archs(folders):
+                logger.info("registered the text tower %s", name)
+        except Exception as error:  # nothing here may keep the WebUI from starting
+            logger.warning("could not register text towers: %s", error)
 
     def refresh(self) -> None:
         """Lists the adapter files again."""

@@ -1,0 +1,110 @@
+"""Latents and features on disk, made once: a training that repeats its pictures encodes them one time only.
+
+CACHE/<hash>/about.json    what it was made from
+CACHE/<hash>/NAME.npy      [N, ...], one row a picture
+CACHE/<hash>/done.npy      [N]: 0 not yet, 1 there, 2 the picture is broken
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import FileError
+from .source import BrokenPicture
+
+MISSING, DONE, BROKEN = 0, 1, 2
+
+
+class Cache:
+    """Rows of tensors for N pictures, from any process. ``about`` is what they were made from: another one
+    is another cache. ``shapes``: shape and dtype (numpy's name) of each tensor's row."""
+
+    def __init__(
+        self,
+        folder: Path,
+        about: Mapping[str, str],
+        count: int,
+        shapes: Mapping[str, tuple[tuple[int, ...], str]],
+    ) -> None:
+        text = json.dumps({"about": dict(about), "count": count, "shapes": dict(shapes)}, sort_keys=True)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._text, self._count, self._shapes = text, count, dict(shapes)
+        self._open: dict[str, NDArray[Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}
+
+    def create(self) -> None:
+        """Makes the files, where they are not there yet; by one process. Raises FileError on a full disk."""
+        if (self.folder / "about.json").is_file():
+            return
+        rows = {**self._shapes, "done": ((), "uint8")}
+        size = sum(
+            self._count * int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in rows.values()
+        )
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Files are made with holes: a disk that fills up later would kill the process, not raise.
+            free = shutil.disk_usage(self.folder).free
+            if size > free:
+                raise FileError(
+                    self.folder, f"the cache takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room, "
+                    "give another cache_dir, or set cache to false",
+                )  # fmt: skip
+            for name, (shape, kind) in rows.items():
+                np.lib.format.open_memmap(self._path(name), "w+", kind, (self._count, *shape)).flush()
+            part = self.folder / ".about.json.part"
+            part.write_text(self._text, encoding="utf-8")
+            part.replace(self.folder / "about.json")
+        except OSError as error:
+            raise FileError(
+                self.folder, f"cannot be written: {error.strerror or error}; give another cache_dir"
+            ) from None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def _rows(self, name: str) -> NDArray[Any]:
+        if name not in self._open:
+            self._open[name] = np.load(self._path(name), mmap_mode="r+")
+        return self._open[name]
+
+    def missing(self) -> list[int]:
+        """Pictures that are not in it yet."""
+        return np.flatnonzero(np.asarray(self._rows("done")) == MISSING).tolist()
+
+    def put(self, indices: Sequence[int], rows: Mapping[str, Tensor]) -> None:
+        """Rows [len(indices), ...]. Marked as there behind the data, so a crash leaves no half of one."""
+        for name in self._shapes:
+            held = self._rows(name)
+            held[indices] = rows[name].cpu().numpy()
+            held.flush()  # type: ignore[attr-defined]
+        self._mark(indices, DONE)
+
+    def put_broken(self, index: int) -> None:
+        """The picture cannot be read."""
+        self._mark([index], BROKEN)
+
+    def _mark(self, indices: Sequence[int], state: int) -> None:
+        done = self._rows("done")
+        done[indices] = state
+        done.flush()  # type: ignore[attr-defined]
+
+    def get(self, index: int, key: str) -> dict[str, Tensor]:
+        """A picture's rows, float32. Raises BrokenPicture."""
+        if self._rows("done")[index] == BROKEN:
+            raise BrokenPicture(key, "could not be read when the cache was made")
+        return {
+            name: torch.from_numpy(np.array(self._rows(name)[index], dtype=np.float32))
+            for name in self._shapes
+        }

@@ -1,0 +1,128 @@
+"""Positions: the order of a training's pictures, whatever the number of processes, workers or interruptions.
+
+A training is a function of the positions 0, 1, 2, ... and nothing else: position p is picture p mod N of
+epoch p div N, and brings its own source of chance. Optimizer step s covers G positions from s·G on, G being
+processes · micro steps · batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .. import images
+from ..encoders.clip import normalised
+from ..encoders.spec import EncoderSpec
+from ..errors import DataError
+from .cache import Cache
+from .source import BrokenPicture, Item, Source
+
+
+def draws(seed: int, position: int) -> torch.Generator:
+    """The chance of one position; neighbours have nothing in common."""
+    digest = hashlib.sha256(f"{seed}:{position}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A sample's pictures to tensors, in a worker. resolution: pixels of the square that is drawn."""
+
+    resolution: int
+    encoder: EncoderSpec
+
+    def __call__(self, item: Item) -> dict[str, Tensor]:
+        """pixels [3, R, R] in -1..1; reference [3, S, S], normalised; sizes [6] of SDXL: original height and
+        width, top and left of the crop, height and width of the target."""
+        picture, corner = square(item.picture, self.resolution)
+        pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+        reference = images.fit(item.reference, self.encoder.image_size, "crop")
+        height, width = item.picture.height, item.picture.width
+        sizes = torch.tensor([height, width, *corner, self.resolution, self.resolution], dtype=torch.float32)
+        return {
+            "pixels": pixels.contiguous(), "reference": normalised(reference, self.encoder)[0], "sizes": sizes
+        }  # fmt: skip
+
+
+def square(picture: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The shorter edge resized to ``side``, the centre cut out; and (top, left) of the cut."""
+    scale = side / min(picture.size)
+    width, height = (max(side, round(edge * scale)) for edge in picture.size)
+    resized = picture.resize((width, height), Image.Resampling.LANCZOS) if scale != 1 else picture
+    left, top = (width - side) // 2, (height - side) // 2
+    return resized.crop((left, top, left + side, top + side)), (top, left)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a worker hands over. tensors: of Preparation, or of the cache; broken: pictures passed over."""
+
+    position: int
+    key: str
+    caption: str
+    tensors: dict[str, Tensor]
+    broken: tuple[tuple[str, str], ...]
+
+
+class Positions(Dataset[Sample]):
+    """Samples by position. A broken picture is replaced by the next one of its epoch."""
+
+    def __init__(self, source: Source, prepare: Preparation, seed: int, cache: Cache | None = None) -> None:
+        self.source, self.prepare, self.seed, self.cache = source, prepare, seed, cache
+        self._order: tuple[int, Any] = (-1, None)
+
+    def __getitem__(self, position: int) -> Sample:
+        epoch, at = divmod(position, len(self.source))
+        if self._order[0] != epoch:
+            self._order = (epoch, self.source.order(epoch, self.seed))
+        broken: list[tuple[str, str]] = []
+        for offset in range(len(self.source)):
+            index = int(self._order[1][(at + offset) % len(self.source)])
+            try:
+                tensors = self._tensors(index)
+                return Sample(
+                    position, self.source.key(index), self.source.caption(index), tensors, tuple(broken)
+                )
+            except BrokenPicture as error:
+                broken.append((error.key, error.reason))
+        raise DataError(broken[0][0], f"not one picture of the data can be read ({broken[0][1]})")
+
+    def _tensors(self, index: int) -> dict[str, Tensor]:
+        if self.cache is None:
+            return self.prepare(self.source.load(index))
+        return self.cache.get(index, self.source.key(index))
+
+
+class PositionSampler(Sampler[int]):
+    """The positions of one process from an optimizer step on, without end: of micro step a, process r takes
+    batch positions from s·G + a·world·batch + r·batch on."""
+
+    def __init__(self, step: int, world: int, rank: int, batch: int, accumulate: int) -> None:
+        self.step, self.world, self.rank, self.batch, self.accumulate = step, world, rank, batch, accumulate
+
+    def __iter__(self) -> Iterator[int]:
+        at = self.step * self.accumulate * self.world * self.batch + self.rank * self.batch
+        while True:
+            yield from range(at, at + self.batch)
+            at += self.world * self.batch
+
+
+def loader(positions: Positions, sampler: PositionSampler, workers: int, prefetch: int) -> DataLoader[Any]:
+    """Batches as lists of Sample, the same whatever ``workers``."""
+    return DataLoader(
+        positions, batch_size=sampler.batch, sampler=sampler, num_workers=workers, collate_fn=list,
+        prefetch_factor=prefetch if workers else None, generator=torch.Generator(),
+    )  # fmt: skip
+
+
+def stacked(samples: Sequence[Sample], name: str) -> Tensor:
+    """One tensor of a batch, [B, ...]."""
+    return torch.stack([sample.tensors[name] for sample in samples])

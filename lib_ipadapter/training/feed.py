@@ -1,0 +1,175 @@
+"""Feed: batches of latents, features and captions, made as they are needed or taken from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..checkpoint import sha256
+from ..encoders import register_configs
+from ..encoders.clip import ImageEncoder
+from ..errors import ConfigError
+from .adapter import FEATURES
+from .base import Base, Sizes
+from .cache import Cache
+from .config import TrainConfig
+from .data import Positions, PositionSampler, Preparation, Sample, draws, loader, stacked
+from .run_folder import RunFolder
+from .source import BrokenPicture, Source, open_source
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro step of one process. moments [B, 8, h, w]; features [B, E] or [B, N, W]; generators: one a
+    picture, for all that chance decides of it."""
+
+    keys: list[str]
+    captions: list[str]
+    moments: Tensor
+    features: Tensor
+    sizes: Sizes | None
+    generators: list[torch.Generator]
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Of one picture: [4, h, w]."""
+        _, channels, height, width = self.moments.shape
+        return channels // 2, height, width
+
+
+class Feed:
+    """The data of a training, for this process. Raises FileError, EncoderError, ConfigError."""
+
+    def __init__(self, config: TrainConfig, base: Base, accelerator: Any, folder: RunFolder) -> None:
+        self.config, self.base, self.accelerator, self.folder = config, base, accelerator, folder
+        self.source: Source = open_source(config.data)
+        path = Path(config.encoder)
+        register_configs([path.parent])
+        # In float32: features decide what is learned, and cost little beside the UNet.
+        self.encoder = ImageEncoder.load(path, base.device)
+        self.feature = FEATURES[config.variant]
+        self.resolution = config.resolution or base.resolution
+        if self.resolution % base.multiple:
+            raise ConfigError("resolution", self.resolution, f"a multiple of {base.multiple} for this base")
+        self.nothing = self.encoder.unconditional(self.feature).of(self.feature)
+        self.broken = 0
+        self._told: set[str] = set()
+        self.cache: Cache | None = None
+
+    def first_pictures(self, count: int) -> list[Image.Image]:
+        """The first references of the data that can be read."""
+        found: list[Image.Image] = []
+        for index in range(len(self.source)):
+            if len(found) == count:
+                break
+            try:
+                found.append(self.source.load(index).reference)
+            except BrokenPicture:
+                continue
+        return found
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """This process's micro batches from an optimizer step on, without end."""
+        config, world = self.config, self.accelerator
+        sampler = PositionSampler(
+            step, world.num_processes, world.process_index, config.batch, config.accumulate
+        )
+        positions = Positions(self.source, self._preparation, config.seed, self.cache)
+        for samples in loader(positions, sampler, config.workers, config.prefetch):
+            self._tell(samples)
+            yield self._batch(samples)
+
+    @property
+    def _preparation(self) -> Preparation:
+        return Preparation(self.resolution, self.encoder.spec)
+
+    def _tell(self, samples: Sequence[Sample]) -> None:
+        """Counts and lists the pictures that were passed over, each once."""
+        for key, reason in (pair for sample in samples for pair in sample.broken):
+            if key not in self._told:
+                self._told.add(key)
+                self.broken += 1
+                self.folder.broken(key, reason)
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        if self.cache is None:
+            moments, features = self._encode(stacked(samples, "pixels"), stacked(samples, "reference"))
+        else:
+            moments, features = stacked(samples, "moments"), stacked(samples, "features")
+        return Batch(
+            keys=[sample.key for sample in samples],
+            captions=[sample.caption for sample in samples],
+            moments=moments,
+            features=features,
+            sizes=Sizes(stacked(samples, "sizes")) if self.base.sdxl else None,
+            generators=[draws(self.config.seed, sample.position) for sample in samples],
+        )
+
+    def _encode(self, pixels: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        return self.base.moments(pixels), self.encoder.encode_pixels(reference, self.feature)
+
+    # cache
+
+    def fill_cache(self) -> None:
+        """Opens the cache, and encodes what it lacks: each process its share."""
+        config, world = self.config, self.accelerator
+        side = self.resolution // self.base.factor
+        kind = (
+            "float32" if self.feature == "pooled" else "float16"
+        )  # penultimate ones are a hundred times larger
+        shapes = {
+            "moments": ((8, side, side), "float32"),
+            "features": (tuple(self.nothing.shape[1:]), kind),
+            "sizes": ((6,), "float32"),
+        }
+        folder = Path(config.cache_dir) if config.cache_dir else Path(config.out) / "cache"
+        cache = Cache(folder, self._about(), len(self.source), shapes)
+        if world.is_main_process:
+            cache.create()
+        world.wait_for_everyone()
+        missing = cache.missing()
+        world.wait_for_everyone()  # before anyone fills rows in
+        self._fill(cache, missing[world.process_index :: world.num_processes])
+        world.wait_for_everyone()
+        self.cache = cache
+        self.encoder.to("cpu")
+
+    def _about(self) -> dict[str, str]:
+        base = Path(self.config.base)
+        inner = base if base.is_file() else base / "vae" / "diffusion_pytorch_model.safetensors"
+        return {
+            "data": self.source.fingerprint,
+            "base": sha256(inner) if inner.is_file() else str(base),
+            "encoder": sha256(self.config.encoder),
+            "feature": self.feature,
+            "resolution": str(self.resolution),
+        }
+
+    def _fill(self, cache: Cache, indices: Sequence[int]) -> None:
+        from tqdm import tqdm
+
+        shown = self.accelerator.is_main_process and bool(indices)
+        with tqdm(total=len(indices), unit="picture", desc="cache", disable=not shown) as bar:
+            for first in range(0, len(indices), self.config.batch):
+                group = indices[first : first + self.config.batch]
+                ready: dict[int, dict[str, Tensor]] = {}
+                for index in group:
+                    try:
+                        ready[index] = self._preparation(self.source.load(index))
+                    except BrokenPicture as error:
+                        cache.put_broken(index)
+                        self.folder.broken(error.key, error.reason)
+                if ready:
+                    rows = {
+                        name: torch.stack([r[name] for r in ready.values()])
+                        for name in ("pixels", "reference", "sizes")
+                    }
+                    moments, features = self._encode(rows["pixels"], rows["reference"])
+                    cache.put(list(ready), {"moments": moments, "features": features, "sizes": rows["sizes"]})
+                bar.update(len(group))

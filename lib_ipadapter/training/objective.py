@@ -1,0 +1,94 @@
+"""L_simple over a frozen base: what one batch asks of the model, and its loss.
+
+arXiv 2308.06721, 3.2.2: E‖ε - ε_θ(x_t, c_text, c_image, t)‖², only the adapter trained, image, text or both
+dropped for classifier-free guidance. All randomness of a picture is drawn from its own generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..hooks import Hooks
+from .adapter import TrainableAdapter
+from .base import Base, Sizes, Text
+from .config import TrainConfig
+from .terms import TrainTerms
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides for a batch. noise [B, 4, h, w]; spread [B, 4, h, w], of the posterior;
+    times [B]; no_image, no_text [B] bool."""
+
+    noise: Tensor
+    spread: Tensor
+    times: Tensor
+    no_image: Tensor
+    no_text: Tensor
+
+
+def draw(
+    generators: Sequence[torch.Generator], shape: Sequence[int], timesteps: int, config: TrainConfig
+) -> Draws:
+    """One generator a picture; ``shape`` of a latent. On the CPU, so that every device draws the same."""
+    noise = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+    spread = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+    times = torch.cat([torch.randint(0, timesteps, (1,), generator=g) for g in generators])
+    fate = torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+    image_only, text_only = config.drop_image, config.drop_image + config.drop_text
+    both = (fate >= text_only) & (fate < text_only + config.drop_both)
+    no_text = (fate >= image_only) & (fate < text_only)
+    return Draws(noise, spread, times, (fate < image_only) | both, no_text | both)
+
+
+class Denoiser(nn.Module):
+    """The adapter around the frozen base: its only parameters are the adapter's, so that this is what
+    gradients are averaged over."""
+
+    def __init__(self, base: Base, adapter: TrainableAdapter, concat: bool) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self._base = base  # no nn.Module, so its weights are none of ours
+        self._concat = concat
+        self._terms = TrainTerms(adapter)
+        self._hooks = None if concat else Hooks(base.unet, base.layers, self._terms)
+
+    def remove(self) -> None:
+        """Takes the hooks off the base."""
+        if self._hooks:
+            self._hooks.remove()
+
+    def forward(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None, features: Tensor) -> Tensor:
+        """The output [B, 4, h, w] for noised latents x and image features [B, E] or [B, N, W]."""
+        tokens: Tensor = self.adapter.projection(features)
+        if self._concat:
+            text = Text(torch.cat([text.tokens, tokens], dim=1), text.pooled)
+        self._terms.tokens = tokens
+        return self._base.predict(x, t, text, sizes)
+
+
+def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[str], features: Tensor,
+         nothing: Tensor, sizes: Sizes | None, draws: Draws) -> Tensor:  # fmt: skip
+    """Mean squared error against ε, or v, over the batch.
+
+    moments [B, 8, h, w]: mean and deviation of the scaled latents; features: of the references;
+    nothing: the feature of no picture, [1, ...], for those whose image is dropped.
+    """
+    device = base.device
+    mean, deviation = moments.to(device).chunk(2, dim=1)
+    clean = mean + deviation * draws.spread.to(device)
+    noise, times = draws.noise.to(device), draws.times.to(device)
+    alpha = base.alphas[draws.times].to(device)[:, None, None, None]
+    x = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if base.v else noise
+    text = base.text(
+        ["" if dropped else caption for caption, dropped in zip(captions, draws.no_text.tolist())]
+    )
+    keep = ~draws.no_image.to(device).reshape(-1, *[1] * (features.ndim - 1))
+    seen = torch.where(keep, features.to(device), nothing.to(device))
+    return F.mse_loss(denoiser(x, times, text, sizes, seen), target)

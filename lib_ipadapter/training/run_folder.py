@@ -1,0 +1,131 @@
+"""The run's folder: the resolved config, the log, checkpoints that are never half-written.
+
+OUT/config.yaml            every field, defaults included
+OUT/log.jsonl              step, loss, learning rate, pictures a second; one line a step
+OUT/broken.txt             pictures that could not be read, and why
+OUT/checkpoints/step-N/    ip_adapter.safetensors and the state that training goes on from
+OUT/ip_adapter.safetensors the newest of them
+OUT/samples, OUT/tensorboard
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigError, FileError
+from .config import TrainConfig
+
+ADAPTER = "ip_adapter.safetensors"
+_PREFIX = "step-"
+
+
+class RunFolder:
+    """Made by the main process alone."""
+
+    def __init__(self, root: Path, config: TrainConfig) -> None:
+        self.root, self.config = root, config
+        self.checkpoints = root / "checkpoints"
+
+    def begin(self) -> None:
+        """Makes the folder and writes the config. Raises ConfigError when another training is in it, FileError."""
+        held = self.root / "config.yaml"
+        if held.is_file() and self.latest() is not None:
+            self._same_as(held)
+        with writing(self.root):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for left in self.checkpoints.glob(".part-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            _replace(held, _as_yaml(self.config))
+
+    def _same_as(self, held: Path) -> None:
+        from .config import read_yaml
+
+        other = TrainConfig.parse(read_yaml(held))
+        if other.hash != self.config.hash:
+            old, new = other.as_dict(), self.config.as_dict()
+            changed = [
+                f"{name} was {old[name]!r}" for name in new if new[name] != old[name] and name != "out"
+            ]
+            raise ConfigError(
+                "out", str(self.root), f"a new folder: another training is in it ({', '.join(changed)}). "
+                "Give those values back to go on with it",
+            )  # fmt: skip
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, ascending."""
+        found = [path.name[len(_PREFIX) :] for path in self.checkpoints.glob(f"{_PREFIX}*") if path.is_dir()]
+        return sorted(int(name) for name in found if name.isdigit())
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest checkpoint: (its step, its folder)."""
+        steps = self.steps()
+        return (steps[-1], self.of(steps[-1])) if steps else None
+
+    def of(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.checkpoints / f"{_PREFIX}{step:08d}"
+
+    def part(self, step: int) -> Path:
+        """Where a checkpoint is written before it is whole."""
+        return self.checkpoints / f".part-{step:08d}"
+
+    def publish(self, step: int) -> None:
+        """The part becomes the step's checkpoint and OUT's adapter; the oldest beyond ``keep`` go."""
+        with writing(self.root):
+            final = self.of(step)
+            if final.exists():
+                shutil.rmtree(final)
+            os.replace(self.part(step), final)
+            copy = self.root / f".{ADAPTER}.part"
+            shutil.copyfile(final / ADAPTER, copy)
+            os.replace(copy, self.root / ADAPTER)
+            for old in self.steps()[: -self.config.keep]:
+                shutil.rmtree(self.of(old), ignore_errors=True)
+
+    def trim_log(self, step: int) -> None:
+        """Drops what was logged from ``step`` on: it is done again."""
+        path = self.root / "log.jsonl"
+        if path.is_file():
+            with writing(self.root):
+                kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+                _replace(path, "".join(f"{line}\n" for line in kept))
+
+    def log(self, values: Mapping[str, float | int]) -> None:
+        """One line of the log."""
+        with writing(self.root), (self.root / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+    def broken(self, key: str, reason: str) -> None:
+        """One line of the list of broken pictures."""
+        with writing(self.root), (self.root / "broken.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{key}\t{reason}\n")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """A full disk or a folder that cannot be written to becomes a FileError."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(
+            folder, f"cannot be written to: {error.strerror or error}. The last whole checkpoint is kept; make room "
+            "and start the same command again to go on from it",
+        ) from error  # fmt: skip
+
+
+def _as_yaml(config: TrainConfig) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(config.as_dict(), sort_keys=False)
+    return text
+
+
+def _replace(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

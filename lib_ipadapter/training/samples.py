@@ -1,0 +1,109 @@
+"""A grid of samples from fixed references, drawn while training goes on: what the numbers cannot tell."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import images
+from ..errors import TrainingError
+from ..session import ImagePrompt, Session
+from ..standalone.sampler import Schedule, ddim
+from .adapter import TrainableAdapter
+from .base import Base, Sizes, Text
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from .feed import Feed
+
+ROWS, CFG = 4, 5.0
+WEIGHTS = (0.0, 0.5, 1.0)
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class Sampler:
+    """Rows of references; columns: the reference, then λ = 0, 0.5 and 1, all rows and steps with the same noise."""
+
+    def __init__(self, config: TrainConfig, base: Base, feed: Feed) -> None:
+        self.config, self.base, self.feed = config, base, feed
+        self.references = self._references()
+        square = feed.encoder.spec.image_size
+        pixels = [feed.encoder.pixels(images.fit(picture, square, "crop")) for picture in self.references]
+        self.features = feed.encoder.encode_pixels(torch.cat(pixels), feed.feature)
+
+    def _references(self) -> list[Image.Image]:
+        if not self.config.sample_references:
+            return self.feed.first_pictures(ROWS)
+        folder = Path(self.config.sample_references)
+        found = sorted(p for p in folder.glob("*") if p.suffix.lower() in ENDINGS) if folder.is_dir() else []
+        if not found:
+            raise TrainingError(f"sample_references: {folder} holds no pictures; give a folder with some")
+        return [images.load(path) for path in found[:ROWS]]
+
+    @torch.no_grad()
+    def draw(self, adapter: TrainableAdapter, step: int) -> Path:
+        """Writes OUT/samples/step-N.png."""
+        side = self.feed.resolution
+        rows = [
+            [picture, *self._row(adapter, self.features[i : i + 1])]
+            for i, picture in enumerate(self.references)
+        ]
+        grid = Image.new("RGB", (side * len(rows[0]), side * len(rows)))
+        for y, row in enumerate(rows):
+            for x, picture in enumerate(row):
+                grid.paste(images.fit(picture, side, "crop"), (x * side, y * side))
+        folder = Path(self.config.out) / "samples"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"step-{step:08d}.png"
+        grid.save(path)
+        return path
+
+    def _row(self, adapter: TrainableAdapter, feature: Tensor) -> list[Image.Image]:
+        if self.config.attention == "concat":  # its tokens are there, or are not
+            return [self._picture(adapter, None), self._picture(adapter, feature)]
+        return [self._picture(adapter, feature, weight) for weight in WEIGHTS]
+
+    def _picture(self, adapter: TrainableAdapter, feature: Tensor | None, weight: float = 1.0) -> Image.Image:
+        base, side = self.base, self.feed.resolution // self.base.factor
+        cond, uncond = base.text([self.config.sample_prompt]), base.text([""])
+        session = Session([])
+        if feature is not None:
+            tokens = torch.cat([adapter.projection(x.to(base.device)) for x in (feature, self.feed.nothing)])
+            if self.config.attention == "concat":
+                cond, uncond = (
+                    Text(torch.cat([text.tokens, tokens[i : i + 1]], dim=1), text.pooled)
+                    for i, text in enumerate((cond, uncond))
+                )
+            else:
+                session = Session([_prompt(adapter, tokens.float().cpu(), weight)])
+
+        def call(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            pooled = (
+                None
+                if cond.pooled is None or uncond.pooled is None
+                else torch.cat([cond.pooled, uncond.pooled])
+            )
+            sizes = Sizes(
+                torch.tensor([[self.feed.resolution] * 2 + [0, 0] + [self.feed.resolution] * 2] * len(x))
+            )
+            return base.predict(x, t, Text(context, pooled), sizes)
+
+        noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(self.config.seed))
+        schedule = Schedule.of(base.alphas, base.v, self.config.sample_steps)
+        with session.attached(base.unet):
+            x = ddim(call, session, schedule, noise.to(base.device), cond.tokens, uncond.tokens, CFG)
+        pixels = ((base.decode(x)[0] + 1) * 127.5).round().clamp(0, 255).permute(1, 2, 0).cpu().numpy()
+        return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _prompt(adapter: TrainableAdapter, tokens: Tensor, weight: float) -> ImagePrompt:
+    count = tokens.shape[1]
+    if not math.isfinite(float(tokens.sum())):
+        raise TrainingError("the image tokens of a sample are not finite numbers; lower lr")
+    return ImagePrompt(adapter.adapter(Path("training")), tokens, torch.ones(count), weight)

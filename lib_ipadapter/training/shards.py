@@ -1,0 +1,163 @@
+"""WebDataset shards: tar files whose members of one basename (up to the first dot) are one sample.
+
+The headers are read once; from then on any sample is one seek away, so that a training goes on in the
+middle of an epoch without reading what came before. An epoch goes shard by shard, in a new order each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from .source import ENDINGS, BrokenPicture, Item, Source, _rng, decoded
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_KINDS = (*ENDINGS, ".txt", ".json")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a member's bytes are: shard's number, offset and size (bytes)."""
+
+    shard: int
+    offset: int
+    size: int
+
+
+@dataclass
+class _Sample:
+    key: str
+    parts: dict[str, Place] = field(default_factory=dict)  # "picture", "reference", ".txt", ".json"
+
+
+def expand(pattern: str) -> list[Path]:
+    """Files of ``{000..009}`` and of ``*``, sorted. Raises DataError when there are none."""
+    names = [pattern]
+    while match := _BRACES.search(names[0]):
+        first, last, digits = int(match[1]), int(match[2]), len(match[1])
+        names = [
+            _BRACES.sub(f"{n:0{digits}d}", name, count=1) for name in names for n in range(first, last + 1)
+        ]
+    found = sorted(
+        {Path(path) for name in names for path in ([name] if Path(name).is_file() else glob(name))}
+    )
+    if not found:
+        raise DataError(pattern, "no file matches; give .tar shards, as set-{000..009}.tar or set-*.tar")
+    return found
+
+
+class ShardSource(Source):
+    """Samples in tar files."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self.samples: list[_Sample] = []
+        self.firsts: list[int] = []  # of each shard's samples
+        self._files: dict[int, Any] = {}
+        for number, path in enumerate(self.paths):
+            self.firsts.append(len(self.samples))
+            self.samples += _index(number, path)
+        if not self.samples:
+            raise DataError(
+                self.paths[0], "no pictures in the shards; expected members such as 0001.jpg, 0001.txt"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # open files stay with their process
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def order(self, epoch: int, seed: int) -> NDArray[np.int64]:
+        rng = _rng(seed, epoch)
+        ends = [*self.firsts[1:], len(self.samples)]
+        parts = [np.arange(a, b) for a, b in zip(self.firsts, ends)]
+        return np.concatenate([rng.permutation(parts[i]) for i in rng.permutation(len(parts))])
+
+    def key(self, index: int) -> str:
+        return self.samples[index].key
+
+    def caption(self, index: int) -> str:
+        sample = self.samples[index]
+        try:
+            if ".txt" in sample.parts:
+                return self._read(sample.parts[".txt"]).decode("utf-8").strip()
+            if ".json" in sample.parts:
+                row = json.loads(self._read(sample.parts[".json"]))
+                return str(row.get("caption", row.get("text", "")))
+        except (OSError, ValueError, AttributeError) as error:
+            raise BrokenPicture(sample.key, f"its caption cannot be read: {error}") from None
+        return ""
+
+    def load(self, index: int) -> Item:
+        sample = self.samples[index]
+        try:
+            picture = decoded(sample.key, self._read(sample.parts["picture"]))
+            other = sample.parts.get("reference")
+            reference = decoded(sample.key, self._read(other)) if other else picture
+        except OSError as error:
+            raise BrokenPicture(sample.key, f"its shard cannot be read: {error}") from None
+        return Item(sample.key, picture, reference, self.caption(index))
+
+    def _read(self, place: Place) -> bytes:
+        if place.shard not in self._files:
+            self.close()  # one at a time: an epoch goes shard by shard
+            self._files[place.shard] = self.paths[place.shard].open("rb")
+        file = self._files[place.shard]
+        file.seek(place.offset)
+        content: bytes = file.read(place.size)
+        return content
+
+    def close(self) -> None:
+        """Closes the shard that is open."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            stat = path.stat()
+            digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
+
+
+def _index(number: int, path: Path) -> list[_Sample]:
+    """The shard's samples that have a picture, in the shard's order."""
+    found: dict[str, _Sample] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile():
+                    _take(found, member.name, path, Place(number, member.offset_data, member.size))
+            size = path.stat().st_size
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(path, f"cannot be read as a tar file ({error}); make or download it again") from None
+    samples = [sample for sample in found.values() if "picture" in sample.parts]
+    if any(place.offset + place.size > size for sample in samples for place in sample.parts.values()):
+        raise DataError(path, "the tar file is cut off; make or download it again")
+    return samples
+
+
+def _take(found: dict[str, _Sample], name: str, path: Path, place: Place) -> None:
+    folder, _, base = name.rpartition("/")
+    stem, _, endings = base.partition(".")
+    endings = f".{endings.lower()}"
+    second = endings.startswith(".ref.")
+    ending = endings[len(".ref") :] if second else endings
+    if not stem or ending not in _KINDS:
+        return
+    sample = found.setdefault(f"{folder}/{stem}", _Sample(f"{path.name}/{name.rpartition('.')[0]}"))
+    part = ("reference" if second else "picture") if ending in ENDINGS else ending
+    sample.parts.setdefault(part, place)

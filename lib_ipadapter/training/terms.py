@@ -1,0 +1,42 @@
+"""The image term while training: K' and V' projected at each call, with gradients.
+
+The same hooks and the same attention as a generation's Session; only where K', V' come from differs.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention import fill_vector, image_attention, split_heads
+from ..errors import RowsError
+from ..layers import Layer
+from .adapter import TrainableAdapter
+
+
+class TrainTerms:
+    """``hooks.Terms`` over parameters. ``tokens`` [B, T, context] belong to the rows of the next UNet call,
+    and stay until its gradients are made: gradient checkpointing asks for the terms again."""
+
+    def __init__(self, adapter: TrainableAdapter) -> None:
+        self.adapter = adapter
+        self.tokens: Tensor | None = None
+
+    def call(self, rows: int) -> None:
+        """Hooks: the UNet is called."""
+        if self.tokens is not None and len(self.tokens) != rows:
+            raise RowsError(
+                f"the UNet was called with {rows} rows, expected {len(self.tokens)}, one for each picture"
+            )
+
+    def term(self, layer: Layer, hidden: Tensor, query: Tensor) -> Tensor | None:
+        """Hooks: Softmax(QK'ᵀ/√d)·V' [B, N, width]; λ = 1 while training (arXiv 2308.06721, 3.2.2)."""
+        if self.tokens is None:
+            return None
+        key, value = (
+            fill_vector(split_heads(F.linear(self.tokens.to(weight.dtype), weight), layer.heads)).to(
+                query.dtype
+            )
+            for weight in (self.adapter.to_k[layer.position], self.adapter.to_v[layer.position])
+        )
+        return image_attention(query, key, value)

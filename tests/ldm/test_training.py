@@ -1,0 +1,359 @@
+"""Training an adapter over the small checkpoint: what is trained, what is not, and that it can be gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
+pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.cli import main
+from lib_ipadapter.errors import ConfigError, FileError, TrainingError, WrongBase
+from lib_ipadapter.session import COND, ImagePrompt, Session
+from lib_ipadapter.training import objective
+from lib_ipadapter.training.config import TrainConfig
+from lib_ipadapter.training.trainer import Trainer
+from tests.ldm.small import write_all
+
+ROOT = Path(__file__).resolve().parents[2]
+PICTURES = 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small checkpoint, encoder and adapters, and a data set of which one picture is broken."""
+    root = write_all(tmp_path_factory.mktemp("small"))
+    data = root / "data"
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(PICTURES):
+        pixels = rng.integers(0, 256, (40 + i, 64, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(data / f"{i:02}.png")
+        (data / f"{i:02}.txt").write_text(f"picture number {i}")
+    (data / "03.png").write_bytes(b"no picture")
+    return root
+
+
+def config(folder: Path, out: Path, **fields: Any) -> TrainConfig:
+    values = {
+        "base": str(folder / "small-eps.safetensors"), "data": str(folder / "data"),
+        "encoder": str(folder / "encoders" / "tiny-vit.safetensors"), "out": str(out), "resolution": 64, "steps": 3,
+        "batch": 2, "workers": 0, "lr": 1e-3, "tensorboard": False, "resampler_dim": 64, "resampler_heads": 1,
+        "resampler_depth": 1,
+    }  # fmt: skip
+    return TrainConfig.parse({**values, **fields})
+
+
+def train(folder: Path, out: Path, **fields: Any) -> Path:
+    return Trainer(config(folder, out, **fields)).run().adapter
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(str(path), "pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("variant", ["base", "plus", "full"])
+def test_each_variant_trains_and_its_file_is_one_that_we_read(folder, tmp_path, variant):
+    path = train(folder, tmp_path, variant=variant)
+    adapter = Adapter.load(path)
+    assert adapter.spec.variant == variant
+    assert len(adapter.spec.widths) == 16
+    held = tensors(path)
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in held.values())
+    with safe_open(str(path), "pt") as file:
+        header = file.metadata()
+    assert header["steps"] == "3"
+    assert header["dataset_size"] == str(PICTURES)
+    assert header["variant"] == variant
+    assert len(header["base_sha256"]) == len(header["encoder_sha256"]) == 64
+
+
+def test_the_base_is_bit_for_bit_what_it_was_and_only_the_adapter_has_gradients(folder, tmp_path):
+    trainer = Trainer(config(folder, tmp_path))
+    parts = trainer.base.parts
+    modules = {"unet": parts.unet, "autoencoder": parts.autoencoder, "text": parts.text}
+    before = {f"{n}.{k}": v.clone() for n, m in modules.items() for k, v in m.state_dict().items()}
+    start = {name: value.clone() for name, value in trainer.denoiser.adapter.state_dict().items()}
+    trainer.run()
+    after = {f"{n}.{k}": v for n, m in modules.items() for k, v in m.state_dict().items()}
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(p.grad is None and not p.requires_grad for m in modules.values() for p in m.parameters())
+    now = trainer.denoiser.adapter.state_dict()
+    assert all(not torch.equal(start[name], now[name]) for name in start), "a parameter that did not move"
+    assert not parts.unet._forward_pre_hooks
+    assert {name.split(".")[0] for name in dict(trainer.denoiser.named_parameters())} == {"adapter"}
+
+
+def test_k_and_v_begin_as_the_layers_own(folder, tmp_path):
+    trainer = Trainer(config(folder, tmp_path))
+    for layer, key, value in zip(trainer.base.layers, trainer.adapter.to_k, trainer.adapter.to_v):
+        assert torch.equal(key, layer.module.to_k.weight)
+        assert torch.equal(value, layer.module.to_v.weight)
+    trainer.denoiser.remove()
+
+
+@pytest.mark.parametrize("variant", ["base", "plus"])
+def test_what_is_trained_is_what_a_generation_runs(folder, tmp_path, variant):
+    """The prediction inside the training equals that of a Session with the saved file."""
+    trainer = Trainer(config(folder, tmp_path, variant=variant))
+    trainer.run()
+    draw = torch.Generator().manual_seed(0)
+    x, features = (
+        torch.randn(2, 4, 8, 8, generator=draw),
+        trainer.feed.nothing.repeat(2, *[1] * (trainer.feed.nothing.ndim - 1)),
+    )
+    features = features + torch.randn(features.shape, generator=draw)
+    times, text = torch.tensor([10, 700]), trainer.base.text(["one", "two"])
+    denoiser = objective.Denoiser(trainer.base, trainer.denoiser.adapter, concat=False)
+    with torch.no_grad():
+        trained = denoiser(x, times, text, None, features)
+    denoiser.remove()
+    adapter = Adapter.load(tmp_path / "ip_adapter.safetensors")
+    tokens = adapter.tokens(features).detach()
+    prompt = ImagePrompt(adapter, tokens, torch.ones(tokens.shape[1]))
+    session = Session([prompt])
+    with session.attached(trainer.base.unet), torch.no_grad():
+        session.begin_step([COND, 1], 0.0)
+        used = trainer.base.predict(x, times, text)
+        session.end_step()
+        alone = trainer.base.predict(x, times, text)
+    torch.testing.assert_close(trained, used, rtol=1e-4, atol=1e-5)
+    assert (trained - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"ema": 0.9, "variant": "plus", "accumulate": 2}, {"workers": 2}], ids=str
+)
+def test_going_on_is_bitwise_what_not_stopping_is(folder, tmp_path, fields):
+    whole = train(folder, tmp_path / "whole", steps=6, **fields)
+    train(folder, tmp_path / "parts", steps=4, save_every=2, **fields)
+    part = train(folder, tmp_path / "parts", steps=6, **fields)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    a, b = tensors(whole), tensors(part)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_cache_changes_nothing(folder, tmp_path):
+    train(folder, tmp_path / "live")
+    train(folder, tmp_path / "cached", cache=True)
+    assert losses(tmp_path / "live") == losses(tmp_path / "cached")
+    train(folder, tmp_path / "again", cache=True, cache_dir=str(tmp_path / "cached" / "cache"))
+    assert losses(tmp_path / "again") == losses(tmp_path / "live")
+
+
+def test_gradient_checkpointing_changes_nothing(folder, tmp_path):
+    train(folder, tmp_path / "plain")
+    train(folder, tmp_path / "checkpointed", checkpointing=True)
+    np.testing.assert_allclose(losses(tmp_path / "plain"), losses(tmp_path / "checkpointed"), rtol=1e-5)
+
+
+def test_v_prediction_and_bf16(folder, tmp_path):
+    v = str(folder / "small-v.safetensors")
+    train(folder, tmp_path / "v", base=v)
+    train(folder, tmp_path / "v16", base=v, precision="bf16")
+    exact, half = losses(tmp_path / "v"), losses(tmp_path / "v16")
+    assert exact != losses_of_eps(folder, tmp_path)
+    np.testing.assert_allclose(exact, half, rtol=0.05)
+
+
+def losses_of_eps(folder: Path, tmp_path: Path) -> list[float]:
+    train(folder, tmp_path / "eps")
+    return losses(tmp_path / "eps")
+
+
+def launch(folder: Path, out: Path, processes: int, **fields: Any) -> None:
+    values = {**config(folder, out, **fields).as_dict()}
+    path = out.parent / f"{out.name}.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "lib_ipadapter", "train", str(path)],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_do_what_one_with_twice_the_batch_does(folder, tmp_path):
+    launch(folder, tmp_path / "two", 2, batch=2, steps=4)
+    launch(folder, tmp_path / "one", 1, batch=4, steps=4)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    a, b = (
+        tensors(tmp_path / "two" / "ip_adapter.safetensors"),
+        tensors(tmp_path / "one" / "ip_adapter.safetensors"),
+    )
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=2e-4)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
+    out = tmp_path / "run"
+    values = config(folder, out, steps=2000, save_every=1000).as_dict()
+    (tmp_path / "run.yaml").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "lib_ipadapter", "train", str(tmp_path / "run.yaml")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said[-2000:]
+    assert "the same command goes on from it" in said
+    done = len(losses(out))
+    assert (out / "ip_adapter.safetensors").is_file()
+    train(folder, out, steps=done + 1)
+    assert len(losses(out)) == done + 1
+
+
+def test_broken_pictures_are_passed_over_and_listed_once(folder, tmp_path):
+    train(folder, tmp_path, steps=12)
+    lines = (tmp_path / "broken.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["03.png"]
+
+
+def test_the_last_checkpoints_are_kept_and_nothing_half_written(folder, tmp_path):
+    train(folder, tmp_path, steps=5, save_every=1, keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000005",
+    ]
+    assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(folder, tmp_path, monkeypatch):
+    real, calls = objective.loss, []
+
+    def poisoned(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) > 3 else 1.0)
+
+    monkeypatch.setattr(objective, "loss", poisoned)
+    with pytest.raises(TrainingError, match=r"step 4 .*the checkpoint of step 2 is kept"):
+        train(folder, tmp_path, steps=8, save_every=2)
+    assert all(value.isfinite().all() for value in tensors(tmp_path / "ip_adapter.safetensors").values())
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_kept(folder, tmp_path, monkeypatch):
+    from lib_ipadapter.training import trainer
+
+    real, calls = trainer.save_adapter, []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "save_adapter", full)
+    with pytest.raises(FileError, match=r"No space left on device.*The last whole checkpoint is kept"):
+        train(folder, tmp_path, steps=4, save_every=2)
+    assert Adapter.load(tmp_path / "ip_adapter.safetensors").spec.variant == "base"
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000002"]
+
+
+def test_samples(folder, tmp_path):
+    train(folder, tmp_path, sample_every=2, sample_steps=2, steps=3)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["step-00000002.png", "step-00000003.png"]
+    with Image.open(tmp_path / "samples" / names[-1]) as grid:
+        assert grid.size == (4 * 64, 4 * 64)
+
+
+def test_sampling_changes_nothing_in_the_training(folder, tmp_path):
+    train(folder, tmp_path / "with", sample_every=1, sample_steps=2)
+    train(folder, tmp_path / "without")
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+def test_going_on_from_a_file(folder, tmp_path):
+    first = train(folder, tmp_path / "first")
+    trainer = Trainer(config(folder, tmp_path / "second", init=str(first)))
+    held = tensors(first)
+    assert all(torch.equal(held[key], value) for key, value in trainer.adapter.tensors().items())
+    trainer.run()
+
+
+def test_an_adapter_of_another_base_or_variant_cannot_be_gone_on_with(folder, tmp_path):
+    with pytest.raises(WrongBase, match=r"wide\.safetensors"):
+        Trainer(config(folder, tmp_path, init=str(folder / "wide.safetensors")))
+    with pytest.raises(WrongBase, match="variant plus"):
+        Trainer(config(folder, tmp_path, init=str(folder / "plus.safetensors")))
+
+
+def test_another_training_in_the_folder_is_refused(folder, tmp_path):
+    train(folder, tmp_path)
+    with pytest.raises(ConfigError, match=r"lr was 0\.001"):
+        Trainer(config(folder, tmp_path, lr=1e-4))
+
+
+def test_all_dropped_trains_towards_the_unconditional(folder, tmp_path):
+    """With the image always dropped, what the pictures are for the encoder does not matter."""
+    train(folder, tmp_path / "a", drop_image=1.0, drop_text=0.0, drop_both=0.0)
+    other = folder / "encoders" / "other.safetensors"
+    state = tensors(folder / "encoders" / "tiny-vit.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({key: value * 1.5 for key, value in state.items()}, str(other))
+    train(folder, tmp_path / "b", drop_image=1.0, drop_text=0.0, drop_both=0.0, encoder=str(other))
+    train(folder, tmp_path / "c", encoder=str(other))
+    train(folder, tmp_path / "d")
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "c") != losses(tmp_path / "d")
+
+
+def test_errors_of_the_command_line_are_a_line(folder, tmp_path, capsys):
+    assert main(["train", "--lr", "fast"]) == 2
+    assert "lr: got 'fast', expected a number" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    base, encoder = str(folder / "small-eps.safetensors"), str(folder / "encoders" / "tiny-vit.safetensors")
+    arguments = [
+        "train",
+        "--base",
+        base,
+        "--data",
+        str(empty),
+        "--encoder",
+        encoder,
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(arguments) == 2
+    assert "no pictures in it" in capsys.readouterr().err
+    assert main([*arguments[:4], str(folder / "data"), *arguments[5:], "--resolution", "72"]) == 2
+    assert "a multiple of 64" in capsys.readouterr().err
+
+
+def test_concat_trains_the_projection_alone(folder, tmp_path):
+    path = train(folder, tmp_path, attention="concat")
+    held = tensors(path)
+    assert set(held) == {
+        f"image_proj.{key}" for key in ("proj.weight", "proj.bias", "norm.weight", "norm.bias")
+    }
+    with safe_open(str(path), "pt") as file:
+        assert file.metadata()["attention"] == "concat"
