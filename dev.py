@@ -2,6 +2,7 @@
 """Set-up and checks, with the standard library only.
 
     python3 dev.py test [--only lint,core,...]   makes its environment and runs all checks
+    python3 dev.py demo [--out FILE]             draws one picture that explains the extension
     python3 dev.py env                           makes the environment only, and prints its Python
 
 The environment (.venv-dev, or $IPADAPTER_DEV_ENV) has the WebUI's own pins from PyPI and needs Python
@@ -196,6 +197,12 @@ def test(args: argparse.Namespace) -> int:
     return report([run_suite(name, python) for name in SUITES if name in chosen])
 
 
+def demo(args: argparse.Namespace) -> int:
+    command = [str(environment()), "-m", "examples.small_world.demo", "--out", str(Path(args.out).absolute())]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env).returncode
+
+
 def make_environment(args: argparse.Namespace) -> int:
     print(environment())
     return 0
@@ -209,6 +216,9 @@ def main() -> int:
     command = commands.add_parser("test", help="run all checks")
     command.add_argument("--only", help=f"comma-separated: {', '.join(SUITES)}")
     command.set_defaults(run=test)
+    command = commands.add_parser("demo", help="draw one picture that explains the extension")
+    command.add_argument("--out", default=str(ROOT / "outputs" / "demo.png"), help="where to save it")
+    command.set_defaults(run=demo)
     commands.add_parser("env", help="make the environment").set_defaults(run=make_environment)
     args = parser.parse_args()
     return args.run(args)

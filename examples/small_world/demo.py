@@ -1,0 +1,170 @@
+"""One picture that explains the extension, drawn by the small world's models: python -m examples.small_world.demo
+
+Rows of references that no model was ever trained on, columns of λ; image prompt alone, with a text prompt,
+img2img and inpainting. It runs on a CPU in a few minutes, without a WebUI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.encoders import EncoderSource, register_configs
+from lib_ipadapter.errors import FileError, IPAdapterError
+from lib_ipadapter.prepare import prepare
+from lib_ipadapter.session import ImagePrompt
+from lib_ipadapter.standalone import Standalone
+from lib_ipadapter.unit import Unit
+
+from . import data, models
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+SIZE = (data.SIDE, data.SIDE)
+STEPS, CFG, SEED = 30, 4.0, 7
+GAP, LABEL, HEAD = 8, 176, 44
+INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the picture. title: what it shows; reference: the image prompt; prompt: the text prompt;
+    begin, mask: of img2img and inpainting."""
+
+    title: str
+    reference: Image.Image
+    prompt: str = ""
+    begin: Image.Image | None = None
+    mask: Image.Image | None = None
+    strength: float = 1.0
+
+
+def rows() -> list[Row]:
+    """What is shown: references are drawings of combinations that training never saw."""
+    star = _drawing("star", "orange", "dotted", "sky")
+    heart = _drawing("heart", "pink", "checkered", "mint")
+    diamond = _drawing("diamond", "cyan", "striped", "beige")
+    ring = _drawing("ring", "purple", "plain", "gray")
+    square = _drawing("square", "yellow", "plain", "white")
+    alone = [Row("image prompt alone", picture) for picture in (star, heart, diamond)]
+    hole = Image.new("L", SIZE, 0)
+    ImageDraw.Draw(hole).ellipse((24, 24, 104, 104), fill=255)
+    return [
+        *alone,
+        Row('with text:\n"a green shape"', star, "a green shape"),
+        Row('with text:\n"a triangle"', diamond, "a triangle"),
+        Row("img2img", heart, begin=square, strength=0.75),
+        Row("inpainting:\nthe circle is redrawn", ring, begin=square, mask=hole),
+    ]
+
+
+def _drawing(shape: str, colour: str, texture: str, background: str) -> Image.Image:
+    thing = data.Thing(shape, colour, texture, "large", "centre")
+    return data.draw(data.Scene((thing,), background), np.random.default_rng(SEED))
+
+
+def draw(folder: Path, adapter: str, show: Callable[[int], None] = lambda count: None) -> Image.Image:
+    """The whole picture. ``show`` is told of each finished picture. Raises FileError, ModelError."""
+    for name in (models.CHECKPOINT.name, models.CLIP_FILE.name, adapter):
+        if not (folder / name).is_file():
+            raise FileError(
+                folder / name, f"is not in {folder}; train it, see examples/small_world/README.md"
+            )
+    host = Standalone.load(folder / models.CHECKPOINT.name, folder / models.CHECKPOINT_CONFIG.name)
+    prompts = _prompts(folder, folder / adapter)
+    drawn = []
+    for row in rows():
+        cells = []
+        for weight in WEIGHTS:
+            prompt = dataclasses.replace(prompts(row.reference), weight=weight)
+            cells += host.generate(
+                row.prompt, prompts=[prompt], steps=STEPS, cfg=CFG, seed=SEED, size=SIZE, init_image=row.begin,
+                strength=row.strength, mask=row.mask,
+            )  # fmt: skip
+            show(1)
+        drawn.append((row, cells))
+    return _sheet(drawn)
+
+
+def _prompts(folder: Path, adapter: Path) -> Callable[[Image.Image], ImagePrompt]:
+    register_configs([folder])
+    opened, source = Adapter.load(adapter), EncoderSource([folder])
+
+    def prompt(picture: Image.Image) -> ImagePrompt:
+        return prepare(Unit.parse({"model": adapter.name, "images": [picture]}), [picture], opened, source)
+
+    return prompt
+
+
+def _sheet(drawn: Sequence[tuple[Row, Sequence[Image.Image]]]) -> Image.Image:
+    columns = 2 + len(WEIGHTS)
+    step = data.SIDE + GAP
+    sheet = Image.new("RGB", (LABEL + columns * step + GAP, 2 * HEAD + len(drawn) * step), PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((GAP, GAP), "IP-Adapter on the small world: the reference says what the picture shows, the more so the "
+             "larger the weight λ.", fill=INK, font=_font(16))  # fmt: skip
+    pen.text((GAP, GAP + 22), "Left: what a row shows and starts from. No model was trained on these combinations of "
+             "shape, colour and texture.", fill=FAINT, font=_font(14))  # fmt: skip
+    heads = ["begins with", "reference", *(f"λ = {weight:g}" for weight in WEIGHTS)]
+    for column, text in enumerate(heads):
+        pen.text(
+            (LABEL + column * step + data.SIDE // 2, HEAD + 28), text, fill=INK, font=_font(14), anchor="mm"
+        )
+    for y, (row, cells) in enumerate(drawn):
+        top = 2 * HEAD + y * step
+        pen.multiline_text((GAP, top + 48), row.title, fill=INK, font=_font(14))
+        for column, picture in _cells(row, cells):
+            sheet.paste(picture, (LABEL + column * step, top))
+    return sheet
+
+
+def _cells(row: Row, cells: Sequence[Image.Image]) -> Iterator[tuple[int, Image.Image]]:
+    if row.begin is not None:
+        begin = row.begin.copy()
+        if row.mask is not None:
+            grey = Image.new("RGB", SIZE, (150, 150, 150))
+            begin = Image.composite(Image.blend(begin, grey, 0.8), begin, row.mask)
+        yield 0, begin
+    yield 1, row.reference
+    yield from enumerate(cells, 2)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """matplotlib brings a font; Pillow 9 has none that can be sized."""
+    import matplotlib
+
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the picture and prints where it is."""
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(prog="python -m examples.small_world.demo", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("outputs") / "demo.png")
+    parser.add_argument("--weights", type=Path, default=models.WEIGHTS, help="folder of the models")
+    parser.add_argument("--adapter", default=models.BASE_ADAPTER.name, help="file in that folder")
+    args = parser.parse_args(argv)
+    try:
+        with tqdm(total=len(rows()) * len(WEIGHTS), unit="picture", file=sys.stderr) as bar:
+            picture = draw(args.weights, args.adapter, bar.update)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(args.out)
+    except IPAdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(args.out.resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,128 @@
+"""What the three trainings from nothing share: the pictures in memory, the schedule, EMA, and resuming."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from . import data
+
+PICTURES, SEED = 16384, 1
+SAVE_EVERY = 200
+
+# (step, indices of pictures, randomness) to a loss
+LossOf = Callable[[int, NDArray[np.int64], np.random.Generator], Tensor]
+
+
+def pictures(run: Path) -> NDArray[np.uint8]:
+    """The training pictures [PICTURES, SIDE, SIDE, 3], drawn once and kept in the run's folder."""
+    path = run / "pictures.npy"
+    if not path.is_file():
+        run.mkdir(parents=True, exist_ok=True)
+        print(f"drawing {PICTURES} pictures", flush=True)
+        part = path.with_suffix(".part")
+        drawn = np.lib.format.open_memmap(part, "w+", np.uint8, (PICTURES, data.SIDE, data.SIDE, 3))
+        for index in range(PICTURES):
+            drawn[index] = np.asarray(data.sample(SEED, index).picture)
+        drawn.flush()
+        part.rename(path)
+    found: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return found
+
+
+def scenes() -> list[data.Scene]:
+    """What the training pictures show."""
+    return [data.scene_of(SEED, index) for index in range(PICTURES)]
+
+
+def batches(
+    size: int, start: int, steps: int
+) -> Iterator[tuple[int, NDArray[np.int64], np.random.Generator]]:
+    """(step, indices [size] of pictures, randomness) from ``start`` on; the same whenever it is asked."""
+    per_epoch = PICTURES // size
+    for step in range(start, steps):
+        order = np.random.default_rng([SEED, step // per_epoch]).permutation(PICTURES)
+        at = step % per_epoch * size
+        yield step, order[at : at + size], np.random.default_rng([SEED, step, 7])
+
+
+def values(array: NDArray[np.uint8]) -> Tensor:
+    """Pictures [B, H, W, 3] to [B, 3, H, W] in -1..1."""
+    return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def rate(step: int, steps: int, warm_up: int = 100) -> float:
+    """Share of the highest learning rate: a line up, half a cosine down."""
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
+
+
+class Training:
+    """AdamW, EMA and a state file that a later call goes on from."""
+
+    def __init__(self, name: str, model: nn.Module, run: Path, steps: int, lr: float, average: float) -> None:
+        self.name, self.model, self.steps, self.lr, self.average = name, model, steps, lr, average
+        self.file = run / f"{name}.state.pt"
+        self.optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.01, betas=(0.9, 0.98)
+        )
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False)
+        self.start = 0
+        if self.file.is_file():
+            held: dict[str, Any] = torch.load(self.file, map_location="cpu")
+            model.load_state_dict(held["model"])
+            self.ema.load_state_dict(held["ema"])
+            self.optimizer.load_state_dict(held["optimizer"])
+            self.start = held["step"]
+
+    def run(self, size: int, loss_of: LossOf) -> nn.Module:
+        """Trains to the last step; returns the averaged model."""
+        begun, shown = time.monotonic(), 0.0
+        for step, indices, rng in batches(size, self.start, self.steps):
+            torch.manual_seed(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * rate(step, self.steps)
+            loss = loss_of(step, indices, rng)
+            if not loss.isfinite():
+                raise SystemExit(
+                    f"{self.name}: the loss of step {step} is {float(loss)}; lower the learning rate"
+                )
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self._average(step)
+            shown = float(loss.detach()) if step == self.start else 0.98 * shown + 0.02 * float(loss.detach())
+            if (step + 1) % 20 == 0:
+                spent = (time.monotonic() - begun) / (step + 1 - self.start)
+                left = spent * (self.steps - step - 1) / 60
+                print(f"{self.name} {step + 1}/{self.steps} loss {shown:.4f} {spent:.2f} s/step, {left:.0f} min left",
+                      flush=True)  # fmt: skip
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.steps:
+                self._save(step + 1)
+        return self.ema
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        keep = min(self.average, (1 + step) / (10 + step))
+        for held, new in zip(self.ema.state_dict().values(), self.model.state_dict().values()):
+            held.lerp_(new, 1 - keep) if held.is_floating_point() else held.copy_(new)
+
+    def _save(self, step: int) -> None:
+        part = self.file.with_suffix(".part")
+        state = {
+            "model": self.model.state_dict(), "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "step": step,
+        }  # fmt: skip
+        torch.save(state, part)
+        part.replace(self.file)

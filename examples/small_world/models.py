@@ -1,0 +1,85 @@
+"""The models of the small world: their shapes, and the file that the WebUI loads.
+
+The UNet has its 16 cross-attention layers in SD1.5's places, the autoencoder factor 8 and 4 channels, and
+the text tower is open_clip's, 64 wide: together with CLIP and the adapters they stay below 40 MB in float16.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+HERE = Path(__file__).resolve().parent
+WEIGHTS = HERE / "weights"
+# The config's name is the name of open_clip's architecture, in the checkpoint's yaml too.
+ARCH = "small-world-clip"
+CLIP_CONFIG = WEIGHTS / f"{ARCH}.json"
+CLIP_FILE = WEIGHTS / f"{ARCH}.safetensors"
+CHECKPOINT = WEIGHTS / "small-world.safetensors"
+CHECKPOINT_CONFIG = WEIGHTS / "small-world.yaml"
+BASE_ADAPTER = WEIGHTS / "ip-adapter-small-world.safetensors"
+PLUS_ADAPTER = WEIGHTS / "ip-adapter-plus-small-world.safetensors"
+CONCAT_ADAPTER = WEIGHTS / "small-world-concat.safetensors"
+
+
+def settings() -> dict[str, Any]:
+    """``model.params`` of the checkpoint's yaml."""
+    config = yaml.safe_load(CHECKPOINT_CONFIG.read_text(encoding="utf-8"))
+    params: dict[str, Any] = config["model"]["params"]
+    return params
+
+
+def make_clip() -> Any:
+    """A fresh CLIP of both towers."""
+    import open_clip
+
+    return open_clip.CLIP(**json.loads(CLIP_CONFIG.read_text(encoding="utf-8")))
+
+
+def make_autoencoder() -> nn.Module:
+    """A fresh autoencoder: ``lib_ipadapter``'s, so that what is trained is what is used."""
+    from lib_ipadapter.standalone.model import Autoencoder
+
+    stage = settings()["first_stage_config"]["params"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return Autoencoder(stage["ddconfig"], stage["embed_dim"])
+
+
+def make_unet() -> Any:
+    """A fresh UNet."""
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    return UNetModel(**{**settings()["unet_config"]["params"], "use_checkpoint": False})
+
+
+def checkpoint_state(unet: nn.Module, autoencoder: nn.Module, clip: nn.Module) -> dict[str, Tensor]:
+    """All parts under the names of a checkpoint file, in float16."""
+    text = {
+        key: value for key, value in clip.state_dict().items() if not key.startswith(("visual.", "attn_mask"))
+    }
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "model.diffusion_model.": unet.state_dict(),
+        "first_stage_model.": autoencoder.state_dict(),
+        "cond_stage_model.model.": text,
+    }
+    return {
+        f"{prefix}{key}": value.half().contiguous()
+        for prefix, part in parts.items()
+        for key, value in part.items()
+    }
+
+
+def schedule() -> Tensor:
+    """The product of alphas at each of the 1000 timesteps: the square root of beta rises evenly, as in SD."""
+    params = settings()
+    start, end, count = params["linear_start"], params["linear_end"], params.get("timesteps", 1000)
+    betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).float()

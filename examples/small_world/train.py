@@ -1,0 +1,191 @@
+"""Trains the small world from nothing: python -m examples.small_world.train clip | vision | autoencoder | base
+
+Each writes its state into --run as it goes, and goes on from there when called again. ``vision`` goes on
+where ``clip`` ended; ``base`` needs clip and autoencoder, and writes the checkpoint. README.md beside this
+file has the times on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lib_ipadapter import images
+from lib_ipadapter.encoders.spec import CLIP_MEAN, CLIP_STD
+from lib_ipadapter.standalone.text import tokenize
+
+from . import data, loop, models
+
+Indices = NDArray[np.int64]
+
+
+def train_clip(run: Path, steps: int) -> None:
+    """CLIP's symmetric cross-entropy over batches of 256, half of the captions naming all attributes."""
+    torch.manual_seed(0)
+    _contrast(run, "clip", models.make_clip(), steps, 256, lambda step, indices: indices)
+
+
+def train_vision(run: Path, steps: int) -> None:
+    """CLIP goes on with batches of one colour, in which shape and place are what tells pictures apart. What the
+    UNet reads of the text tower stays: all but its last block and projection."""
+    model = models.make_clip()
+    model.load_state_dict(torch.load(run / "clip.state.pt", map_location="cpu")["ema"])
+    model.token_embedding.requires_grad_(False)
+    model.positional_embedding.requires_grad_(False)
+    model.ln_final.requires_grad_(False)
+    model.transformer.resblocks[:-1].requires_grad_(False)
+    groups: dict[str, list[int]] = {colour: [] for colour in data.COLOURS}
+    for index, scene in enumerate(loop.scenes()):
+        if len(scene.things) == 1:
+            groups[scene.things[0].colour].append(index)
+
+    def alike(step: int, indices: Indices) -> Indices:
+        if step % 4 == 0:
+            return indices
+        colour = data.COLOURS[step % len(data.COLOURS)]
+        return np.random.default_rng([step, 11]).choice(groups[colour], len(indices), replace=False)
+
+    _contrast(run, "vision", model, steps, 128, alike)
+
+
+def _contrast(
+    run: Path, name: str, model: Any, steps: int, size: int, choose: Callable[[int, Indices], Indices]
+) -> None:
+    drawn, scenes = loop.pictures(run), loop.scenes()
+    mean, std = (torch.tensor(x)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
+    side = model.visual.image_size[0]
+    small = np.stack([np.asarray(images.fit(Image.fromarray(picture), side, "crop")) for picture in drawn])
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        indices = choose(step, indices)
+        pixels = ((loop.values(small[indices]) + 1) / 2 - mean) / std
+        texts = [data.caption(scenes[i], rng if n % 2 else None) for n, i in enumerate(indices)]
+        seen = F.normalize(model.encode_image(pixels), dim=-1)
+        read = F.normalize(model.encode_text(tokenize(texts, pad_with_end=False)), dim=-1)
+        logits = model.logit_scale.exp().clamp(max=100) * seen @ read.T
+        target = torch.arange(len(indices))
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+    trained = loop.Training(name, model, run, steps, lr=1e-3, average=0.99).run(size, loss_of)
+    state = {
+        key: value.half().contiguous() for key, value in trained.state_dict().items() if key != "attn_mask"
+    }
+    save_file(state, models.CLIP_FILE)
+
+
+def train_autoencoder(run: Path, steps: int) -> None:
+    """L1 and L2 between picture and reconstruction, and a little KL; first on small crops, which are fast, then on
+    larger ones, in which there is less edge, last on whole pictures."""
+    drawn = loop.pictures(run)
+    torch.manual_seed(0)
+    model = models.make_autoencoder()
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        # (side, how far from the picture's edge: small crops are taken where there is something to see, pictures)
+        side, edge, count = (
+            (32, 16, 16) if step < 0.75 * steps else (64, 0, 16) if step < 0.9 * steps else (128, 0, 4)
+        )
+        indices = indices[:count]
+        left, top = rng.integers(edge, data.SIDE - side - edge + 1, (2, count))
+        crops = loop.values(
+            np.stack([drawn[i, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)])
+        )
+        mean, deviation = model.posterior(crops)
+        kl = 0.5 * (mean**2 + deviation**2 - 1 - 2 * deviation.log()).mean()
+        restored = model.decode(mean + deviation * torch.randn_like(mean))
+        return F.l1_loss(restored, crops) + 2 * F.mse_loss(restored, crops) + 3e-4 * kl
+
+    loop.Training("autoencoder", model, run, steps, lr=1e-3, average=0.99).run(16, loss_of)
+
+
+def train_base(run: Path, steps: int) -> None:
+    """L_simple over cached latents; the text dropped for a tenth of the pictures."""
+    from lib_ipadapter.standalone.config import read_config
+    from lib_ipadapter.standalone.text import build_text
+
+    latents = _latents(run)
+    scenes = loop.scenes()
+    clip = models.make_clip()
+    clip.load_state_dict(torch.load(run / "clip.state.pt", map_location="cpu")["ema"])
+    # In the checkpoint's precision, so that the UNet learns on the tokens that it will get.
+    text = {f"model.{key}": value.half().float() for key, value in clip.state_dict().items()}
+    tower = build_text(read_config(models.CHECKPOINT_CONFIG), text)
+    torch.manual_seed(0)
+    model, alphas = models.make_unet(), models.schedule()
+    model.dtype = torch.float32
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        texts = ["" if rng.random() < 0.1 else data.caption(scenes[i], rng) for i in indices]
+        with torch.no_grad():
+            context = tower.encode(texts)
+        clean = latents[torch.from_numpy(indices)]
+        noise, times = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+        alpha = alphas[times][:, None, None, None]
+        predicted = model(alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise, times, context=context)
+        return F.mse_loss(predicted, noise)
+
+    trained = loop.Training("base", model, run, steps, lr=1e-3, average=0.998).run(48, loss_of)
+    state = models.checkpoint_state(trained, _autoencoder(run), clip)
+    save_file(state, models.CHECKPOINT)
+
+
+def _autoencoder(run: Path) -> torch.nn.Module:
+    model = models.make_autoencoder()
+    model.load_state_dict(torch.load(run / "autoencoder.state.pt", map_location="cpu")["ema"])
+    return model.eval()
+
+
+@torch.no_grad()
+def _latents(run: Path) -> Tensor:
+    """The latents of all pictures, scaled; the scale goes into the checkpoint's yaml."""
+    path = run / "latents.pt"
+    if not path.is_file():
+        drawn, model = loop.pictures(run), _autoencoder(run)
+        parts = []
+        for first in range(0, len(drawn), 64):
+            parts.append(model.encode(loop.values(drawn[first : first + 64])))
+            if first % 2048 == 0:
+                print(f"latents {first}/{len(drawn)}", flush=True)
+        torch.save(torch.cat(parts), path)
+    latents: Tensor = torch.load(path)
+    scale = round(1 / float(latents.std()), 4)
+    lines = models.CHECKPOINT_CONFIG.read_text(encoding="utf-8").splitlines()
+    lines = [f"    scale_factor: {scale}" if "scale_factor:" in line else line for line in lines]
+    models.CHECKPOINT_CONFIG.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return latents * scale
+
+
+# Name: function, steps of the shipped weights
+PARTS = {
+    "clip": (train_clip, 600),
+    "vision": (train_vision, 1500),
+    "autoencoder": (train_autoencoder, 3200),
+    "base": (train_base, 2400),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m examples.small_world.train", description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument(
+        "--run", type=Path, default=models.HERE / "run", help="folder of the pictures and states"
+    )
+    parser.add_argument("--steps", type=int, help="other than those of the shipped weights")
+    args = parser.parse_args(argv)
+    train, steps = PARTS[args.part]
+    train(args.run, args.steps or steps)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
