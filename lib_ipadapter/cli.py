@@ -1,4 +1,4 @@
-"""The command line: ``python -m lib_ipadapter inspect | convert | generate``."""
+"""The command line: ``python -m lib_ipadapter inspect | convert | generate | train | evaluate``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ COMMANDS = {
     "inspect": ("lib_ipadapter.inspect", "say what adapter files are and what they need"),
     "convert": ("lib_ipadapter.convert", "write an adapter as safetensors"),
     "generate": ("lib_ipadapter.standalone.generate", "draw pictures without a WebUI"),
+    "train": ("lib_ipadapter.training.command", "train an adapter on captioned pictures"),
+    "evaluate": ("lib_ipadapter.evaluation.command", "measure adapters: CLIP-I, CLIP-T, grid and curve"),
 }
 
 

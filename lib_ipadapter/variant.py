@@ -265,7 +265,9 @@ def _layer_shapes(shapes: Shapes, path: Path | str) -> tuple[int, tuple[int, ...
     numbers = sorted(int(n) for key in keys if (n := key.split(".")[1]).isdigit())
     if not numbers:
         raise BrokenAdapter(
-            path, "no attention weights (ip_adapter.N.to_k_ip.weight), the file is incomplete"
+            path,
+            "no attention weights (ip_adapter.N.to_k_ip.weight): the file is incomplete, or a concat ablation "
+            "(image tokens appended to the text's), which is for `python -m lib_ipadapter evaluate` only",
         )
     first = keys[f"{LAYERS}{numbers[0]}.to_k_ip.weight"]
     if len(first) != 2:

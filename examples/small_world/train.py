@@ -1,7 +1,8 @@
-"""Trains the small world from nothing: python -m examples.small_world.train clip | vision | autoencoder | base
+"""Trains the small world from nothing: python -m examples.small_world.train PART
 
-Each writes its state into --run as it goes, and goes on from there when called again. ``vision`` goes on
-where ``clip`` ended; ``base`` needs clip and autoencoder, and writes the checkpoint. README.md beside this
+Parts in their order: clip, vision (goes on with clip's vision tower), autoencoder, decoder (goes on with the
+autoencoder's decoder), base (the UNet; needs clip and autoencoder), checkpoint (puts them into one file).
+Each writes its state into --run as it goes, and goes on from there when called again. README.md beside this
 file has the times on two CPU cores.
 """
 
@@ -84,19 +85,16 @@ def _contrast(
 
 
 def train_autoencoder(run: Path, steps: int) -> None:
-    """L1 and L2 between picture and reconstruction, and a little KL; first on small crops, which are fast, then on
-    larger ones, in which there is less edge, last on whole pictures."""
+    """L1 and L2 between picture and reconstruction, and a little KL, on crops: small ones first, which are fast,
+    then larger ones, in which there is less edge. What the encoder says is final then."""
     drawn = loop.pictures(run)
     torch.manual_seed(0)
     model = models.make_autoencoder()
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
-        # (side, how far from the picture's edge: small crops are taken where there is something to see, pictures)
-        side, edge, count = (
-            (32, 16, 16) if step < 0.75 * steps else (64, 0, 16) if step < 0.9 * steps else (128, 0, 4)
-        )
-        indices = indices[:count]
-        left, top = rng.integers(edge, data.SIDE - side - edge + 1, (2, count))
+        # Small crops are taken where there is something to see.
+        side, edge = (32, 16) if step < 2400 else (64, 0)
+        left, top = rng.integers(edge, data.SIDE - side - edge + 1, (2, len(indices)))
         crops = loop.values(
             np.stack([drawn[i, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)])
         )
@@ -105,7 +103,28 @@ def train_autoencoder(run: Path, steps: int) -> None:
         restored = model.decode(mean + deviation * torch.randn_like(mean))
         return F.l1_loss(restored, crops) + 2 * F.mse_loss(restored, crops) + 3e-4 * kl
 
-    loop.Training("autoencoder", model, run, steps, lr=1e-3, average=0.99).run(16, loss_of)
+    loop.Training("autoencoder", model, run, steps, lr=1e-3, average=0.99, horizon=3200).run(16, loss_of)
+
+
+def train_decoder(run: Path, steps: int) -> None:
+    """The decoder goes on alone, from latents of whole pictures to crops of them."""
+    drawn, latents = loop.pictures(run), _latents(run)
+    scale = models.settings()["scale_factor"]
+    model = models.make_autoencoder()
+    model.load_state_dict(torch.load(run / "autoencoder.state.pt", map_location="cpu")["ema"])
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    side = 64 // 8
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        left, top = rng.choice([0, 2, 4, 6, 8], (2, len(indices)))
+        seen = torch.stack([latents[i, :, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)])
+        crops = [drawn[i, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64] for i, x, y in zip(indices, left, top)]
+        wanted = loop.values(np.stack(crops))
+        restored = model.decode(seen / scale + 0.03 * torch.randn_like(seen))
+        return F.l1_loss(restored, wanted) + 2 * F.mse_loss(restored, wanted)
+
+    loop.Training("decoder", model, run, steps, lr=5e-4, average=0.99).run(16, loss_of)
 
 
 def train_base(run: Path, steps: int) -> None:
@@ -134,14 +153,20 @@ def train_base(run: Path, steps: int) -> None:
         predicted = model(alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise, times, context=context)
         return F.mse_loss(predicted, noise)
 
-    trained = loop.Training("base", model, run, steps, lr=1e-3, average=0.998).run(48, loss_of)
-    state = models.checkpoint_state(trained, _autoencoder(run), clip)
-    save_file(state, models.CHECKPOINT)
+    loop.Training("base", model, run, steps, lr=1e-3, average=0.998).run(48, loss_of)
 
 
-def _autoencoder(run: Path) -> torch.nn.Module:
+def write_checkpoint(run: Path, steps: int) -> None:
+    """The averaged weights of all parts in one file, as the WebUI loads it."""
+    clip, unet = models.make_clip(), models.make_unet()
+    for name, part in (("clip", clip), ("base", unet)):
+        part.load_state_dict(torch.load(run / f"{name}.state.pt", map_location="cpu")["ema"])
+    save_file(models.checkpoint_state(unet, _autoencoder(run, "decoder"), clip), models.CHECKPOINT)
+
+
+def _autoencoder(run: Path, name: str) -> torch.nn.Module:
     model = models.make_autoencoder()
-    model.load_state_dict(torch.load(run / "autoencoder.state.pt", map_location="cpu")["ema"])
+    model.load_state_dict(torch.load(run / f"{name}.state.pt", map_location="cpu")["ema"])
     return model.eval()
 
 
@@ -150,7 +175,7 @@ def _latents(run: Path) -> Tensor:
     """The latents of all pictures, scaled; the scale goes into the checkpoint's yaml."""
     path = run / "latents.pt"
     if not path.is_file():
-        drawn, model = loop.pictures(run), _autoencoder(run)
+        drawn, model = loop.pictures(run), _autoencoder(run, "autoencoder")
         parts = []
         for first in range(0, len(drawn), 64):
             parts.append(model.encode(loop.values(drawn[first : first + 64])))
@@ -165,12 +190,14 @@ def _latents(run: Path) -> Tensor:
     return latents * scale
 
 
-# Name: function, steps of the shipped weights
+# Name: function, steps of the shipped weights; in the order in which they need each other
 PARTS = {
     "clip": (train_clip, 600),
     "vision": (train_vision, 1500),
-    "autoencoder": (train_autoencoder, 3200),
+    "autoencoder": (train_autoencoder, 2800),
+    "decoder": (train_decoder, 800),
     "base": (train_base, 2400),
+    "checkpoint": (write_checkpoint, 0),
 }
 
 

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     units = read_units(args)
     init, mask = (images.load(path) if path else None for path in (args.init_image, args.mask))
     paths = _targets(args.out, args.batch)
-    device, dtype = _device(args)
+    device, dtype = device_of(args)
     prompts = image_prompts(units, args, device)
     host = Standalone.load(args.checkpoint, args.config, device, dtype)
     size = _size(args, init, host.multiple)
@@ -173,7 +173,8 @@ def image_prompts(units: Sequence[Unit], args: argparse.Namespace, device: torch
     return prompts
 
 
-def _device(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+def device_of(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype by --device and --precision. Raises ModelError."""
     cuda = torch.cuda.is_available()
     if args.device == "cuda" and not cuda:
         raise ModelError("--device cuda: torch sees no GPU; use --device cpu, or install torch with CUDA")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import ModelError, UnitError
 from ..session import ImagePrompt, Session
+from .concat import append
 from .model import Parts, load_parts
 from .sampler import Keep, Progress, Schedule, ddim
 
@@ -80,31 +81,38 @@ class Standalone:
     @torch.no_grad()
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         negative: str = "",
         prompts: Sequence[ImagePrompt] = (),
         steps: int = 50,
         cfg: float = 7.5,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         size: tuple[int, int] = (512, 512),
         batch: int = 1,
         init_image: Image.Image | None = None,
         strength: float = 0.75,
         mask: Image.Image | None = None,
         progress: Progress | None = None,
+        sets: Sequence[int] | None = None,
+        appended: tuple[Tensor, Tensor] | None = None,
     ) -> list[Image.Image]:
         """``batch`` pictures of ``size`` (width, height); the i-th has the noise of ``seed`` + i.
 
         init_image: begin from it, noised to ``strength`` 0..1 of the steps. mask: repaint only where it is
-        white, the other pixels stay. Raises UnitError, WrongBase, UnsupportedModel.
+        white, the other pixels stay. prompt, seed: one for each picture, where they are lists. sets: token
+        set of each picture's cond row, then of each uncond row, of ``prompts`` with a reference for each
+        picture. appended: (cond, uncond) tokens [1 or batch, T, context] behind the text's, the concat
+        ablation. Raises UnitError, WrongBase, UnsupportedModel.
         """
-        self._check(steps, cfg, seed, size, batch, strength)
+        texts = [prompt] * batch if isinstance(prompt, str) else list(prompt)
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(batch)]
+        self._check(steps, cfg, seeds, size, batch, strength, texts)
         if mask is not None and init_image is None:
             raise UnitError(
                 "mask", "a mask without an init image", "an init image, whose unmasked pixels stay"
             )
         schedule = Schedule.make(self.parts.config, steps)
-        noise = self._noise(seed, size, batch)
+        noise = self._noise(seeds, size)
         x, keep = noise, None
         start = init_image.convert("RGB").resize(size, Image.Resampling.LANCZOS) if init_image else None
         area = mask.convert("L").resize(size, Image.Resampling.BILINEAR) if mask else None
@@ -113,23 +121,28 @@ class Standalone:
             schedule = schedule.first(max(1, round(strength * len(schedule.timesteps))))
             x = schedule.noised(x0, noise)
             keep = Keep(x0, noise, self._latent_mask(area)) if area is not None else None
-        cond, uncond = (self.encode_text([text] * batch) for text in (prompt, negative))
+        cond, uncond = self.encode_text(texts), self.encode_text([negative] * batch)
+        if appended is not None:
+            cond, uncond = (append(text, tokens) for text, tokens in zip((cond, uncond), appended))
         session = Session(prompts)
         with session.attached(self.parts.unet):
-            x = ddim(self.unet, session, schedule, x, cond, uncond, cfg, keep, progress)
+            x = ddim(self.unet, session, schedule, x, cond, uncond, cfg, keep, progress, sets)
         pictures = _to_pictures(self.decode(x))
         if start is None or area is None:
             return pictures
         return [Image.composite(picture, start, area) for picture in pictures]
 
     def _check(
-        self, steps: int, cfg: float, seed: int, size: tuple[int, int], batch: int, strength: float
-    ) -> None:
+        self, steps: int, cfg: float, seeds: Sequence[int], size: tuple[int, int], batch: int,
+        strength: float, texts: Sequence[str],
+    ) -> None:  # fmt: skip
         for name, value, good, expected in (
             ("steps", steps, 1 <= steps <= MAX_STEPS, f"a whole number from 1 to {MAX_STEPS}"),
             ("cfg", cfg, 0 <= cfg <= 100, "a number from 0 to 100"),
-            ("seed", seed, 0 <= seed < 2**63, "a whole number from 0 to 2^63 - 1"),
             ("batch", batch, 1 <= batch <= 64, "a whole number from 1 to 64"),
+            ("prompt", f"{len(texts)} prompts", len(texts) == batch, f"one for each of {batch} pictures"),
+            ("seed", f"{len(seeds)} seeds", len(seeds) == batch, f"one for each of {batch} pictures"),
+            *(("seed", s, 0 <= s < 2**63, "a whole number from 0 to 2^63 - 1") for s in seeds),
             ("strength", strength, 0 < strength <= 1, "a number above 0, up to 1"),
             ("width", size[0], self._good_side(size[0]), self._sides),
             ("height", size[1], self._good_side(size[1]), self._sides),
@@ -144,10 +157,10 @@ class Standalone:
     def _good_side(self, side: int) -> bool:
         return side % self.multiple == 0 and self.multiple <= side <= 4096
 
-    def _noise(self, seed: int, size: tuple[int, int], batch: int) -> Tensor:
+    def _noise(self, seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
         """Drawn on the CPU, one generator a picture: a batch draws what single pictures would, on any device."""
         shape = (1, self.parts.config.unet["in_channels"], size[1] // self._factor, size[0] // self._factor)
-        draws = [torch.Generator().manual_seed(seed + i) for i in range(batch)]
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
         return torch.cat([torch.randn(shape, generator=draw) for draw in draws]).to(self.device)
 
     def _latent_mask(self, area: Image.Image) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,14 +34,18 @@ class Schedule:
 
     @classmethod
     def make(cls, config: Config, steps: int) -> Schedule:
-        """ldm's uniform steps: 1, 1 + c, 1 + 2c, ... with c = timesteps // steps, as far as the training went."""
-        from ldm.modules.diffusionmodules.util import make_ddim_timesteps
+        """The steps of the model that the config describes."""
+        return cls.of(alphas_cumprod(config), config.parameterization == "v", steps)
 
-        alphas = alphas_cumprod(config)
-        times = make_ddim_timesteps("uniform", steps, config.timesteps, verbose=False)
-        times = times[times < config.timesteps]  # 1 + 999 is past the end, where ldm fails
-        previous = np.concatenate([[0], times[:-1]])
-        return cls(tuple(times.tolist()), alphas[times], alphas[previous], config.parameterization == "v")
+    @classmethod
+    def of(cls, alphas: Tensor, v: bool, steps: int) -> Schedule:
+        """ldm's uniform steps: 1, 1 + c, 1 + 2c, ... with c = timesteps // steps, as far as the training went.
+        alphas: ᾱ [timesteps]."""
+        count = len(alphas)
+        times = torch.arange(0, count, count // steps) + 1
+        times = times[times < count]  # 1 + 999 is past the end, where ldm fails
+        previous = torch.cat([times.new_zeros(1), times[:-1]])
+        return cls(tuple(times.tolist()), alphas[times], alphas[previous], v)
 
     def first(self, count: int) -> Schedule:
         """Only the ``count`` steps of the least noise."""
@@ -96,15 +99,18 @@ def ddim(
     cfg: float,
     keep: Keep | None = None,
     progress: Progress | None = None,
+    sets: Sequence[int] | None = None,
 ) -> Tensor:
-    """Samples from x [B, 4, h, w], which is at the schedule's last step. The session's hooks are on already."""
+    """Samples from x [B, 4, h, w], which is at the schedule's last step. The session's hooks are on already.
+    sets: the token set of each row, [cond..., uncond...]; by default COND and UNCOND."""
     total, rows = len(schedule.timesteps), len(x)
-    sets = [COND] * rows + ([] if cfg == 1.0 else [UNCOND] * rows)
+    all_sets = list(sets) if sets is not None else [COND] * rows + [UNCOND] * rows
+    acting = all_sets[:rows] if cfg == 1.0 else all_sets
     for done in range(total):
         index = total - 1 - done
         if keep is not None:
             x = keep.blend(x, schedule.noised(keep.x0, keep.noise, index))
-        session.begin_step(sets, done / total)
+        session.begin_step(acting, done / total)
         output = guided(call, x, schedule.timesteps[index], cond, uncond, cfg)
         session.end_step()
         x = schedule.step(x, output, index)

@@ -85,7 +85,7 @@ def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) 
     if config.attention == "concat":
         from ..standalone.concat import load_concat
 
-        return TrainableAdapter(load_concat(path).projection, [])
+        return TrainableAdapter(load_concat(path).projection.requires_grad_(True), [])
     file = open_adapter(path)
     adapter = Adapter(identify(file.shapes, path), file.tensors(), path)
     check_fit(adapter.spec, layers, path.name)

@@ -1,0 +1,149 @@
+"""The references: pictures with captions, of a folder or in COCO's layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .. import images
+from ..errors import ConfigError, FileError, ImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+METADATA = "metadata.jsonl"
+_Row = tuple[Path, str, dict[str, str]]
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One reference. key: names its pictures, unique; caption: what CLIP-T compares with; picture: whatever
+    ``images.load`` takes; fields: further texts of metadata.jsonl."""
+
+    key: str
+    caption: str
+    picture: Any
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def load(self) -> Image.Image:
+        """The picture, RGB. Raises ImageError that names it."""
+        try:
+            return images.load(self.picture)
+        except ImageError as error:
+            raise ImageError(f"reference {self.key}: {error}; repair it or take it out") from None
+
+    def fill(self, template: str) -> str:
+        """``template`` with {caption} and {any field} filled in. Raises ConfigError for an unknown one."""
+
+        def value(match: re.Match[str]) -> str:
+            name = match[1]
+            if name != "caption" and name not in self.fields:
+                raise ConfigError(
+                    "prompt", match[0], f"{{caption}} or a field of {METADATA}; reference {self.key} has "
+                    f"{', '.join(self.fields) or 'none'}",
+                )  # fmt: skip
+            return self.caption if name == "caption" else self.fields[name]
+
+        return _PLACEHOLDER.sub(value, template)
+
+
+def read_items(folder: Path | str, coco: Path | str | None = None, limit: int | None = None) -> list[Item]:
+    """The references in ``folder``, sorted by name, the first ``limit``.
+
+    Captions: ``coco`` (annotations of COCO: the first of each picture), else metadata.jsonl (file_name,
+    text, further fields), else a .txt beside each picture. Raises FileError, ConfigError.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileError(folder, "no such folder; give the folder of the reference pictures")
+    if limit is not None and limit < 1:
+        raise ConfigError("limit", limit, "a whole number from 1")
+    if coco is not None:
+        rows = _coco(Path(coco), folder)
+    elif (folder / METADATA).is_file():
+        rows = list(_metadata(folder / METADATA))
+    else:
+        rows = _beside(folder, limit)
+    if not rows:
+        raise FileError(folder, f"no pictures in it ({', '.join(SUFFIXES)}); give a folder of references")
+    rows = sorted(rows, key=lambda row: row[0].as_posix())[:limit]
+    bare = [path.name for path, caption, _ in rows if not caption]
+    if bare:
+        shown = f"{', '.join(bare[:4])}{', ...' if len(bare) > 4 else ''}"
+        raise FileError(
+            folder, f"{len(bare)} of {len(rows)} pictures have no caption ({shown}), which CLIP-T needs; write a .txt "
+            f"beside each, or {METADATA} with file_name and text",
+        )  # fmt: skip
+    keys = _keys([path.relative_to(folder) for path, _, _ in rows])
+    return [Item(key, caption, path, fields) for key, (path, caption, fields) in zip(keys, rows)]
+
+
+def _beside(folder: Path, limit: int | None) -> list[_Row]:
+    """Pictures with their .txt; only those read that the limit lets through."""
+    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found = sorted(found, key=lambda path: path.as_posix())[:limit]
+    return [(path, _text(path.with_suffix(".txt")), {}) for path in found]
+
+
+def _text(path: Path) -> str:
+    try:
+        return " ".join(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _metadata(path: Path) -> Iterator[_Row]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = str(row["file_name"]), str(row["text"])
+        except (ValueError, KeyError, TypeError):
+            raise FileError(path, f"line {number} is no JSON object with file_name and text") from None
+        picture = path.parent / name
+        if not picture.is_file():
+            raise FileError(path, f"line {number} names {name}, which is not beside it; take the line out")
+        fields = {key: str(value) for key, value in row.items() if key not in ("file_name", "text")}
+        yield picture, text.strip(), fields
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"cannot be read as text: {error}") from None
+
+
+def _coco(path: Path, folder: Path) -> list[_Row]:
+    """Pictures of the annotations that are in ``folder``, each with its first caption."""
+    try:
+        content = json.loads("\n".join(_lines(path)))
+        first: dict[Any, str] = {}
+        for entry in content["annotations"]:
+            first.setdefault(entry["image_id"], " ".join(str(entry["caption"]).split()))
+        names = {entry["file_name"]: entry["id"] for entry in content["images"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileError(
+            path, f"not COCO's captions ({error!r}); expected images (id, file_name) and annotations "
+            "(image_id, caption), as in captions_val2017.json",
+        ) from None  # fmt: skip
+    rows: list[_Row] = [
+        (folder / name, first.get(i, ""), {}) for name, i in names.items() if (folder / name).is_file()
+    ]
+    if not rows:
+        raise FileError(folder, f"none of the {len(names)} pictures that {path.name} names is in it")
+    return [row for row in rows if row[1]]
+
+
+def _keys(paths: Sequence[Path]) -> list[str]:
+    """A unique name for the pictures of each, that any file system takes."""
+    plain = [re.sub(r"[^\w.-]+", "_", path.with_suffix("").as_posix()) for path in paths]
+    counts = Counter(key.lower() for key in plain)
+    return [key if counts[key.lower()] == 1 else f"{key}_{i}" for i, key in enumerate(plain)]

@@ -1,0 +1,238 @@
+"""What stands in the table: one protocol, and the methods that draw with a checkpoint of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..checkpoint import open_adapter, sha256
+from ..encoders import EncoderSource, register_configs
+from ..errors import BrokenEncoder
+from ..lru import LRU
+from ..prepare import prepare
+from ..session import ImagePrompt
+from ..standalone import Standalone
+from ..standalone.concat import image_tokens, is_concat, load_concat
+from ..unit import Reference, Unit
+from ..variant import VariantSpec
+from .items import Item
+
+BASE, TEXT = "base-model", "text"
+_KEPT = 64  # prepared references a method keeps: those of a batch, over all λ
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw. digest: content hash of the reference; weight: λ, or None for a method without."""
+
+    item: Item
+    reference: Image.Image
+    digest: str
+    prompt: str
+    weight: float | None
+    seed: int
+
+
+class Method(Protocol):
+    """A method of the table, on whatever backend. ``name`` is unique, and names its folder of pictures.
+    at_zero: the method that draws for λ = 0, or None for this one itself."""
+
+    name: str
+    at_zero: Method | None
+
+    def weights(self, asked: Sequence[float]) -> Sequence[float | None]:
+        """Those of the λ asked for that it can draw; [None] for a method without λ."""
+
+    def prompt(self, item: Item, asked: str) -> str:
+        """The text prompt of an item, where the others get ``asked``."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """All that decides its pictures, but for reference, prompt, λ and seed; JSON-safe."""
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        """A picture of each job; all of them have the same λ. Raises IPAdapterError."""
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A checkpoint and how it is sampled. identity: hashes of its files, as the settings keep them."""
+
+    host: Standalone
+    identity: Mapping[str, str]
+    steps: int = 50
+    cfg: float = 7.5
+    negative: str = ""
+    size: tuple[int, int] = (512, 512)
+
+    @classmethod
+    def load(cls, checkpoint: Path, config: Path, device: torch.device | str = "cpu",
+             dtype: torch.dtype = torch.float32, **sampling: Any) -> Studio:  # fmt: skip
+        """``sampling``: steps, cfg, negative, size. Raises FileError, ModelError."""
+        host = Standalone.load(checkpoint, config, device, dtype)
+        return cls(host, {"checkpoint": sha256(checkpoint), "config": sha256(config)}, **sampling)
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides its pictures."""
+        return {
+            **self.identity, "steps": self.steps, "cfg": self.cfg, "negative": self.negative,
+            "size": "x".join(map(str, self.size)), "precision": str(self.host.dtype).removeprefix("torch."),
+        }  # fmt: skip
+
+    def draw(self, jobs: Sequence[Job], **options: Any) -> list[Image.Image]:
+        """One batch; ``options`` as Standalone.generate has them."""
+        return self.host.generate(
+            [job.prompt for job in jobs], self.negative, steps=self.steps, cfg=self.cfg, size=self.size,
+            seed=[job.seed for job in jobs], batch=len(jobs), **options,
+        )  # fmt: skip
+
+
+class BaseModel:
+    """No adapter: λ = 0 of every adapter on this checkpoint."""
+
+    at_zero: Method | None = None
+
+    def __init__(self, studio: Studio) -> None:
+        self.name, self.studio = BASE, studio
+
+    def weights(self, asked: Sequence[float]) -> Sequence[float | None]:
+        """Only 0."""
+        return [weight for weight in asked if weight == 0]
+
+    def prompt(self, item: Item, asked: str) -> str:
+        """As asked."""
+        return asked
+
+    def settings(self) -> Mapping[str, Any]:
+        """The checkpoint's."""
+        return self.studio.settings()
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        """The base model alone."""
+        return self.studio.draw(jobs)
+
+
+class TextBaseline(BaseModel):
+    """No adapter, and a text that describes the reference in full: a field of metadata.jsonl."""
+
+    def __init__(self, studio: Studio, field: str) -> None:
+        super().__init__(studio)
+        self.name, self.field = TEXT, field
+
+    def weights(self, asked: Sequence[float]) -> Sequence[float | None]:
+        """It has no λ."""
+        return [None]
+
+    def prompt(self, item: Item, asked: str) -> str:
+        """The field. Raises ConfigError where it is absent."""
+        return item.fill(f"{{{self.field}}}")
+
+
+class Encoders:
+    """Features for adapters of different encoders; each encoder stays loaded, and its file is known by hash."""
+
+    def __init__(self, files: Sequence[Path], device: torch.device | str = "cpu") -> None:
+        register_configs(files)
+        self._files, self._device = files, device
+        self._sources: dict[str, EncoderSource] = {}
+        self._hashes: dict[Path, str] = {}
+
+    def source(self, spec: VariantSpec) -> EncoderSource:
+        """The source of the encoder that ``spec`` takes."""
+        if spec.encoder not in self._sources:
+            self._sources[spec.encoder] = EncoderSource(self._files, device=self._device)
+        return self._sources[spec.encoder]
+
+    def identity(self, spec: VariantSpec) -> str:
+        """Hash of the encoder's file. Raises EncoderMissing."""
+        path = self.source(spec).path(spec)
+        if path not in self._hashes:
+            self._hashes[path] = sha256(path)
+        return self._hashes[path]
+
+
+class AdapterMethod:
+    """An adapter file at any λ; at 0 the base model draws, for all adapters once."""
+
+    def __init__(self, name: str, adapter: Adapter, base: BaseModel, encoders: Encoders, fit: str) -> None:
+        self.name, self.adapter, self.fit = name, adapter, fit
+        self.at_zero: Method | None = base
+        self.studio, self.encoders = base.studio, encoders
+        self._prepared: LRU[ImagePrompt] = LRU(lambda: _KEPT)
+        self._identity = {
+            "adapter": sha256(adapter.path),
+            "encoder": encoders.identity(adapter.spec),
+            "fit": fit,
+        }
+
+    def weights(self, asked: Sequence[float]) -> Sequence[float | None]:
+        """All."""
+        return asked
+
+    def prompt(self, item: Item, asked: str) -> str:
+        """As asked."""
+        return asked
+
+    def settings(self) -> Mapping[str, Any]:
+        """The checkpoint's, and the hashes of adapter and encoder."""
+        return {**self.studio.settings(), **self._identity}
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        """One batch: a token set for each reference, and one for the uncond rows of all."""
+        prompts = [self._prepare(job) for job in jobs]
+        tokens = torch.cat([*(prompt.tokens[:1] for prompt in prompts), prompts[0].tokens[1:]])
+        together = replace(prompts[0], tokens=tokens, weight=jobs[0].weight or 0.0)
+        sets = [*range(len(jobs)), *[len(jobs)] * len(jobs)]
+        return self.studio.draw(jobs, prompts=[together], sets=sets)
+
+    def _prepare(self, job: Job) -> ImagePrompt:
+        def make() -> ImagePrompt:
+            unit = Unit(images=(Reference(job.reference),), model=self.name, fit=self.fit)
+            return prepare(unit, [job.reference], self.adapter, self.encoders.source(self.adapter.spec))
+
+        return self._prepared.get(job.digest, make)
+
+
+class ConcatMethod(AdapterMethod):
+    """The paper's ablation: image tokens appended to the text tokens. It has no λ but 0 and 1."""
+
+    def __init__(self, name: str, adapter: Adapter, base: BaseModel, encoders: Encoders, fit: str) -> None:
+        super().__init__(name, adapter, base, encoders, fit)
+        self._tokens: LRU[tuple[Tensor, Tensor]] = LRU(lambda: _KEPT)
+        self._identity["attention"] = "concat"
+
+    def weights(self, asked: Sequence[float]) -> Sequence[float | None]:
+        """Those of 0 and 1."""
+        return [weight for weight in asked if weight in (0, 1)]
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        """One batch, tokens of each reference on its row."""
+        both = [self._tokens.get(job.digest, lambda job=job: self._image_tokens(job)) for job in jobs]  # type: ignore[misc]
+        cond, uncond = (torch.cat(list(part)) for part in zip(*both))
+        return self.studio.draw(jobs, appended=(cond, uncond))
+
+    def _image_tokens(self, job: Job) -> tuple[Tensor, Tensor]:
+        spec = self.adapter.spec
+        return image_tokens(self.adapter, job.reference, self.encoders.source(spec), self.fit)
+
+
+def adapter_method(
+    name: str, path: Path, base: BaseModel, encoders: Encoders, fit: str = "crop"
+) -> AdapterMethod:
+    """The method of an adapter file: decoupled, or the concat ablation, as its header says. Raises FileError,
+    EncoderError."""
+    concat = is_concat(open_adapter(path))
+    load: Callable[[Path], Adapter] = load_concat if concat else Adapter.load
+    adapter = load(path)
+    if not adapter.spec.encoder:
+        raise BrokenEncoder(
+            f"{path.name} takes {adapter.spec.feature} features of width {adapter.spec.feature_width}, which no known "
+            "encoder gives; give its encoder by --encoder, with its open_clip config beside it"
+        )
+    return (ConcatMethod if concat else AdapterMethod)(name, adapter, base, encoders, fit)

@@ -1,0 +1,97 @@
+"""The pictures on the disk: OUT/pictures/METHOD/WEIGHT/KEY-I.png, each with the settings that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..errors import FileError
+
+CHUNK = "evaluation"  # of the PNG
+WITHOUT = "none"  # folder of a method that has no λ
+
+
+def weight_text(weight: float | None) -> str:
+    """A λ as folders and tables name it."""
+    return WITHOUT if weight is None else f"{weight:g}"
+
+
+class Pictures:
+    """The store below ``out``."""
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / "pictures"
+
+    def path(self, method: str, weight: float | None, key: str, index: int) -> Path:
+        """Where the ``index``-th picture of a reference is."""
+        return self.folder / method / weight_text(weight) / f"{key}-{index}.png"
+
+    def has(self, path: Path, settings: Mapping[str, Any]) -> bool:
+        """Whether the picture is there, whole, and made with these settings. Raises FileError for others."""
+        if not path.is_file():
+            return False
+        try:
+            with Image.open(path) as picture:
+                text = picture.info.get(CHUNK)
+                picture.verify()
+        except (OSError, SyntaxError, ValueError):
+            return False  # cut short: it is drawn again
+        found = json.loads(text) if text else {}
+        if found.get("hash") != settings_hash(settings):
+            raise FileError(
+                path, f"in {self.folder} was drawn with other settings: {_changes(found.get('settings', {}), settings)}. "
+                "Choose another --out, or delete that folder",
+            )  # fmt: skip
+        return True
+
+    def save(self, path: Path, picture: Image.Image, settings: Mapping[str, Any]) -> None:
+        """Writes a picture; never a part of one under its name. Raises FileError."""
+        info = PngInfo()
+        info.add_text(
+            CHUNK, json.dumps({"hash": settings_hash(settings), "settings": settings}, sort_keys=True)
+        )
+        with replaced(path) as part:
+            picture.save(part, "PNG", pnginfo=info)
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """16 hex digits, whatever the order of the keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which settings differ, with their values."""
+    now = json.loads(json.dumps(now))  # tuples to lists, as they come back
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    told = [
+        f"{name} was {_short(before.get(name))}, is now {_short(now.get(name))}" for name in sorted(names)
+    ]
+    return "; ".join(told) or "they are not in the file"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of ``path`` when the block is left well. Raises FileError."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise FileError(path, f"cannot be written in {path.parent}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""What is measured of each picture, and its means over references."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import images
+from .items import Item
+from .metric import Metric
+from .pictures import replaced
+from .stats import Estimate, bootstrap
+
+Extra = Mapping[str, Callable[[Image.Image, Item], float]]
+_CHUNK = 32  # pictures in memory
+
+
+def clipscore(cosine: float) -> float:
+    """arXiv 2104.08718, section 3."""
+    return 2.5 * max(cosine, 0.0)
+
+
+@dataclass(frozen=True)
+class References:
+    """What is known of the references. digests: content hashes; pictures, texts: unit vectors [R, E];
+    values: measures of the references themselves, one a reference."""
+
+    digests: list[str]
+    pictures: Tensor
+    texts: Tensor
+    values: Mapping[str, list[float]]
+
+    @classmethod
+    def look_at(
+        cls, items: Sequence[Item], texts: Sequence[str], metric: Metric, extra: Extra,
+        bar: Callable[[int, str], Any],
+    ) -> References:  # fmt: skip
+        """Reads all of them, a few at a time, so that a broken one shows before anything is drawn. Raises
+        ImageError."""
+        digests: list[str] = []
+        vectors = []
+        values: dict[str, list[float]] = {name: [] for name in ("clip_t", "clipscore", *extra)}
+        with bar(len(items), "references") as progress:
+            for start in range(0, len(items), _CHUNK):
+                chunk = items[start : start + _CHUNK]
+                pictures = [item.load() for item in chunk]
+                digests += [images.content_hash(picture) for picture in pictures]
+                vectors.append(metric.images(pictures))
+                for name, measure in extra.items():
+                    values[name] += [float(measure(p, item)) for p, item in zip(pictures, chunk)]
+                progress.update(len(chunk))
+        embedded, against = torch.cat(vectors), metric.texts(texts)
+        values["clip_t"] = (embedded * against).sum(-1).tolist()
+        values["clipscore"] = [clipscore(value) for value in values["clip_t"]]
+        return cls(digests, embedded, against, values)
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Of the references themselves, which real pictures of these texts reach."""
+        return _known({name: bootstrap(values) for name, values in self.values.items()})
+
+
+class Scores:
+    """Measures picture by picture, column by column."""
+
+    OWN = frozenset({"clip_i", "clip_t", "clipscore", "top_1", "top_5"})
+
+    def __init__(self, items: Sequence[Item], references: References, metric: Metric, extra: Extra) -> None:
+        self._items, self._references, self._metric, self._extra = items, references, metric, extra
+        self._lines: list[str] = []
+        self._column: list[tuple[int, dict[str, float]]] = []
+
+    def add(
+        self, method: str, weight: float | None, places: Sequence[int], pictures: Sequence[Image.Image],
+        seeds: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Measures pictures, each made for the reference at its place."""
+        vectors = self._metric.images(pictures)
+        for place, picture, vector, seed in zip(places, pictures, vectors, seeds):
+            measured = self._of(place, picture, vector)
+            self._column.append((place, measured))
+            told = {name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()}
+            line = {"method": method, "weight": weight, "key": self._items[place].key, "seed": seed, **told}
+            self._lines.append(json.dumps(line, ensure_ascii=False))
+
+    def _of(self, place: int, picture: Image.Image, vector: Tensor) -> dict[str, float]:
+        similar = self._references.pictures @ vector
+        closer = int((similar > similar[place]).sum())
+        text = float(vector @ self._references.texts[place])
+        found = {"clip_i": float(similar[place]), "clip_t": text, "clipscore": clipscore(text)}
+        if len(similar) > 1:
+            found["top_1"] = float(closer < 1)
+        if len(similar) > 5:
+            found["top_5"] = float(closer < 5)
+        own = {name: float(measure(picture, self._items[place])) for name, measure in self._extra.items()}
+        return {**found, **own}
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Of the pictures added since the last call: means over each reference's pictures, then over references."""
+        names = list(dict.fromkeys(name for _, measured in self._column for name in measured))
+        by_place: dict[int, list[dict[str, float]]] = {}
+        for place, measured in self._column:
+            by_place.setdefault(place, []).append(measured)
+        self._column = []
+        return _known({
+            name: bootstrap([mean([m[name] for m in by_place[place]]) for place in sorted(by_place)]) for name in names
+        })  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """A line of JSON for each picture. Raises FileError."""
+        with replaced(path) as part:
+            part.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of those that are not NaN; NaN of none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _known(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
+    return {name: estimate for name, estimate in estimates.items() if estimate is not None}

@@ -1,0 +1,600 @@
+"""Evaluation without a model: statistics, references, the plan, resuming, the WebUI's payload, the output."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lib_ipadapter import images
+from lib_ipadapter.errors import BrokenEncoder, ConfigError, FileError, ImageError, IPAdapterError
+from lib_ipadapter.evaluation import Clip, Item, Options, bootstrap, evaluate, read_items
+from lib_ipadapter.evaluation.methods import Job
+from lib_ipadapter.evaluation.pictures import Pictures
+from lib_ipadapter.evaluation.remote import WebUIMethod, fill, read_payload
+from lib_ipadapter.evaluation.run import plan_columns
+
+COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 210), "grey": (120, 120, 120)}
+
+
+def plain(colour: str, size: tuple[int, int] = (40, 24)) -> Image.Image:
+    return Image.new("RGB", size, COLOURS[colour])
+
+
+class ByColour:
+    """A metric whose vectors are mean colours; a text is the colour that it names."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        self.seen += len(pictures)
+        means = [np.asarray(picture, dtype=np.float32).mean((0, 1)) for picture in pictures]
+        return torch.nn.functional.normalize(torch.from_numpy(np.stack(means)), dim=-1)
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        rows = [next((c for name, c in COLOURS.items() if name in text), (1, 1, 1)) for text in texts]
+        return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=-1)
+
+    def settings(self) -> dict[str, Any]:
+        return {"file": "by colour"}
+
+
+class Mixer:
+    """A method that mixes grey and the reference by λ, and keeps what it was asked for."""
+
+    def __init__(self, name: str, at_zero: Any = None, only: tuple[float, ...] = (), **settings: Any) -> None:
+        self.name, self.at_zero, self.only, self.own = name, at_zero, only, settings
+        self.jobs: list[Job] = []
+        self.stop_after: int | None = None
+
+    def weights(self, asked: Sequence[float]) -> Sequence[float | None]:
+        return [w for w in asked if not self.only or w in self.only]
+
+    def prompt(self, item: Item, asked: str) -> str:
+        return asked
+
+    def settings(self) -> dict[str, Any]:
+        return {"steps": 4, **self.own}
+
+    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
+        if self.stop_after is not None and len(self.jobs) >= self.stop_after:
+            raise KeyboardInterrupt
+        self.jobs += jobs
+        assert len({job.weight for job in jobs}) == 1
+        grey = [Image.new("RGB", job.reference.size, COLOURS["grey"]) for job in jobs]
+        return [Image.blend(g, job.reference, job.weight or 0.0) for g, job in zip(grey, jobs)]
+
+
+def items_of(*colours: str) -> list[Item]:
+    return [Item(c, f"a {c} thing", plain(c), {"full": f"all {c}"}) for c in colours]
+
+
+THREE = items_of("red", "green", "blue")
+
+
+# statistics
+
+
+def test_the_interval_of_a_known_case() -> None:
+    """Of a large sample, the bootstrap's interval is the normal one: mean ± 1.96 s/√n."""
+    values = np.random.default_rng(3).normal(0.5, 0.2, 400)
+    found = bootstrap(values.tolist())
+    half = 1.96 * values.std() / 20
+    assert found is not None
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+    assert bootstrap(values.tolist()) == found  # the same at every call
+
+
+def test_the_interval_of_one_of_two_values() -> None:
+    """Means of two resampled from {0, 1} are 0, 1/2 and 1 with 1/4, 1/2, 1/4: the interval is all of it."""
+    found = bootstrap([0.0, 1.0, float("nan")])
+    assert found is not None
+    assert (found.mean, found.low, found.high, found.n) == (0.5, 0.0, 1.0, 2)
+    assert bootstrap([float("nan")]) is None
+
+
+# references
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        plain("red").save(folder / name)
+
+
+def test_texts_beside_pictures(tmp_path: Path) -> None:
+    write(tmp_path, "b.png", "a.jpg", "sub/a.png")
+    for name, text in {"b.txt": "second\n", "a.txt": "first", "sub/a.txt": "third"}.items():
+        (tmp_path / name).write_text(text)
+    items = read_items(tmp_path)
+    assert [(item.key, item.caption) for item in items] == [
+        ("a", "first"),
+        ("b", "second"),
+        ("sub_a", "third"),
+    ]
+    assert items[0].load().size == (40, 24)
+    assert [item.key for item in read_items(tmp_path, limit=2)] == ["a", "b"]
+
+
+def test_metadata_with_further_fields(tmp_path: Path) -> None:
+    write(tmp_path, "x.png", "x.jpg")
+    rows = [
+        {"file_name": "x.png", "text": "one", "full": "all"},
+        {"file_name": "x.jpg", "text": "two", "full": "more"},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = read_items(tmp_path)
+    assert [item.fields for item in items] == [{"full": "more"}, {"full": "all"}]
+    assert len({item.key for item in items}) == 2
+    assert items[0].fill("{caption}, {full}!") == "two, more!"
+    with pytest.raises(ConfigError, match=r"\{fulll\}.*full"):
+        items[0].fill("{fulll}")
+
+
+def test_cocos_layout(tmp_path: Path) -> None:
+    write(tmp_path, "000000000139.jpg", "000000000285.jpg", "000000009999.jpg")
+    content = {
+        "images": [{"id": 285, "file_name": "000000000285.jpg"}, {"id": 139, "file_name": "000000000139.jpg"},
+                   {"id": 7, "file_name": "000000000007.jpg"}],
+        "annotations": [{"image_id": 285, "id": 9, "caption": "a bear "}, {"image_id": 139, "id": 5, "caption": "a room"},
+                        {"image_id": 285, "id": 1, "caption": "another"}],
+    }  # fmt: skip
+    captions = tmp_path / "captions_val2017.json"
+    captions.write_text(json.dumps(content))
+    found = read_items(tmp_path, captions)
+    assert [(item.key, item.caption) for item in found] == [
+        ("000000000139", "a room"),
+        ("000000000285", "a bear"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "no pictures"),
+        ({"a.png": None}, "no caption.*a.png"),
+        ({"a.png": None, "metadata.jsonl": '{"file_name": "b.png", "text": "x"}'}, "line 1 names b.png"),
+        ({"a.png": None, "metadata.jsonl": '{"file": "a.png"}'}, "line 1 is no JSON object with file_name"),
+        ({"a.png": None, "coco.json": "[]"}, "not COCO's captions"),
+        ({"a.png": None, "coco.json": '{"images": [], "annotations": []}'}, "none of the 0 pictures"),
+    ],
+)
+def test_bad_folders_are_refused(tmp_path: Path, files: dict[str, str | None], words: str) -> None:
+    for name, text in files.items():
+        write(tmp_path, name) if text is None else (tmp_path / name).write_text(text)
+    with pytest.raises(FileError, match=words):
+        read_items(tmp_path, tmp_path / "coco.json" if "coco.json" in files else None)
+
+
+# the run
+
+
+def run(
+    out: Path, methods: Sequence[Any], items: Sequence[Item] = THREE, extra: Any = None, **options: Any
+) -> Any:
+    said: list[str] = []
+    results = evaluate(items, methods, ByColour(), out, Options(**options), extra, said.append)
+    return results, said
+
+
+def test_the_plan_shares_lambda_zero_and_skips_what_cannot_be_drawn() -> None:
+    base, said = Mixer("base-model", only=(0.0,)), []
+    methods = [Mixer("a", base), Mixer("b", base, only=(0.0, 1.0)), Mixer("far")]
+    columns = plan_columns(methods, (0.0, 0.5, 1.0), said.append)
+    told = [(column.method.name, column.weight) for column in columns]
+    assert told == [
+        ("base-model", 0.0),
+        ("a", 0.5),
+        ("a", 1.0),
+        ("b", 1.0),
+        ("far", 0.0),
+        ("far", 0.5),
+        ("far", 1.0),
+    ]
+    assert said == ["b cannot draw λ = 0.5: skipped"]
+
+
+def test_a_sweep_measures_what_it_should(tmp_path: Path) -> None:
+    base = Mixer("base-model", only=(0.0,))
+    mixer = Mixer("mixer", base)
+    red = {
+        "redness": lambda picture, item: (
+            picture.getpixel((0, 0))[0] / 255 if item.key == "red" else float("nan")
+        )
+    }
+    results, _ = run(tmp_path, [mixer], extra=red, weights=(0.0, 0.5, 1.0), count=2, seed=10, batch=4)
+    assert len(base.jobs) == 6
+    assert len(mixer.jobs) == 12
+    assert [(j.item.key, j.seed) for j in base.jobs] == list(
+        zip(["red"] * 2 + ["green"] * 2 + ["blue"] * 2, range(10, 16))
+    )
+    assert {job.prompt for job in mixer.jobs} == {f"a {c} thing" for c in ("red", "green", "blue")}
+    clip_i = [row.measures["clip_i"].mean for row in results.lines()["mixer"]]
+    assert clip_i == sorted(clip_i)
+    assert clip_i[-1] == pytest.approx(1.0, abs=1e-5)
+    # grey against red, by hand
+    grey, colour = (np.array(COLOURS[c], dtype=float) for c in ("grey", "red"))
+    cosine = grey @ colour / np.linalg.norm(grey) / np.linalg.norm(colour)
+    line = json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])
+    assert line["clip_i"] == line["clip_t"] == pytest.approx(cosine, abs=1e-4)
+    assert line["clipscore"] == pytest.approx(2.5 * line["clip_i"], abs=1e-4)
+    assert line["key"] == "red"
+    full = results.row("mixer", 1.0)
+    assert full.measures["top_1"].mean == 1.0
+    assert full.measures["redness"].mean == pytest.approx(220 / 255, abs=1e-6)
+    assert full.measures["redness"].n == 1
+    assert full.measures["clip_i"].n == 3
+    assert full.pictures == 6
+    assert results.row("mixer", 0.0).method == "base-model"
+    assert results.row("reference").measures["clip_t"].mean == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_output(tmp_path: Path) -> None:
+    base = Mixer("base-model", only=(0.0,))
+    results, _ = run(tmp_path, [Mixer("mixer", base)], weights=(0.0, 1.0), rows=2)
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert [row["method"] for row in read["rows"]] == ["reference", "base-model", "mixer"]
+    assert read["rows"][2]["measures"]["clip_i"] == pytest.approx(
+        {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 3}, abs=1e-5
+    )
+    assert read["settings"]["methods"]["mixer"] == {"steps": 4}
+    assert read["settings"]["versions"]["torch"] == torch.__version__
+    table = (tmp_path / "results.md").read_text().splitlines()
+    assert table[0] == "| method | λ | CLIP-I | CLIP-T | top-1 | references | pictures |"
+    assert (
+        table[4]
+        == "| mixer | 1 | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 3 | 3 |"
+    )
+    assert table[2].startswith("| reference | – | – | 1.000")
+    assert results.markdown().splitlines() == table
+    grid = images.load(tmp_path / "grid.png")
+    red = COLOURS["red"]
+    assert grid.getpixel((20, 20 + 20)) == red  # the first reference
+    assert grid.getpixel((4 + 44 + 20, 40)) == COLOURS["grey"]  # beside it λ = 0
+    assert grid.getpixel((4 + 88 + 20, 40)) == red  # and λ = 1
+    assert grid.size == (3 * 44 + 4, 20 + 2 * 64)
+    assert images.load(tmp_path / "curve.png").width > 300
+    run(tmp_path, [Mixer("mixer", base)], weights=(1.0,))
+    assert not (tmp_path / "curve.png").exists()  # one λ is no curve
+
+
+def test_without_matplotlib_all_else_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    _, said = run(tmp_path, [Mixer("mixer")], weights=(0.0, 1.0))
+    assert any("pip install matplotlib" in line for line in said)
+    assert (tmp_path / "results.json").is_file()
+
+
+def test_a_second_call_draws_only_what_is_missing(tmp_path: Path) -> None:
+    first = Mixer("mixer")
+    one, _ = run(tmp_path, [first], weights=(0.5, 1.0))
+    assert len(first.jobs) == 6
+    lost = tmp_path / "pictures" / "mixer" / "0.5" / "green-0.png"
+    cut = tmp_path / "pictures" / "mixer" / "1" / "blue-0.png"
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:60])
+    again = Mixer("mixer")
+    two, _ = run(tmp_path, [again], weights=(0.5, 1.0, 0.25))
+    assert {(job.item.key, job.weight) for job in again.jobs} == {
+        ("green", 0.5), ("blue", 1.0), ("red", 0.25), ("green", 0.25), ("blue", 0.25)
+    }  # fmt: skip
+    assert two.row("mixer", 0.5) == one.row("mixer", 0.5)
+
+
+def test_an_interruption_loses_nothing(tmp_path: Path) -> None:
+    stopped, said = Mixer("mixer"), []
+    stopped.stop_after = 2
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(
+            THREE, [stopped], ByColour(), tmp_path, Options(weights=(0.5, 1.0), batch=1), say=said.append
+        )
+    assert said[-1].startswith("stopped: 2 of 6 pictures are in ")
+    rest = Mixer("mixer")
+    run(tmp_path, [rest], weights=(0.5, 1.0), batch=1)
+    assert len(rest.jobs) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 9}, "steps was 4, is now 9"),
+        ({"options": {"seed": 5}}, "seed was 0, is now 5"),
+        ({"options": {"prompt": "none"}}, 'prompt was "a red thing", is now ""'),
+        ({"items": [Item("red", "a red thing", plain("blue"))]}, "reference was"),
+    ],
+)
+def test_other_settings_are_refused_before_anything_is_drawn(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    run(tmp_path, [Mixer("mixer")])
+    change = dict(change)
+    options, items = change.pop("options", {}), change.pop("items", THREE)
+    other = Mixer("mixer", **change)
+    with pytest.raises(FileError, match=words):
+        run(tmp_path, [other], items, weights=(0.5, 1.0), **options)
+    assert other.jobs == []
+
+
+def test_a_foreign_picture_is_refused(tmp_path: Path) -> None:
+    path = Pictures(tmp_path).path("mixer", 1.0, "red", 0)
+    path.parent.mkdir(parents=True)
+    plain("red").save(path)
+    with pytest.raises(FileError, match=r"red-0\.png: .*other settings"):
+        run(tmp_path, [Mixer("mixer")])
+    assert images.load(path).size == (40, 24)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": (9.0,)}, "weights: got .*9"),
+        ({"weights": ()}, "at least one"),
+        ({"weights": (0.5, 0.5)}, "differ"),
+        ({"count": 0}, "count"),
+        ({"batch": 65}, "batch"),
+        ({"prompt": "{colour}"}, "prompt"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        run(tmp_path, [Mixer("mixer")], **options)
+
+
+def test_bad_methods_and_references_are_refused(tmp_path: Path) -> None:
+    for names in (["a", "a"], ["reference"], ["a/b"], ["../a"]):
+        with pytest.raises(ConfigError, match="name of a method"):
+            run(tmp_path, [Mixer(name) for name in names])
+    with pytest.raises(ConfigError, match="a key of its own"):
+        run(tmp_path, [Mixer("a")], THREE + THREE)
+    with pytest.raises(ConfigError, match="extra"):
+        run(tmp_path, [Mixer("a")], extra={"clip_i": lambda picture, item: 0.0})
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG no")
+    broken, drawn = [*THREE, Item("broken", "x", tmp_path / "broken.png")], Mixer("a")
+    with pytest.raises(ImageError, match="reference broken"):
+        run(tmp_path, [drawn], broken)
+    assert drawn.jobs == []
+
+
+def test_a_template_is_prompt_and_what_is_measured_against(tmp_path: Path) -> None:
+    mixer = Mixer("mixer")
+    results, _ = run(
+        tmp_path, [mixer], [Item("red", "a red thing", plain("red"), {"x": "1"})], prompt="blue {x}"
+    )
+    assert [job.prompt for job in mixer.jobs] == ["blue 1"]
+    red, blue = (np.array(COLOURS[c], dtype=float) for c in ("red", "blue"))
+    cosine = red @ blue / np.linalg.norm(red) / np.linalg.norm(blue)
+    assert results.row("reference").measures["clip_t"].mean == pytest.approx(cosine, abs=1e-5)
+    assert results.row("mixer", 1.0).measures["clip_t"].mean == pytest.approx(cosine, abs=1e-5)
+    assert results.settings["text"] == "the prompt's template, filled in"
+    assert "top_1" not in results.row("mixer", 1.0).measures  # of one reference it would say nothing
+
+
+# a running WebUI
+
+
+class Server:
+    """A WebUI that answers with the reference that it was sent, or as ``status`` and ``body`` say."""
+
+    def __init__(self) -> None:
+        outer = self
+        self.requests: list[tuple[str, dict[str, str], Any]] = []
+        self.status, self.body = 200, b""
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                outer.requests.append((self.path, dict(self.headers), content))
+                picture = content["alwayson_scripts"]["ControlNet"]["args"][0]["image"]
+                body = outer.body or json.dumps({"images": [picture, "no picture"], "info": "{}"}).encode()
+                self.send_response(outer.status)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+PAYLOAD = {
+    "prompt": "best, {caption}", "seed": "{seed}", "steps": 20,
+    "alwayson_scripts": {"ControlNet": {"args": [{"image": "{reference}", "weight": "{weight}", "module": "shuffle"}]}},
+}  # fmt: skip
+
+
+def test_places_are_filled_in_once_and_numbers_stay_numbers() -> None:
+    values = {"reference": "QUJD", "caption": "a {seed} {weight}", "seed": 7, "weight": 0.5}
+    filled = fill({"a": ["{seed}", "{weight}", {"b": "s={seed}, {caption}"}], "{seed}": 3, "c": None}, values)
+    assert filled == {"a": [7, 0.5, {"b": "s=7, a {seed} {weight}"}], "{seed}": 3, "c": None}
+    assert fill("data:image/png;base64,{reference}", values) == "data:image/png;base64,QUJD"
+    assert fill("{other} {}", values) == "{other} {}"
+
+
+def test_a_webui_stands_in_the_table(server: Server, tmp_path: Path) -> None:
+    method = WebUIMethod("shuffle", server.url.replace("//", "//me:se%40cret@"), PAYLOAD)
+    results, _ = run(tmp_path, [method], weights=(0.5, 1.0), seed=3)
+    assert results.row("shuffle", 1.0).measures["clip_i"].mean == pytest.approx(1.0, abs=1e-5)
+    assert len(server.requests) == 6
+    path, headers, body = server.requests[0]
+    assert path == "/sdapi/v1/txt2img"
+    assert base64.b64decode(headers["Authorization"].split()[1]) == b"me:se@cret"
+    assert (body["prompt"], body["seed"]) == ("best, a red thing", 3)
+    unit = body["alwayson_scripts"]["ControlNet"]["args"][0]
+    assert unit["weight"] == 0.5
+    sent = Image.open(io.BytesIO(base64.b64decode(unit["image"])))
+    assert sent.tobytes() == plain("red").tobytes()
+    assert "cret" not in (tmp_path / "results.json").read_text()
+    run(tmp_path, [method], weights=(0.5, 1.0), seed=3)
+    assert len(server.requests) == 6
+
+
+def test_a_payload_without_a_place_for_the_weight_has_no_lambda(server: Server, tmp_path: Path) -> None:
+    payload = {**PAYLOAD, "alwayson_scripts": {"ControlNet": {"args": [{"image": "{reference}"}]}}}
+    results, said = run(tmp_path, [WebUIMethod("plain", server.url, payload)], weights=(0.5, 1.0))
+    assert [(row.method, row.weight) for row in results.rows] == [("reference", None), ("plain", None)]
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (422, b'{"detail": "no such module"}', "422 .*no such module"),
+        (500, b"oops", "500 .*oops"),
+        (200, b"<html>", "no answer"),
+        (200, b'{"images": []}', "without a picture"),
+        (200, b'{"images": ["!"]}', "cannot be read"),
+    ],
+)
+def test_the_webuis_errors_are_told(
+    server: Server, tmp_path: Path, status: int, body: bytes, words: str
+) -> None:
+    server.status, server.body = status, body
+    with pytest.raises(IPAdapterError, match=f"^shuffle: .*{words}") as error:
+        run(tmp_path, [WebUIMethod("shuffle", server.url, PAYLOAD)])
+    assert server.url in str(error.value)
+
+
+def test_a_webui_that_is_not_there(server: Server, tmp_path: Path) -> None:
+    server.close()
+    with pytest.raises(IPAdapterError, match=r"no answer from .*--api"):
+        run(tmp_path, [WebUIMethod("shuffle", server.url, PAYLOAD, timeout=5)])
+    with pytest.raises(IPAdapterError, match="no address"):
+        WebUIMethod("shuffle", "ftp://x", PAYLOAD)
+
+
+def test_bad_payload_files(tmp_path: Path) -> None:
+    for text, words in (("{", "not JSON"), ("[]", "no JSON object")):
+        (tmp_path / "p.json").write_text(text)
+        with pytest.raises(FileError, match=words):
+            read_payload(tmp_path / "p.json")
+    with pytest.raises(FileError, match="cannot be read"):
+        read_payload(tmp_path / "absent.json")
+
+
+# the judge
+
+SMALL_CLIP = {
+    "embed_dim": 24,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+}
+
+
+def write_clip(
+    folder: Path, config: dict[str, Any] | None = None, suffix: str = ".safetensors"
+) -> tuple[Path, Any]:
+    """Random weights of a small CLIP with its config beside it, and open_clip's own model of them."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    config = config or SMALL_CLIP
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
+        model = kind(**{k: v for k, v in config.items() if k in ("embed_dim", "vision_cfg", "text_cfg")})
+    path = folder / f"small-judge{suffix}"
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    if suffix == ".safetensors":
+        save_file(state, str(path))
+    else:
+        torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
+    path.with_suffix(".json").write_text(json.dumps(config))
+    return path, model.eval()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("custom", [False, True])
+def test_embeddings_are_open_clips_own(tmp_path: Path, suffix: str, custom: bool) -> None:
+    import open_clip
+    from open_clip.transform import image_transform
+
+    config = {
+        **SMALL_CLIP,
+        "custom_text": custom,
+        "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},
+    }
+    path, theirs = write_clip(tmp_path, config, suffix)
+    clip = Clip.load(path)
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(pixels), plain("red", (50, 33)), plain("blue", (32, 32))]
+    transform = image_transform(32, is_train=False, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    texts = ["a red thing", "many words " * 30, ""]
+    with torch.no_grad():
+        expected = theirs.encode_image(torch.stack([transform(p) for p in pictures]), normalize=True)
+        expected_texts = theirs.encode_text(open_clip.tokenize(texts, 20), normalize=True)
+    assert torch.allclose(clip.images(pictures), expected, atol=1e-5)
+    assert torch.allclose(clip.texts(texts), expected_texts, atol=1e-5)
+    assert (expected[0] - expected[1]).abs().max() > 0.01
+    many = clip.images(pictures * 20)  # more than one batch
+    assert torch.allclose(many[-3:], expected, atol=1e-5)
+
+
+def test_a_standard_architecture_by_name(tmp_path: Path) -> None:
+    import open_clip
+
+    path, _ = write_clip(tmp_path)
+    (tmp_path / "named-judge.json").write_text(path.with_suffix(".json").read_text())
+    open_clip.add_model_config(tmp_path / "named-judge.json")
+    path.with_suffix(".json").unlink()
+    assert Clip.load(path, "named-judge").texts(["a"]).shape == (1, 24)
+    with pytest.raises(FileError, match=r"no small-judge\.json beside it.*--clip-arch"):
+        Clip.load(path)
+    with pytest.raises(FileError, match=r"no-such.*ViT-L-14"):
+        Clip.load(path, "no-such")
+
+
+def test_bad_judges_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path, _ = write_clip(tmp_path)
+    state = {
+        key: value.clone() for key, value in load_file(path).items()
+    }  # not mapped: the file is written again
+    for change, words in (
+        ({"ln_final.weight": None}, "1 keys missing .ln_final.weight"),
+        ({"extra": torch.zeros(1)}, "1 keys unknown .extra"),
+        ({"text_projection": torch.zeros(2, 2)}, "1 keys of another shape .text_projection"),
+    ):
+        changed = {key: value for key, value in {**state, **change}.items() if value is not None}
+        save_file(changed, str(path))
+        with pytest.raises(BrokenEncoder, match=words):
+            Clip.load(path)
+    save_file({**state, "attn_mask": torch.zeros(20, 20)}, str(path))
+    Clip.load(path)
+    save_file({**state, "visual.proj": torch.full_like(state["visual.proj"], float("nan"))}, str(path))
+    with pytest.raises(BrokenEncoder, match="NaN"):
+        Clip.load(path).images([plain("red")])
+    text = {**SMALL_CLIP["text_cfg"], "hf_model_name": "x"}  # type: ignore[dict-item]
+    path.with_suffix(".json").write_text(json.dumps({**SMALL_CLIP, "text_cfg": text}))
+    with pytest.raises(BrokenEncoder, match="not of open_clip's own making"):
+        Clip.load(path)
+    path.with_suffix(".json").write_text("{}")
+    with pytest.raises(FileError, match="no open_clip config"):
+        Clip.load(path)
