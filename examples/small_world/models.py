@@ -60,15 +60,18 @@ def make_unet() -> Any:
     return UNetModel(**{**settings()["unet_config"]["params"], "use_checkpoint": False})
 
 
+def text_state(clip: nn.Module) -> dict[str, Tensor]:
+    """The text tower's tensors, under open_clip's names."""
+    state = clip.state_dict()
+    return {key: state[key] for key in state if not key.startswith(("visual.", "attn_mask"))}
+
+
 def checkpoint_state(unet: nn.Module, autoencoder: nn.Module, clip: nn.Module) -> dict[str, Tensor]:
     """All parts under the names of a checkpoint file, in float16."""
-    text = {
-        key: value for key, value in clip.state_dict().items() if not key.startswith(("visual.", "attn_mask"))
-    }
     parts: dict[str, Mapping[str, Tensor]] = {
         "model.diffusion_model.": unet.state_dict(),
         "first_stage_model.": autoencoder.state_dict(),
-        "cond_stage_model.model.": text,
+        "cond_stage_model.model.": text_state(clip),
     }
     return {
         f"{prefix}{key}": value.half().contiguous()

@@ -137,7 +137,8 @@ def train_base(run: Path, steps: int) -> None:
     clip = models.make_clip()
     clip.load_state_dict(torch.load(run / "clip.state.pt", map_location="cpu")["ema"])
     # In the checkpoint's precision, so that the UNet learns on the tokens that it will get.
-    text = {f"model.{key}": value.half().float() for key, value in clip.state_dict().items()}
+    state = models.text_state(clip)
+    text = {f"model.{key}": value.half().float() for key, value in state.items()}
     tower = build_text(read_config(models.CHECKPOINT_CONFIG), text)
     torch.manual_seed(0)
     model, alphas = models.make_unet(), models.schedule()
@@ -196,7 +197,7 @@ PARTS = {
     "vision": (train_vision, 1500),
     "autoencoder": (train_autoencoder, 2800),
     "decoder": (train_decoder, 800),
-    "base": (train_base, 2400),
+    "base": (train_base, 2000),
     "checkpoint": (write_checkpoint, 0),
 }
 

@@ -52,7 +52,7 @@ class TrainConfig:
         None, "image tokens; default 4 (base), 16 (plus); full has the encoder's own", 1, 1024
     )
     resampler_dim: int = _field(768, "plus: width inside, 64 a head", 64, 8192)
-    resampler_depth: int = _field(4, "plus: layers", 1, 32)
+    resampler_depth: int = _field(4, "plus: layers; diffusers reads 4 only", 1, 32)
     resampler_heads: int = _field(12, "plus: attention heads of width 64", 1, 128)
     resolution: int | None = _field(None, "pixels; default 512, SDXL 1024", 32, 4096)
     steps: int = _field(100_000, "optimizer steps in all", 1, 100_000_000)
