@@ -29,7 +29,7 @@ class Adapter:
     def load(cls, path: Path | str) -> Adapter:
         """Opens and identifies a file. Raises FileError."""
         file = open_adapter(path)
-        return cls(identify(file.shapes, file.path), file.tensors(), file.path)
+        return cls(identify(file.shapes, file.path, file.encoder), file.tensors(), file.path)
 
     @property
     def projection(self) -> nn.Module:

@@ -47,6 +47,11 @@ class AdapterFile:
     _source: dict[str, str] = field(repr=False)  # normalised key to the file's own
     _held: dict[str, Tensor] = field(repr=False)  # a pickle's tensors, by the file's own key
 
+    @property
+    def encoder(self) -> str:
+        """The image encoder that our trainer wrote into the header; "" in files of others."""
+        return self.metadata.get("encoder", "") if "trained_with" in self.metadata else ""
+
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by normalised key, in the file's dtype; of a safetensors file mapped, not read."""
         if self.format == "pickle":

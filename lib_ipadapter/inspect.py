@@ -19,7 +19,7 @@ def report(path: Path | str) -> dict[str, Any]:
     """What there is to know about one adapter file, JSON-safe. Raises FileError."""
     path = Path(path)
     file = open_adapter(path)
-    spec = asdict(identify(file.shapes, path))
+    spec = asdict(identify(file.shapes, path, file.encoder))
     spec["layers"] = len(spec["widths"])
     spec["widths"] = list(spec["widths"])
     return {

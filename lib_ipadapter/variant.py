@@ -7,7 +7,7 @@ run yet, FOREIGN are other kinds of files. File layouts: tencent-ailab/IP-Adapte
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -192,8 +192,9 @@ FOREIGN: tuple[tuple[Test, str], ...] = (
 )
 
 
-def identify(shapes: Shapes, path: Path | str) -> VariantSpec:
-    """What the file with these normalised keys is (checkpoint.py normalises them).
+def identify(shapes: Shapes, path: Path | str, encoder: str = "") -> VariantSpec:
+    """What the file with these normalised keys is (checkpoint.py normalises them). ``encoder``: the one that
+    the file's header names, if any; widths alone cannot tell all apart.
 
     Raises NotAnAdapter, UnsupportedAdapter, or BrokenAdapter with the keys that are missing, left over or
     misshapen.
@@ -226,7 +227,8 @@ def identify(shapes: Shapes, path: Path | str) -> VariantSpec:
         ) from None
     expected |= {f"{PROJECTION}{key}": shape for key, shape in wanted.items()}
     _account_for_all(shapes, expected, path)
-    return _spec(variant, projection, context, widths)
+    spec = _spec(variant, projection, context, widths)
+    return replace(spec, encoder=_named(encoder, spec)) if encoder else spec
 
 
 _RANKS = {"base": 2, "plus": 3, "full": 1}
@@ -253,6 +255,16 @@ def _encoder(feature: Feature, width: int) -> str:
     known = POOLED_ENCODERS if feature == "pooled" else PENULTIMATE_ENCODERS
     registered = for_feature(feature, width)
     return known.get(width, registered.name if registered else "")
+
+
+def _named(encoder: str, spec: VariantSpec) -> str:
+    """The encoder that a header names; where that one is not known, another of people's own of that width
+    (its files were renamed), but none of the published ones."""
+    from .encoders.spec import ENCODERS
+
+    published = (*POOLED_ENCODERS.values(), *PENULTIMATE_ENCODERS.values())
+    own = spec.encoder and spec.encoder not in published
+    return spec.encoder if encoder not in ENCODERS and own else encoder
 
 
 def _layer_shapes(shapes: Shapes, path: Path | str) -> tuple[int, tuple[int, ...], dict[str, Shape]]:

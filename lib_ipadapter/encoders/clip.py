@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..errors import BrokenEncoder, ImageError
 from .files import opened
 from .layout import Read, TowerKeys, tower_keys
-from .spec import ENCODERS, EncoderSpec, Feature, for_shape
+from .spec import ENCODERS, EncoderSpec, Feature, for_file, for_shape
+from .timm_tower import TimmTower, load_timm, run_timm
 
 Device = torch.device | str
 
@@ -54,6 +55,9 @@ class ImageEncoder:
         Raises BrokenEncoder (no tower, unknown tower, missing or misshapen keys), EncoderMissing, UnsafeFile.
         """
         path = Path(path)
+        named = for_file(path.stem)
+        if named is not None:
+            return cls(named, load_timm(path, named, device, dtype), path)
         with opened(path) as (shapes, read):
             keys = tower_keys(shapes)
             spec = _recognised(keys, path)
@@ -66,7 +70,7 @@ class ImageEncoder:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = self._tower.conv1.weight.device
+        device: torch.device = next(self._tower.parameters()).device
         return device
 
     def to(self, device: Device) -> ImageEncoder:
@@ -107,8 +111,11 @@ class ImageEncoder:
     def _forward(self, pixels: Tensor, feature: Feature | None) -> Features:
         """The tower, block by block. Its own forward gives no hidden state, and differs between versions."""
         tower = self._tower
-        weight = tower.conv1.weight
+        weight = next(tower.parameters())
         with _plain(weight.device):
+            if isinstance(tower, TimmTower):
+                seen = run_timm(tower, pixels.to(weight.device, weight.dtype), feature)
+                return Features(*(_out(part) if part.numel() else part for part in seen))
             hidden = _embed(tower, pixels.to(weight.device, weight.dtype))
             blocks = list(tower.transformer.resblocks)
             for block in blocks[:-1]:

@@ -2,7 +2,7 @@
 
 ``mine.safetensors`` and ``mine.json`` make the encoder ``mine``. The JSON is open_clip's own
 (``{"embed_dim": 64, "vision_cfg": {"image_size": 64, "layers": 4, "width": 128, "patch_size": 8}}``), with
-``preprocess_cfg`` (``mean``, ``std``) where those differ from CLIP's.
+``preprocess_cfg`` (``mean``, ``std``) where those differ from CLIP's. Towers of timm's: timm_tower.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BrokenEncoder
+from .find import _walk
 from .spec import CLIP_MEAN, CLIP_STD, EncoderSpec, for_shape, register
+from .timm_tower import timm_spec
 
 _MOST = 1 << 20  # bytes of a config
 
@@ -30,23 +32,31 @@ def register_configs(folders: Iterable[Path]) -> None:
 
 
 def register_archs(folders: Iterable[Path]) -> list[str]:
-    """Makes the open_clip configs of both towers in these folders known to open_clip itself, under the
-    files' names; the names that are new. A checkpoint's yaml may then name one as its text tower (``arch``)."""
+    """Makes the open_clip configs of both towers in these folders and below known to open_clip itself, under
+    the files' names; the names that are new. A checkpoint's yaml may then name one as its text tower
+    (``arch``). Other JSON files, broken ones too, are passed over; with no such config nothing is imported."""
     new = []
-    for path in [path for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))]:
+    for path in sorted(path for folder in folders for path in _walk(folder) if path.suffix == ".json"):
         if _is_whole(path) and register_arch(path):
             new.append(path.stem)
     return new
 
 
 def register_arch(path: Path) -> bool:
-    """Makes one config known to open_clip; False when its name is known already."""
+    """Makes one config known to open_clip; False when its name is known already. Raises BrokenEncoder."""
     import open_clip
 
     if open_clip.get_model_config(path.stem) is not None:
         return False
+    # Checked first: open_clip reads all configs again at each registration and would stumble over this one for good.
+    if not _is_whole(path):
+        raise BrokenEncoder(
+            f"{path.name}: expected an open_clip config with embed_dim, vision_cfg and text_cfg; give the one "
+            "that the text tower was made with",
+            value=path.name,
+        )
     open_clip.add_model_config(path)
-    return open_clip.get_model_config(path.stem) is not None
+    return True
 
 
 def _is_whole(path: Path) -> bool:
@@ -54,7 +64,10 @@ def _is_whole(path: Path) -> bool:
         config = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _MOST else None
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(config, dict) and all(key in config for key in ("embed_dim", "vision_cfg", "text_cfg"))
+    return isinstance(config, dict) and all(
+        isinstance(config.get(key), kind)
+        for key, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict))
+    )
 
 
 def register_config(path: Path) -> EncoderSpec | None:
@@ -77,6 +90,8 @@ def register_config(path: Path) -> EncoderSpec | None:
 
 
 def _spec(name: str, config: dict[str, Any]) -> EncoderSpec:
+    if "timm_model_name" in config["vision_cfg"]:
+        return timm_spec(name, config)
     vision, pixels = config["vision_cfg"], config.get("preprocess_cfg", {})
     mean, std = (tuple(pixels.get(key, default)) for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
     return EncoderSpec(

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import BrokenEncoder, EncoderMissing, IPAdapterError
 from .files import SUFFIXES, opened
 from .layout import tower_keys
-from .spec import ENCODERS, EncoderSpec, TowerShape, for_shape
+from .spec import ENCODERS, EncoderSpec, TowerShape, for_file, for_shape
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ def identify_encoder(path: Path | str) -> EncoderSpec | None:
 
     Raises BrokenEncoder or UnsafeFile when the file cannot be read.
     """
+    named = for_file(Path(path).stem)
+    if named is not None:
+        return named
     with opened(Path(path)) as (shapes, _read):
         keys = tower_keys(shapes)
         shape = keys.tower() if keys else None
@@ -95,6 +98,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _look(path: Path) -> _Looked:
+    named = for_file(path.stem)
+    if named is not None:
+        return _Looked(named.shape)
     try:
         stat = path.stat()
     except OSError as error:

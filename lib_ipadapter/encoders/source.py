@@ -116,7 +116,14 @@ class EncoderSource:
 
     def path(self, spec: VariantSpec) -> Path:
         """The encoder file that ``spec`` needs. Raises EncoderMissing; cheap, so call it before sampling."""
-        if spec.encoder not in ENCODERS:
+        if spec.encoder and spec.encoder not in ENCODERS:
+            raise EncoderMissing(
+                f"the adapter was trained with the image encoder {spec.encoder}, which is not among the known ones "
+                f"({', '.join(ENCODERS)}); put its weights and its open_clip config, {spec.encoder}.json, side by side "
+                "into the folder of the encoders",
+                value=spec.encoder,
+            )
+        if not spec.encoder:
             raise EncoderMissing(
                 f"the adapter takes {spec.feature} features of width {spec.feature_width}, which no known "
                 f"image encoder gives; known are {', '.join(ENCODERS)}",

@@ -46,7 +46,7 @@ class TowerShape:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A vision tower of open_clip's making (``open_clip.transformer.VisionTransformer``)."""
+    """A vision tower of open_clip's making (``open_clip.transformer.VisionTransformer``), or timm's."""
 
     name: str
     image_size: int  # side of the square, pixels
@@ -60,11 +60,13 @@ class EncoderSpec:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     pretrained_hint: HubFile | None = None  # where its weights can be had
+    prefix: int = 1  # tokens in front of the patches': the class token
+    timm: tuple[str, str, str] = ("", "", "")  # model, pool and projection of a tower that is timm's
 
     @property
     def tokens(self) -> int:
-        """Tokens of the penultimate feature: the class token and one for each patch."""
-        return (self.image_size // self.patch) ** 2 + 1
+        """Tokens of the penultimate feature: the class token, if any, and one for each patch."""
+        return (self.image_size // self.patch) ** 2 + self.prefix
 
     @property
     def shape(self) -> TowerShape:
@@ -132,6 +134,12 @@ def _check(spec: EncoderSpec) -> None:
 def for_feature(feature: Feature, width: int) -> EncoderSpec | None:
     """The first registered encoder whose ``feature`` is ``width`` wide, or None."""
     return next((spec for spec in ENCODERS.values() if spec.feature_width(feature) == width), None)
+
+
+def for_file(name: str) -> EncoderSpec | None:
+    """The encoder that a file is by its stem: one of timm's, which are not told by their shapes; or None."""
+    spec = ENCODERS.get(name)
+    return spec if spec is not None and spec.timm[0] else None
 
 
 def for_shape(shape: TowerShape) -> EncoderSpec | None:

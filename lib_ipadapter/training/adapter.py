@@ -87,7 +87,7 @@ def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) 
 
         return TrainableAdapter(load_concat(path).projection.requires_grad_(True), [])
     file = open_adapter(path)
-    adapter = Adapter(identify(file.shapes, path), file.tensors(), path)
+    adapter = Adapter(identify(file.shapes, path, file.encoder), file.tensors(), path)
     check_fit(adapter.spec, layers, path.name)
     _check_encoder(adapter.spec, config, encoder, path)
     pairs = [adapter.weights(layer.position) for layer in layers]
@@ -99,8 +99,9 @@ def _check_encoder(spec: VariantSpec, config: TrainConfig, encoder: EncoderSpec,
         raise WrongBase(
             f"{path.name} is of variant {spec.variant}, the config says {config.variant}; change one"
         )
-    if spec.feature_width != encoder.feature_width(spec.feature):
+    given = encoder.feature_width(spec.feature)
+    if spec.feature_width != given or (spec.encoder and spec.encoder != encoder.name):
         raise WrongBase(
-            f"{path.name} takes {spec.feature} features of width {spec.feature_width}, but the encoder "
-            f"{encoder.name} gives {encoder.feature_width(spec.feature)}; give the encoder it was trained with"
+            f"{path.name} takes {spec.feature} features of {spec.encoder or 'some encoder'}, {spec.feature_width} wide, but "
+            f"the encoder {encoder.name} gives {given}; give the one it was trained with"
         )

@@ -86,7 +86,12 @@ class Host:
     def spec(self, path: Path) -> VariantSpec:
         """What kind of adapter the file holds; its header is read once."""
         register_configs(_encoder_folders())
-        return self._specs.get(_version_of(path), lambda: identify(open_adapter(path).shapes, path))
+
+        def look() -> VariantSpec:
+            file = open_adapter(path)
+            return identify(file.shapes, path, file.encoder)
+
+        return self._specs.get(_version_of(path), look)
 
     def inspect(self, model: str) -> dict[str, Any]:
         """What ``inspect --json`` prints for one file, without its folder."""
