@@ -57,7 +57,9 @@ def make_unet() -> Any:
     """A fresh UNet."""
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    return UNetModel(**{**settings()["unet_config"]["params"], "use_checkpoint": False})
+    from lib_ipadapter.standalone.model import quick
+
+    return quick(UNetModel(**{**settings()["unet_config"]["params"], "use_checkpoint": False}))
 
 
 def text_state(clip: nn.Module) -> dict[str, Tensor]:

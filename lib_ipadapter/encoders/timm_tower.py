@@ -119,7 +119,7 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
                 f"({', '.join([*wrong, *left][:4])}, ...); give open_clip's own file of it"
             )
         tower.load_state_dict({key: read(own[key]) for key in wanted})
-    return tower.to(device, dtype)
+    return tower.to(torch.device(device), dtype)
 
 
 def run_timm(tower: TimmTower, pixels: Tensor, feature: Feature | None) -> tuple[Tensor, Tensor]:

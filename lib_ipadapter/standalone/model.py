@@ -7,11 +7,14 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import split_heads
 from ..checkpoint import open_adapter
 from ..errors import FileError, ModelError, UnsafeFile
 from .config import Config, read_config
@@ -89,7 +92,25 @@ def _load(checkpoint: Path, read: Config, device: torch.device, dtype: torch.dty
 def _unet(config: Config) -> Any:
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    return UNetModel(**config.unet)
+    return quick(UNetModel(**config.unet))
+
+
+def quick(unet: T) -> T:
+    """ldm writes its softmax out, [N, N] in memory; PyTorch's own attention is the same without."""
+    for module in unet.modules():
+        if type(module).__name__ == "CrossAttention":
+            module.forward = MethodType(_attend, module)
+    return unet
+
+
+def _attend(module: Any, x: Tensor, context: Tensor | None = None, mask: None = None) -> Tensor:
+    """CrossAttention.forward of ldm, which is never called with a mask."""
+    context = x if context is None else context
+    q, k, v = (
+        split_heads(t, module.heads) for t in (module.to_q(x), module.to_k(context), module.to_v(context))
+    )
+    output: Tensor = module.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    return output
 
 
 def _require_ldm() -> None:
