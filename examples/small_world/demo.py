@@ -7,7 +7,9 @@ img2img and inpainting. It runs on a CPU in a few minutes, without a WebUI.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from . import data, models
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SIZE = (data.SIDE, data.SIDE)
-STEPS, CFG, SEED = 30, 4.0, 7
+STEPS, CFG, SEED = 25, 4.0, 7
 GAP, LABEL, HEAD = 8, 176, 44
 INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
@@ -72,10 +74,11 @@ def _drawing(shape: str, colour: str, texture: str, background: str) -> Image.Im
 
 def draw(folder: Path, adapter: str, show: Callable[[int], None] = lambda count: None) -> Image.Image:
     """The whole picture. ``show`` is told of each finished picture. Raises FileError, ModelError."""
-    for name in (models.CHECKPOINT.name, models.CLIP_FILE.name, adapter):
+    files = (models.CHECKPOINT, models.CHECKPOINT_CONFIG, models.CLIP_FILE, models.CLIP_CONFIG)
+    for name in (*(path.name for path in files), adapter):
         if not (folder / name).is_file():
             raise FileError(
-                folder / name, f"is not in {folder}; train it, see examples/small_world/README.md"
+                folder / name, f"not in {folder}; examples/small_world/README.md says how to train it"
             )
     host = Standalone.load(folder / models.CHECKPOINT.name, folder / models.CHECKPOINT_CONFIG.name)
     prompts = _prompts(folder, folder / adapter)
@@ -109,14 +112,13 @@ def _sheet(drawn: Sequence[tuple[Row, Sequence[Image.Image]]]) -> Image.Image:
     sheet = Image.new("RGB", (LABEL + columns * step + GAP, 2 * HEAD + len(drawn) * step), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, GAP), "IP-Adapter on the small world: the reference says what the picture shows, the more so the "
-             "larger the weight λ.", fill=INK, font=_font(16))  # fmt: skip
+             "larger its weight.", fill=INK, font=_font(16))  # fmt: skip
     pen.text((GAP, GAP + 22), "Left: what a row shows and starts from. No model was trained on these combinations of "
              "shape, colour and texture.", fill=FAINT, font=_font(14))  # fmt: skip
-    heads = ["begins with", "reference", *(f"λ = {weight:g}" for weight in WEIGHTS)]
+    heads = ["begins with", "reference", *(f"weight {weight:g}" for weight in WEIGHTS)]
     for column, text in enumerate(heads):
-        pen.text(
-            (LABEL + column * step + data.SIDE // 2, HEAD + 28), text, fill=INK, font=_font(14), anchor="mm"
-        )
+        left = LABEL + column * step + (data.SIDE - pen.textlength(text, font=_font(14))) / 2
+        pen.text((left, HEAD + 20), text, fill=INK, font=_font(14))
     for y, (row, cells) in enumerate(drawn):
         top = 2 * HEAD + y * step
         pen.multiline_text((GAP, top + 48), row.title, fill=INK, font=_font(14))
@@ -136,13 +138,25 @@ def _cells(row: Row, cells: Sequence[Image.Image]) -> Iterator[tuple[int, Image.
     yield from enumerate(cells, 2)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """matplotlib brings a font; Pillow 9 has none that can be sized."""
-    import matplotlib
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans, the system's or the one that matplotlib brings; else Pillow's own, which has one size and Latin letters."""
+    names = ["DejaVuSans.ttf"]
+    if found := importlib.util.find_spec("matplotlib"):
+        names.append(str(Path(found.origin or "").parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"))
+    for name in names:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default()
 
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
+
+def _make_room(out: Path) -> None:
+    """Before anything is drawn. Raises FileError."""
+    if out.suffix.lower() != ".png":
+        raise FileError(out, "expected a name that ends in .png")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(out, f"its folder cannot be made: {error.strerror}; choose another") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,9 +169,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--adapter", default=models.BASE_ADAPTER.name, help="file in that folder")
     args = parser.parse_args(argv)
     try:
+        _make_room(args.out)
         with tqdm(total=len(rows()) * len(WEIGHTS), unit="picture", file=sys.stderr) as bar:
             picture = draw(args.weights, args.adapter, bar.update)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         picture.save(args.out)
     except IPAdapterError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -198,7 +198,7 @@ PARTS = {
     "clip": (train_clip, 600),
     "vision": (train_vision, 1500),
     "autoencoder": (train_autoencoder, 2800),
-    "decoder": (train_decoder, 800),
+    "decoder": (train_decoder, 600),
     "base": (train_base, 4500),
     "checkpoint": (write_checkpoint, 0),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ class Cache:
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            # Files are made with holes: a disk that fills up later would kill the process, not raise.
+            for name in rows:
+                self._path(name).unlink(missing_ok=True)  # left by a start that was cut off
             free = shutil.disk_usage(self.folder).free
             if size > free:
                 raise FileError(
@@ -63,6 +65,7 @@ class Cache:
                 )  # fmt: skip
             for name, (shape, kind) in rows.items():
                 np.lib.format.open_memmap(self._path(name), "w+", kind, (self._count, *shape)).flush()
+                _reserve(self._path(name))
             part = self.folder / ".about.json.part"
             part.write_text(self._text, encoding="utf-8")
             part.replace(self.folder / "about.json")
@@ -76,7 +79,12 @@ class Cache:
 
     def _rows(self, name: str) -> NDArray[Any]:
         if name not in self._open:
-            self._open[name] = np.load(self._path(name), mmap_mode="r+")
+            try:
+                self._open[name] = np.load(self._path(name), mmap_mode="r+")
+            except (OSError, ValueError) as error:
+                raise FileError(
+                    self._path(name), f"cannot be read ({error}); delete {self.folder} and it is made again"
+                ) from None
         return self._open[name]
 
     def missing(self) -> list[int]:
@@ -101,10 +109,21 @@ class Cache:
         done.flush()  # type: ignore[attr-defined]
 
     def get(self, index: int, key: str) -> dict[str, Tensor]:
-        """A picture's rows, float32. Raises BrokenPicture."""
-        if self._rows("done")[index] == BROKEN:
+        """A picture's rows, float32. Raises BrokenPicture, and FileError when they are not there yet."""
+        state = self._rows("done")[index]
+        if state == BROKEN:
             raise BrokenPicture(key, "could not be read when the cache was made")
+        if state == MISSING:
+            raise FileError(self.folder, f"{key} is not in the cache yet; fill it first")
         return {
             name: torch.from_numpy(np.array(self._rows(name)[index], dtype=np.float32))
             for name in self._shapes
         }
+
+
+def _reserve(path: Path) -> None:
+    """Takes the file's room on the disk now, where the system can: a disk that fills up behind a file with holes
+    kills the process and raises nothing."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -140,6 +140,8 @@ class TrainConfig:
             "steps",
         }
         aside |= {row.name for row in dataclasses.fields(self) if row.name.startswith("sample_")}
+        if self.schedule == "cosine":  # whose course the number of steps decides
+            aside.remove("steps")
         kept = {name: value for name, value in self.as_dict().items() if name not in aside}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -56,14 +56,23 @@ def square(picture: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int
     """The shorter edge resized to ``side``, the centre cut out; and (top, left) of the cut."""
     scale = side / min(picture.size)
     width, height = (max(side, round(edge * scale)) for edge in picture.size)
-    resized = picture.resize((width, height), Image.Resampling.LANCZOS) if scale != 1 else picture
     left, top = (width - side) // 2, (height - side) // 2
-    return resized.crop((left, top, left + side, top + side)), (top, left)
+    cut = (left, top, left + side, top + side)
+    if scale == 1:
+        return picture.crop(cut), (top, left)
+    if max(width, height) <= 16 * side:
+        return picture.resize((width, height), Image.Resampling.LANCZOS).crop(cut), (top, left)
+    # Of a long strip only the middle: the whole could take gigabytes.
+    per_x, per_y = picture.width / width, picture.height / height
+    right, bottom = min((left + side) * per_x, picture.width), min((top + side) * per_y, picture.height)
+    box = (left * per_x, top * per_y, right, bottom)
+    return picture.resize((side, side), Image.Resampling.LANCZOS, box=box), (top, left)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a worker hands over. tensors: of Preparation, or of the cache; broken: pictures passed over."""
+    """What a worker hands over. tensors: of Preparation, or of the cache; empty when no picture of the data
+    can be read; broken: pictures passed over, (key, reason)."""
 
     position: int
     key: str
@@ -93,7 +102,7 @@ class Positions(Dataset[Sample]):
                 )
             except BrokenPicture as error:
                 broken.append((error.key, error.reason))
-        raise DataError(broken[0][0], f"not one picture of the data can be read ({broken[0][1]})")
+        return Sample(position, "", "", {}, tuple(broken))  # an exception would lose its type on its way out
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         if self.cache is None:
@@ -115,12 +124,20 @@ class PositionSampler(Sampler[int]):
             at += self.world * self.batch
 
 
-def loader(positions: Positions, sampler: PositionSampler, workers: int, prefetch: int) -> DataLoader[Any]:
-    """Batches as lists of Sample, the same whatever ``workers``."""
-    return DataLoader(
+def loader(
+    positions: Positions, sampler: PositionSampler, workers: int, prefetch: int
+) -> Iterator[list[Sample]]:
+    """Batches, the same whatever ``workers``, without end. Raises DataError when no picture can be read."""
+    batches: DataLoader[Any] = DataLoader(
         positions, batch_size=sampler.batch, sampler=sampler, num_workers=workers, collate_fn=list,
         prefetch_factor=prefetch if workers else None, generator=torch.Generator(),
     )  # fmt: skip
+    for samples in batches:
+        for sample in samples:
+            if not sample.tensors:
+                key, reason = sample.broken[0]
+                raise DataError(key, f"not one picture of the data can be read ({reason})")
+        yield samples
 
 
 def stacked(samples: Sequence[Sample], name: str) -> Tensor:

@@ -63,11 +63,17 @@ class Denoiser(nn.Module):
         if self._hooks:
             self._hooks.remove()
 
+    def rest(self) -> None:
+        """The base is alone until the next forward."""
+        self._terms.tokens = None
+
     def forward(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None, features: Tensor) -> Tensor:
         """The output [B, 4, h, w] for noised latents x and image features [B, E] or [B, N, W]."""
-        tokens: Tensor = self.adapter.projection(features)
+        # DeepSpeed keeps the parameters in half precision, and casts no inputs.
+        held = next(self.adapter.projection.parameters()).dtype
+        tokens: Tensor = self.adapter.projection(features.to(held))
         if self._concat:
-            text = Text(torch.cat([text.tokens, tokens], dim=1), text.pooled)
+            text = Text(torch.cat([text.tokens, tokens.to(text.tokens.dtype)], dim=1), text.pooled)
         self._terms.tokens = tokens
         return self._base.predict(x, t, text, sizes)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .source import ENDINGS, BrokenPicture, Item, Source, _rng, decoded
+from .source import ENDINGS, BrokenPicture, Item, Source, _rng, caption_of, decoded
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _KINDS = (*ENDINGS, ".txt", ".json")
@@ -42,19 +43,25 @@ class _Sample:
 
 
 def expand(pattern: str) -> list[Path]:
-    """Files of ``{000..009}`` and of ``*``, sorted. Raises DataError when there are none."""
+    """Files of ``{000..009}``, whether they are there or not, and of ``*``; sorted. Raises DataError when there
+    are none."""
     names = [pattern]
     while match := _BRACES.search(names[0]):
         first, last, digits = int(match[1]), int(match[2]), len(match[1])
+        if first > last:
+            raise DataError(
+                pattern, f"{match[0]} counts from {first} down to {last}; give the lower number first"
+            )
         names = [
             _BRACES.sub(f"{n:0{digits}d}", name, count=1) for name in names for n in range(first, last + 1)
         ]
-    found = sorted(
-        {Path(path) for name in names for path in ([name] if Path(name).is_file() else glob(name))}
-    )
+    found: set[Path] = set()
+    for name in names:
+        literal = Path(name).is_file() or not set(name) & set("*?[")
+        found |= {Path(path) for path in ([name] if literal else glob(name))}
     if not found:
         raise DataError(pattern, "no file matches; give .tar shards, as set-{000..009}.tar or set-*.tar")
-    return found
+    return sorted(found)
 
 
 class ShardSource(Source):
@@ -64,7 +71,7 @@ class ShardSource(Source):
         self.paths = list(paths)
         self.samples: list[_Sample] = []
         self.firsts: list[int] = []  # of each shard's samples
-        self._files: dict[int, Any] = {}
+        self._files: dict[tuple[int, int], Any] = {}
         for number, path in enumerate(self.paths):
             self.firsts.append(len(self.samples))
             self.samples += _index(number, path)
@@ -92,11 +99,10 @@ class ShardSource(Source):
         sample = self.samples[index]
         try:
             if ".txt" in sample.parts:
-                return self._read(sample.parts[".txt"]).decode("utf-8").strip()
+                return self._read(sample.parts[".txt"]).decode("utf-8-sig").strip()
             if ".json" in sample.parts:
-                row = json.loads(self._read(sample.parts[".json"]))
-                return str(row.get("caption", row.get("text", "")))
-        except (OSError, ValueError, AttributeError) as error:
+                return caption_of(json.loads(self._read(sample.parts[".json"])), "caption", "text")
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise BrokenPicture(sample.key, f"its caption cannot be read: {error}") from None
         return ""
 
@@ -111,10 +117,12 @@ class ShardSource(Source):
         return Item(sample.key, picture, reference, self.caption(index))
 
     def _read(self, place: Place) -> bytes:
-        if place.shard not in self._files:
+        # A forked process has its parent's files, but must not move the place where the parent reads.
+        where = os.getpid(), place.shard
+        if where not in self._files:
             self.close()  # one at a time: an epoch goes shard by shard
-            self._files[place.shard] = self.paths[place.shard].open("rb")
-        file = self._files[place.shard]
+            self._files[where] = self.paths[place.shard].open("rb")
+        file = self._files[where]
         file.seek(place.offset)
         content: bytes = file.read(place.size)
         return content
@@ -141,13 +149,20 @@ def _index(number: int, path: Path) -> list[_Sample]:
             for member in tar:
                 if member.isfile():
                     _take(found, member.name, path, Place(number, member.offset_data, member.size))
-            size = path.stat().st_size
+            end = tar.offset
+        whole = _is_end(path, end)
     except (OSError, tarfile.TarError) as error:
         raise DataError(path, f"cannot be read as a tar file ({error}); make or download it again") from None
-    samples = [sample for sample in found.values() if "picture" in sample.parts]
-    if any(place.offset + place.size > size for sample in samples for place in sample.parts.values()):
-        raise DataError(path, "the tar file is cut off; make or download it again")
-    return samples
+    if not whole:
+        raise DataError(path, f"the tar file is cut off or damaged at byte {end}; make or download it again")
+    return [sample for sample in found.values() if "picture" in sample.parts]
+
+
+def _is_end(path: Path, offset: int) -> bool:
+    """Whether the mark of a tar's end is there: tarfile stops without a word at a header that is cut or damaged."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
 
 
 def _take(found: dict[str, _Sample], name: str, path: Path, place: Place) -> None:
@@ -158,6 +173,6 @@ def _take(found: dict[str, _Sample], name: str, path: Path, place: Place) -> Non
     ending = endings[len(".ref") :] if second else endings
     if not stem or ending not in _KINDS:
         return
-    sample = found.setdefault(f"{folder}/{stem}", _Sample(f"{path.name}/{name.rpartition('.')[0]}"))
+    sample = found.setdefault(f"{folder}/{stem}", _Sample(f"{path.name}/{folder}/{stem}".replace("//", "/")))
     part = ("reference" if second else "picture") if ending in ENDINGS else ending
     sample.parts.setdefault(part, place)

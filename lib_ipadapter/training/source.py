@@ -96,12 +96,18 @@ def open_source(path: Path | str) -> Source:
         return FolderSource(path, _from_metadata(path))
     files = sorted(p for p in path.rglob("*") if p.is_file())
     shards = [p for p in files if p.suffix == ".tar"]
-    pictures = [p for p in files if p.suffix.lower() in ENDINGS and not p.stem.endswith(".ref")]
+    drawn = [p for p in files if p.suffix.lower() in ENDINGS]
+    others = {p.with_suffix("").with_suffix(""): p for p in drawn if _is_reference(p)}
+    pictures = [p for p in drawn if not _is_reference(p)]
     if shards and not pictures:
         return ShardSource(shards)
     if not pictures:
         raise DataError(path, f"no pictures in it; expected some of {', '.join(ENDINGS)}, or .tar shards")
-    return FolderSource(path, [_beside(path, picture) for picture in pictures])
+    return FolderSource(path, [_beside(path, p, others.get(p.with_suffix(""), p)) for p in pictures])
+
+
+def _is_reference(picture: Path) -> bool:
+    return picture.stem.lower().endswith(".ref")
 
 
 @dataclass(frozen=True)
@@ -114,17 +120,18 @@ class Entry:
     text: str
 
 
-def _beside(root: Path, picture: Path) -> Entry:
-    other = next(
-        (p for e in ENDINGS if (p := picture.with_name(f"{picture.stem}.ref{e}")).is_file()), picture
-    )
+def _beside(root: Path, picture: Path, other: Path) -> Entry:
     name = picture.relative_to(root).as_posix()
     return Entry(name, other.relative_to(root).as_posix(), None, str(PurePosixPath(name).with_suffix(".txt")))
 
 
 def _from_metadata(root: Path) -> list[Entry]:
     path = root / "metadata.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        # Not splitlines: a caption may hold other characters that end lines, such as U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, f"cannot be read ({error}); expected JSON lines in UTF-8") from None
     found = [_line(root, path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise DataError(path, "it is empty; expected a line for each picture")
@@ -135,8 +142,8 @@ def _line(root: Path, path: Path, number: int, line: str) -> Entry:
     try:
         row: Any = json.loads(line)
         name = row["file_name"]
-        reference, caption = row.get("reference", name), row.get("text", row.get("caption", ""))
-        good = isinstance(name, str) and isinstance(reference, str) and isinstance(caption, str)
+        reference, caption = row.get("reference") or name, caption_of(row, "text", "caption")
+        good = isinstance(name, str) and isinstance(reference, str)
     except (ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good:
@@ -169,7 +176,7 @@ class FolderSource(Source):
         if entry.caption is not None:
             return entry.caption
         try:
-            return (self.root / entry.text).read_text(encoding="utf-8").strip()
+            return (self.root / entry.text).read_text(encoding="utf-8-sig").strip()
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError) as error:
@@ -193,6 +200,14 @@ class FolderSource(Source):
                 except OSError:
                     digest.update(f"{name}\0absent\n".encode())
         return digest.hexdigest()
+
+
+def caption_of(row: Any, *names: str) -> str:
+    """The first of these fields of a JSON object that is there and not null, else "". Raises TypeError."""
+    found = next((row[name] for name in names if row.get(name) is not None), "")
+    if not isinstance(found, str):
+        raise TypeError(f"a caption of type {type(found).__name__}, expected text")
+    return found.strip()
 
 
 def decoded(key: str, content: Path | bytes) -> Image.Image:

@@ -111,6 +111,7 @@ class Trainer:
                         self._save(step)
                         saved = step
                     if sampler and (step % self.config.sample_every == 0 or step == self.config.steps):
+                        self.denoiser.rest()
                         show.picture(step, sampler.draw(self.adapter, step))
                     if last:
                         break
@@ -165,7 +166,7 @@ class Trainer:
             return
         keep = min(self.config.ema, (1 + step) / (10 + step))
         for held, new in zip(self.ema.parameters(), self.denoiser.adapter.parameters()):
-            held.lerp_(new, 1 - keep)
+            held.lerp_(new.to(held.dtype), 1 - keep)
 
     # files
 

@@ -284,6 +284,17 @@ def test_samples(folder, tmp_path):
         assert grid.size == (4 * 64, 4 * 64)
 
 
+def test_samples_show_the_base_alone_at_zero(folder, tmp_path):
+    """Whatever the last batch was."""
+    columns = []
+    for batch in (2, 3):
+        train(folder, tmp_path / str(batch), sample_every=1, sample_steps=2, steps=1, batch=batch, lr=0.5)
+        with Image.open(tmp_path / str(batch) / "samples" / "step-00000001.png") as grid:
+            columns.append([np.asarray(grid.crop((64 * x, 0, 64 * x + 64, 256))) for x in (1, 3)])
+    assert np.array_equal(columns[0][0], columns[1][0])
+    assert not np.array_equal(columns[0][1], columns[1][1])
+
+
 def test_sampling_changes_nothing_in_the_training(folder, tmp_path):
     train(folder, tmp_path / "with", sample_every=1, sample_steps=2)
     train(folder, tmp_path / "without")
@@ -357,3 +368,27 @@ def test_concat_trains_the_projection_alone(folder, tmp_path):
     }
     with safe_open(str(path), "pt") as file:
         assert file.metadata()["attention"] == "concat"
+
+
+@pytest.mark.parametrize("attention", ["decoupled", "concat"])
+def test_parameters_in_half_precision_over_a_base_in_another(folder, tmp_path, attention):
+    """As DeepSpeed keeps them."""
+    trainer = Trainer(config(folder, tmp_path, attention=attention))
+    batch = next(trainer.feed.batches(0))
+    denoiser = trainer.denoiser
+    arguments = (torch.randn(2, 4, 8, 8), torch.tensor([5, 700]), trainer.base.text(batch.captions), None)
+    exact = denoiser(*arguments, batch.features)
+    denoiser.adapter.to(torch.bfloat16)
+    half = denoiser(*arguments, batch.features)
+    half.square().mean().backward()
+    assert all(parameter.grad is not None for parameter in denoiser.parameters())
+    torch.testing.assert_close(half, exact, rtol=0.1, atol=0.1)
+    denoiser.remove()
+
+
+def test_a_cosine_is_another_one_with_other_steps(folder, tmp_path):
+    train(folder, tmp_path, schedule="cosine", warmup=1, steps=4)
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-3, 1e-3, 0.75e-3, 0.25e-3])
+    with pytest.raises(ConfigError, match="steps was 4"):
+        Trainer(config(folder, tmp_path, schedule="cosine", warmup=1, steps=5))
