@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import data
 
-COUNT, HELD_OUT = 8192, 240
+COUNT, HELD_OUT = 6144, 240
 SEED, HELD_OUT_SEED = 2, 3
 
 

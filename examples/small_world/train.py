@@ -107,7 +107,8 @@ def train_autoencoder(run: Path, steps: int) -> None:
 
 
 def train_decoder(run: Path, steps: int) -> None:
-    """The decoder goes on alone, from latents of whole pictures to crops of them."""
+    """The decoder goes on alone, from latents of whole pictures to crops of them, with noise of up to 0.4 of their
+    deviation: what the UNet draws is never exact, and the decoder should not mind."""
     drawn, latents = loop.pictures(run), _latents(run)
     scale = models.settings()["scale_factor"]
     model = models.make_autoencoder()
@@ -121,7 +122,8 @@ def train_decoder(run: Path, steps: int) -> None:
         seen = torch.stack([latents[i, :, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)])
         crops = [drawn[i, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64] for i, x, y in zip(indices, left, top)]
         wanted = loop.values(np.stack(crops))
-        restored = model.decode(seen / scale + 0.03 * torch.randn_like(seen))
+        noise = 0.4 * torch.rand(len(seen), 1, 1, 1) * torch.randn_like(seen)
+        restored = model.decode((seen + noise) / scale)
         return F.l1_loss(restored, wanted) + 2 * F.mse_loss(restored, wanted)
 
     loop.Training("decoder", model, run, steps, lr=5e-4, average=0.99).run(16, loss_of)
@@ -198,8 +200,8 @@ PARTS = {
     "clip": (train_clip, 600),
     "vision": (train_vision, 1500),
     "autoencoder": (train_autoencoder, 2800),
-    "decoder": (train_decoder, 600),
-    "base": (train_base, 4500),
+    "decoder": (train_decoder, 1200),
+    "base": (train_base, 3400),
     "checkpoint": (write_checkpoint, 0),
 }
 

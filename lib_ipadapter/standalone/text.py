@@ -128,8 +128,15 @@ class OpenClipText(TextTower):
                 f"text tower {arch}, layer {layer}: expected an open_clip architecture, or {arch}.json beside the "
                 "yaml, and last or penultimate"
             )
-        with torch.device("meta"):
-            model: Any = open_clip.CLIP(**config)
+        model: Any
+        try:
+            with torch.device("meta"):
+                model = open_clip.CLIP(**config)
+        except Exception as error:  # whatever open_clip stumbles over in a file of people's own
+            raise ModelError(
+                f"text tower {arch}: open_clip makes no CLIP of its config ({error}); use the config that the "
+                "checkpoint was made with"
+            ) from error
         del model.visual
         state = {key[len("model.") :]: value for key, value in state.items() if key.startswith("model.")}
         load(

@@ -212,11 +212,15 @@ class WebUI:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
+    def checkpoint(self, kind: str) -> Path:
+        """The file of one of ``checkpoints``, its yaml beside it."""
+        return checkpoint(kind)
+
     def _prepare(self) -> None:
         models = self.data / "models"
         (models / "Stable-diffusion").mkdir(parents=True)
         for kind in self.checkpoints:
-            source = checkpoint(kind)
+            source = self.checkpoint(kind)
             for suffix in (".safetensors", ".yaml"):
                 _link(source.with_suffix(suffix), models / "Stable-diffusion" / f"{kind}{suffix}")
         write_adapters(models / "ipadapter")

@@ -1,0 +1,51 @@
+"""A stand-in for the small world's weights: the same shapes and files, random values."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from examples.small_world import models
+from tests.synthetic import adapter_tensors, write_adapter
+from tests.webui.checkpoints import randomise
+
+WIDTHS = (32, 32, 64, 64, 96, 96, 96, 96, 96, 64, 64, 64, 32, 32, 32, 128)
+# What the demo and the WebUI need; the ablation is for the measurement only.
+FILES = (
+    models.CHECKPOINT, models.CHECKPOINT_CONFIG, models.CLIP_FILE, models.CLIP_CONFIG, models.BASE_ADAPTER,
+    models.PLUS_ADAPTER,
+)  # fmt: skip
+
+
+def missing() -> list[str]:
+    """Names of the shipped weights that are not there."""
+    return [path.name for path in FILES if not path.is_file()]
+
+
+def write_stand_in(folder: Path) -> Path:
+    """Writes all FILES into ``folder``; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        clip, autoencoder, unet = models.make_clip(), models.make_autoencoder(), models.make_unet()
+        for module in (autoencoder, unet):
+            randomise(module)
+        # The WebUI divides by the mean of the text's embedding, which a fresh LayerNorm makes zero.
+        torch.nn.init.normal_(clip.ln_final.bias, mean=0.1)
+    save_file(models.checkpoint_state(unet, autoencoder, clip), folder / models.CHECKPOINT.name)
+    tower = {key: value.half().contiguous() for key, value in clip.state_dict().items()}
+    save_file(tower, folder / models.CLIP_FILE.name)
+    for path in (models.CHECKPOINT_CONFIG, models.CLIP_CONFIG):
+        shutil.copy(path, folder)
+    context = clip.ln_final.bias.numel()
+    vision = clip.visual.conv1.out_channels
+    for variant, path, width in (
+        ("base", models.BASE_ADAPTER, clip.visual.output_dim),
+        ("plus", models.PLUS_ADAPTER, vision),
+    ):
+        tensors = adapter_tensors(variant, context, WIDTHS, width, seed=7)
+        write_adapter(folder / path.name, tensors)
+    return folder
