@@ -1,4 +1,4 @@
-"""What the three trainings from nothing share: the pictures in memory, the schedule, EMA, and resuming."""
+"""What the trainings from nothing share: the pictures in memory, the schedule, EMA, processes, and resuming."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from . import data
 PICTURES, SEED = 16384, 1
 SAVE_EVERY = 200
 
+T = TypeVar("T")
 # (step, indices of pictures, randomness) to a loss
 LossOf = Callable[[int, NDArray[np.int64], np.random.Generator], Tensor]
 
@@ -35,7 +37,7 @@ def pictures(run: Path) -> NDArray[np.uint8]:
             drawn[index] = np.asarray(data.sample(SEED, index).picture)
         drawn.flush()
         part.rename(path)
-    found: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    found: NDArray[np.uint8] = np.load(path, mmap_mode="c")  # torch wants to own what it reads
     return found
 
 
@@ -67,8 +69,34 @@ def rate(step: int, steps: int, warm_up: int = 100) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
 
 
+def part(size: int) -> slice:
+    """What of a batch of ``size`` is this process's: all, or its share under torchrun."""
+    if not dist.is_initialized():
+        return slice(size)
+    share = size // dist.get_world_size()
+    return slice(dist.get_rank() * share, (dist.get_rank() + 1) * share)
+
+
+def first() -> bool:
+    """Whether this is the process that prints and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def one_by_one(prepare: Callable[[], T]) -> T:
+    """What ``prepare`` returns, which writes files once: in the first process, then in the others."""
+    if not first():
+        dist.barrier()
+    prepared = prepare()
+    if dist.is_initialized() and first():
+        dist.barrier()
+    return prepared
+
+
 class Training:
-    """AdamW, EMA and a state file that a later call goes on from."""
+    """AdamW, EMA and a state file that a later call goes on from.
+
+    Under torchrun the gradients are the mean of all processes', so that ``loss_of`` may do its part of a batch.
+    """
 
     def __init__(
         self, name: str, model: nn.Module, run: Path, steps: int, lr: float, average: float, horizon: int = 0
@@ -102,18 +130,28 @@ class Training:
                 )
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            self._share_gradients()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self._average(step)
             shown = float(loss.detach()) if step == self.start else 0.98 * shown + 0.02 * float(loss.detach())
-            if (step + 1) % 20 == 0:
+            if (step + 1) % 20 == 0 and first():
                 spent = (time.monotonic() - begun) / (step + 1 - self.start)
                 left = spent * (self.steps - step - 1) / 60
                 print(f"{self.name} {step + 1}/{self.steps} loss {shown:.4f} {spent:.2f} s/step, {left:.0f} min left",
                       flush=True)  # fmt: skip
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == self.steps:
+            if ((step + 1) % SAVE_EVERY == 0 or step + 1 == self.steps) and first():
                 self._save(step + 1)
         return self.ema
+
+    def _share_gradients(self) -> None:
+        if not dist.is_initialized():
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
+        dist.all_reduce(flat)
+        for gradient, new in zip(gradients, flat.split([g.numel() for g in gradients])):
+            gradient.copy_(new.view_as(gradient))
 
     @torch.no_grad()
     def _average(self, step: int) -> None:

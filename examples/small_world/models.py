@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
@@ -80,6 +81,12 @@ def checkpoint_state(unet: nn.Module, autoencoder: nn.Module, clip: nn.Module) -
         for prefix, part in parts.items()
         for key, value in part.items()
     }
+
+
+def part_of_checkpoint(prefix: str) -> dict[str, Tensor]:
+    """The tensors of the shipped checkpoint whose names begin with ``prefix``, without it, in float32."""
+    state = load_file(CHECKPOINT)
+    return {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
 
 
 def schedule() -> Tensor:

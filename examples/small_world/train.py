@@ -2,13 +2,15 @@
 
 Parts in their order: clip, vision (goes on with clip's vision tower), autoencoder, decoder (goes on with the
 autoencoder's decoder), base (the UNet; needs clip and autoencoder), checkpoint (puts them into one file).
-Each writes its state into --run as it goes, and goes on from there when called again. README.md beside this
-file has the times on two CPU cores.
+Each writes its state into --folder as it goes, and goes on from there when called again. base may be called by
+torchrun, on several processes: they share each batch. README.md beside this file has the times on two CPU cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from lib_ipadapter import images
 from lib_ipadapter.encoders.spec import CLIP_MEAN, CLIP_STD
+from lib_ipadapter.errors import IPAdapterError, TrainingError
 from lib_ipadapter.standalone.text import tokenize
 
 from . import data, loop, models
@@ -33,67 +36,130 @@ Indices = NDArray[np.int64]
 def train_clip(run: Path, steps: int) -> None:
     """CLIP's symmetric cross-entropy over batches of 256, half of the captions naming all attributes."""
     torch.manual_seed(0)
-    _contrast(run, "clip", models.make_clip(), steps, 256, lambda step, indices: indices)
+    model = models.make_clip()
+    small, scenes = clip_pictures(run, model.visual.image_size[0]), loop.scenes()
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        seen = model.encode_image(clip_pixels(small[indices]))
+        return contrast(model, seen, [scenes[i] for i in indices], rng)
+
+    save_clip(
+        loop.Training("clip", model, run, steps, lr=1e-3, average=0.99).run(256, loss_of), models.CLIP_FILE
+    )
+
+
+class Named(torch.nn.Module):
+    """A CLIP whose image embedding also says each attribute, linearly: heads that only training has."""
+
+    OPTIONS = {
+        "shape": data.SHAPES, "colour": data.COLOURS, "texture": data.TEXTURES, "size": data.SIZES,
+        "place": data.PLACES,
+    }  # fmt: skip
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+        width = clip.visual.output_dim
+        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in self.OPTIONS.items()})
+
+    def loss(self, seen: Tensor, scenes: Sequence[data.Scene]) -> Tensor:
+        """Mean cross-entropy of the attributes; of embeddings [B, width] of pictures, those of one thing count."""
+        alone = torch.tensor([len(scene.things) == 1 for scene in scenes])
+        things = [scene.things[0] for scene in scenes if len(scene.things) == 1]
+        losses = []
+        for name, options in self.OPTIONS.items():
+            wanted = torch.tensor([options.index(getattr(thing, name)) for thing in things])
+            losses.append(F.cross_entropy(self.heads[name](seen[alone]), wanted))
+        return torch.stack(losses).mean()
 
 
 def train_vision(run: Path, steps: int) -> None:
-    """CLIP goes on with batches of one colour, in which shape and place are what tells pictures apart. What the
-    UNet reads of the text tower stays: all but its last block and projection."""
-    model = models.make_clip()
-    model.load_state_dict(torch.load(run / "clip.state.pt", map_location="cpu")["ema"])
-    model.token_embedding.requires_grad_(False)
-    model.positional_embedding.requires_grad_(False)
-    model.ln_final.requires_grad_(False)
-    model.transformer.resblocks[:-1].requires_grad_(False)
+    """CLIP goes on with batches of one colour, in which shape and place are what tells pictures apart, and with
+    the attributes named by linear heads: from captions alone it is slow to see outlines. Of the text tower the end
+    goes on."""
+    clip = models.make_clip()
+    clip.load_state_dict(trained(run, "clip"))
+    clip.token_embedding.requires_grad_(False)
+    clip.positional_embedding.requires_grad_(False)
+    clip.transformer.resblocks[:-1].requires_grad_(False)
+    torch.manual_seed(0)
+    model = Named(clip)
+    small, scenes = clip_pictures(run, clip.visual.image_size[0]), loop.scenes()
     groups: dict[str, list[int]] = {colour: [] for colour in data.COLOURS}
-    for index, scene in enumerate(loop.scenes()):
+    for index, scene in enumerate(scenes):
         if len(scene.things) == 1:
             groups[scene.things[0].colour].append(index)
 
-    def alike(step: int, indices: Indices) -> Indices:
-        if step % 4 == 0:
-            return indices
-        colour = data.COLOURS[step % len(data.COLOURS)]
-        return np.random.default_rng([step, 11]).choice(groups[colour], len(indices), replace=False)
-
-    _contrast(run, "vision", model, steps, 128, alike)
-
-
-def _contrast(
-    run: Path, name: str, model: Any, steps: int, size: int, choose: Callable[[int, Indices], Indices]
-) -> None:
-    drawn, scenes = loop.pictures(run), loop.scenes()
-    mean, std = (torch.tensor(x)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
-    side = model.visual.image_size[0]
-    small = np.stack([np.asarray(images.fit(Image.fromarray(picture), side, "crop")) for picture in drawn])
-
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
-        indices = choose(step, indices)
-        pixels = ((loop.values(small[indices]) + 1) / 2 - mean) / std
-        texts = [data.caption(scenes[i], rng if n % 2 else None) for n, i in enumerate(indices)]
-        seen = F.normalize(model.encode_image(pixels), dim=-1)
-        read = F.normalize(model.encode_text(tokenize(texts, pad_with_end=False)), dim=-1)
-        logits = model.logit_scale.exp().clamp(max=100) * seen @ read.T
-        target = torch.arange(len(indices))
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        if step % 2:
+            colour = data.COLOURS[step // 2 % len(data.COLOURS)]
+            indices = rng.choice(groups[colour], len(indices), replace=False)
+        shown = [scenes[i] for i in indices]
+        # Moved by a few pixels, around the edge: the background has one colour.
+        pixels = np.roll(small[indices], rng.integers(-2, 3, 2), axis=(1, 2))
+        seen = clip.encode_image(clip_pixels(pixels))
+        return contrast(clip, seen, shown, rng) + 3 * model.loss(seen, shown)
 
-    trained = loop.Training(name, model, run, steps, lr=1e-3, average=0.99).run(size, loss_of)
-    state = {
-        key: value.half().contiguous() for key, value in trained.state_dict().items() if key != "attn_mask"
-    }
-    save_file(state, models.CLIP_FILE)
+    named = loop.Training("vision", model, run, steps, lr=1e-3, average=0.99).run(128, loss_of)
+    save_clip(named.clip, models.CLIP_FILE)
+
+
+def clip_pictures(run: Path, side: int) -> NDArray[np.uint8]:
+    """All pictures as CLIP gets them: [PICTURES, side, side, 3]."""
+    drawn = loop.pictures(run)
+    return np.stack([np.asarray(images.fit(Image.fromarray(picture), side, "crop")) for picture in drawn])
+
+
+def clip_pixels(pixels: NDArray[np.uint8]) -> Tensor:
+    mean, std = (torch.tensor(x)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
+    return ((loop.values(pixels) + 1) / 2 - mean) / std
+
+
+def contrast(model: Any, seen: Tensor, scenes: Sequence[data.Scene], rng: np.random.Generator) -> Tensor:
+    """CLIP's symmetric cross-entropy of image embeddings [B, width] and captions of what they show."""
+    texts = [data.caption(scene, rng if n % 2 else None) for n, scene in enumerate(scenes)]
+    seen, read = F.normalize(seen, dim=-1), F.normalize(encode_text(model, texts), dim=-1)
+    return both_ways(model.logit_scale.exp().clamp(max=100) * seen @ read.T)
+
+
+def both_ways(logits: Tensor) -> Tensor:
+    """Symmetric cross-entropy of [B, B]: number i of each side belong together."""
+    target = torch.arange(len(logits))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def encode_text(model: Any, texts: Sequence[str]) -> Tensor:
+    """``model.encode_text`` up to the longest text's end: attention is causal, so what follows it changes nothing."""
+    tokens = tokenize(texts, pad_with_end=False)
+    ends = tokens.argmax(-1)
+    length = int(ends.max()) + 1
+    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x = model.transformer(x.permute(1, 0, 2), attn_mask=model.attn_mask[:length, :length]).permute(1, 0, 2)
+    embedding: Tensor = model.ln_final(x)[torch.arange(len(x)), ends] @ model.text_projection
+    return embedding
+
+
+def save_clip(clip: torch.nn.Module, path: Path) -> None:
+    """Both towers, in float16."""
+    state = {key: value.half().contiguous() for key, value in clip.state_dict().items() if key != "attn_mask"}
+    save_file(state, path)
 
 
 def train_autoencoder(run: Path, steps: int) -> None:
     """L1 and L2 between picture and reconstruction, and a little KL, on crops: small ones first, which are fast,
     then larger ones, in which there is less edge. What the encoder says is final then."""
-    drawn = loop.pictures(run)
     torch.manual_seed(0)
     model = models.make_autoencoder()
+    # Small crops are taken where there is something to see.
+    loss_of = restoring(model, loop.pictures(run), lambda step: (32, 16) if step < 2400 else (64, 0))
+    loop.Training("autoencoder", model, run, steps, lr=1e-3, average=0.99, horizon=3200).run(16, loss_of)
+
+
+def restoring(model: Any, drawn: NDArray[np.uint8], crop_of: Callable[[int], tuple[int, int]]) -> loop.LossOf:
+    """The autoencoder's loss. crop_of: of a step, the crops' side and how far they stay from the edge, in pixels."""
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
-        # Small crops are taken where there is something to see.
-        side, edge = (32, 16) if step < 2400 else (64, 0)
+        side, edge = crop_of(step)
         left, top = rng.integers(edge, data.SIDE - side - edge + 1, (2, len(indices)))
         crops = loop.values(
             np.stack([drawn[i, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)])
@@ -103,16 +169,14 @@ def train_autoencoder(run: Path, steps: int) -> None:
         restored = model.decode(mean + deviation * torch.randn_like(mean))
         return F.l1_loss(restored, crops) + 2 * F.mse_loss(restored, crops) + 3e-4 * kl
 
-    loop.Training("autoencoder", model, run, steps, lr=1e-3, average=0.99, horizon=3200).run(16, loss_of)
+    return loss_of
 
 
 def train_decoder(run: Path, steps: int) -> None:
     """The decoder goes on alone, from latents of whole pictures to crops of them, with noise of up to 0.4 of their
     deviation: what the UNet draws is never exact, and the decoder should not mind."""
-    drawn, latents = loop.pictures(run), _latents(run)
-    scale = models.settings()["scale_factor"]
-    model = models.make_autoencoder()
-    model.load_state_dict(torch.load(run / "autoencoder.state.pt", map_location="cpu")["ema"])
+    drawn, (latents, model) = loop.pictures(run), normal_latents(run)
+    model.train()
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
     side = 64 // 8
@@ -123,76 +187,102 @@ def train_decoder(run: Path, steps: int) -> None:
         crops = [drawn[i, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64] for i, x, y in zip(indices, left, top)]
         wanted = loop.values(np.stack(crops))
         noise = 0.4 * torch.rand(len(seen), 1, 1, 1) * torch.randn_like(seen)
-        restored = model.decode((seen + noise) / scale)
+        restored = model.decode(seen + noise)
         return F.l1_loss(restored, wanted) + 2 * F.mse_loss(restored, wanted)
 
     loop.Training("decoder", model, run, steps, lr=5e-4, average=0.99).run(16, loss_of)
 
 
 def train_base(run: Path, steps: int) -> None:
-    """The noise predicted over cached latents, weighted by min(SNR, 5)/SNR (arXiv 2303.09556), which spends less on
-    the last details; the text dropped for a tenth of the pictures."""
+    """The noise predicted over cached latents."""
+    scenes = loop.scenes()
+    clip = models.make_clip()
+    clip.load_state_dict(trained(run, "clip"))
+    torch.manual_seed(0)
+    model = models.make_unet()
+    latents, _ = loop.one_by_one(lambda: normal_latents(run))
+    loss_of = denoising(model, latents, clip, lambda i, rng: data.caption(scenes[i], rng))
+    loop.Training("base", model, run, steps, lr=1e-3, average=0.998).run(16, loss_of)
+
+
+def denoising(
+    model: Any, latents: Tensor, clip: torch.nn.Module, words: Callable[[int, np.random.Generator], str]
+) -> loop.LossOf:
+    """L_simple weighted by min(SNR, 5)/SNR (arXiv 2303.09556), which spends less on the last details; the text
+    dropped for a tenth of the pictures. words: a caption of a picture."""
     from lib_ipadapter.standalone.config import read_config
     from lib_ipadapter.standalone.text import build_text
 
-    latents = _latents(run)
-    scenes = loop.scenes()
-    clip = models.make_clip()
-    clip.load_state_dict(torch.load(run / "clip.state.pt", map_location="cpu")["ema"])
     # In the checkpoint's precision, so that the UNet learns on the tokens that it will get.
-    state = models.text_state(clip)
-    text = {f"model.{key}": value.half().float() for key, value in state.items()}
-    tower = build_text(read_config(models.CHECKPOINT_CONFIG), text)
-    torch.manual_seed(0)
-    model, alphas = models.make_unet(), models.schedule()
+    text = {f"model.{key}": value.half().float() for key, value in models.text_state(clip).items()}
+    tower, alphas = build_text(read_config(models.CHECKPOINT_CONFIG), text), models.schedule()
     model.dtype = torch.float32
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
-        texts = ["" if rng.random() < 0.1 else data.caption(scenes[i], rng) for i in indices]
+        # Drawn for the whole batch, of which each process takes its part
+        part = loop.part(len(indices))
+        texts = ["" if rng.random() < 0.1 else words(int(i), rng) for i in indices][part]
         with torch.no_grad():
             context = tower.encode(texts)
         clean = latents[torch.from_numpy(indices)]
-        noise, times = torch.randn_like(clean), torch.randint(0, 1000, (len(clean),))
+        noise, times = torch.randn_like(clean)[part], torch.randint(0, 1000, (len(clean),))[part]
+        clean = clean[part]
         alpha = alphas[times][:, None, None, None]
         predicted = model(alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise, times, context=context)
         weight = (5 * (1 - alpha) / alpha).clamp(max=1)
         return (weight * (predicted - noise) ** 2).mean()
 
-    loop.Training("base", model, run, steps, lr=1e-3, average=0.999).run(16, loss_of)
+    return loss_of
+
+
+def trained(run: Path, name: str) -> dict[str, Tensor]:
+    """The averaged weights of a part. Raises TrainingError."""
+    path = run / f"{name}.state.pt"
+    if not path.is_file():
+        raise TrainingError(f"{path.name} is not in {run}: train the part {name} first")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu")["ema"]
+    return state
 
 
 def write_checkpoint(run: Path, steps: int) -> None:
     """The averaged weights of all parts in one file, as the WebUI loads it."""
-    clip, unet = models.make_clip(), models.make_unet()
-    for name, part in (("clip", clip), ("base", unet)):
-        part.load_state_dict(torch.load(run / f"{name}.state.pt", map_location="cpu")["ema"])
-    save_file(models.checkpoint_state(unet, _autoencoder(run, "decoder"), clip), models.CHECKPOINT)
+    save_file(checkpoint_of(run), models.CHECKPOINT)
 
 
-def _autoencoder(run: Path, name: str) -> torch.nn.Module:
-    model = models.make_autoencoder()
-    model.load_state_dict(torch.load(run / f"{name}.state.pt", map_location="cpu")["ema"])
-    return model.eval()
+def checkpoint_of(run: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file. Raises TrainingError."""
+    parts = {"clip": models.make_clip(), "base": models.make_unet(), "decoder": models.make_autoencoder()}
+    for name, part in parts.items():
+        part.load_state_dict(trained(run, name))
+    return models.checkpoint_state(parts["base"], parts["decoder"], parts["clip"])
 
 
 @torch.no_grad()
-def _latents(run: Path) -> Tensor:
-    """The latents of all pictures, scaled; the scale goes into the checkpoint's yaml."""
+def normal_latents(run: Path) -> tuple[Tensor, Any]:
+    """(the latents of all pictures [PICTURES, 4, 16, 16], the autoencoder that makes them). Each channel has mean 0
+    and deviation 1 over all: the autoencoder's two 1 x 1 convolutions beside the latents are changed to that, and
+    the checkpoint's scale_factor is 1."""
+    model = models.make_autoencoder()
+    model.load_state_dict(trained(run, "autoencoder"))
     path = run / "latents.pt"
     if not path.is_file():
-        drawn, model = loop.pictures(run), _autoencoder(run, "autoencoder")
-        parts = []
+        drawn, parts = loop.pictures(run), []
         for first in range(0, len(drawn), 64):
             parts.append(model.encode(loop.values(drawn[first : first + 64])))
             if first % 2048 == 0:
                 print(f"latents {first}/{len(drawn)}", flush=True)
         torch.save(torch.cat(parts), path)
     latents: Tensor = torch.load(path)
-    scale = round(1 / float(latents.std()), 4)
-    lines = models.CHECKPOINT_CONFIG.read_text(encoding="utf-8").splitlines()
-    lines = [f"    scale_factor: {scale}" if "scale_factor:" in line else line for line in lines]
-    models.CHECKPOINT_CONFIG.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return latents * scale
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    into, out = model.quant_conv, model.post_quant_conv  # to (mean, log of the variance); from latents
+    count = len(mean)
+    into.bias[:count] -= mean
+    into.bias[:count] /= deviation
+    into.weight[:count] /= deviation[:, None, None, None]
+    into.bias[count:] -= 2 * deviation.log()
+    out.bias += (out.weight[:, :, 0, 0] * mean).sum(1)
+    out.weight *= deviation[None, :, None, None]
+    return (latents - mean[:, None, None]) / deviation[:, None, None], model
 
 
 # Name: function, steps of the shipped weights; in the order in which they need each other
@@ -200,8 +290,8 @@ PARTS = {
     "clip": (train_clip, 600),
     "vision": (train_vision, 1500),
     "autoencoder": (train_autoencoder, 2800),
-    "decoder": (train_decoder, 1200),
-    "base": (train_base, 3400),
+    "decoder": (train_decoder, 800),
+    "base": (train_base, 6000),
     "checkpoint": (write_checkpoint, 0),
 }
 
@@ -210,12 +300,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.small_world.train", description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument(
-        "--run", type=Path, default=models.HERE / "run", help="folder of the pictures and states"
+        "--folder", type=Path, default=models.HERE / "run", help="folder of the pictures and states"
     )
     parser.add_argument("--steps", type=int, help="other than those of the shipped weights")
     args = parser.parse_args(argv)
     train, steps = PARTS[args.part]
-    train(args.run, args.steps or steps)
+    if "WORLD_SIZE" in os.environ:  # torchrun's
+        torch.distributed.init_process_group("gloo")
+    try:
+        train(args.folder, args.steps or steps)
+    except IPAdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

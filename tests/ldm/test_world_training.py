@@ -1,0 +1,238 @@
+"""The small world's training from nothing, and the emoji's: a few steps on a few pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
+
+from examples.emoji import prepare, retrieval
+from examples.emoji import train as emoji
+from examples.small_world import data, loop, models, train
+from lib_ipadapter.checkpoint import sha256
+from lib_ipadapter.errors import DataError, DownloadError, TrainingError
+from lib_ipadapter.evaluation import Item
+from lib_ipadapter.standalone.text import tokenize
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW = 128
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PICTURES", FEW)
+
+
+def spread(run: Path) -> None:
+    """An autoencoder's state whose latents have neither mean 0 nor deviation 1."""
+    torch.manual_seed(5)
+    model = models.make_autoencoder()
+    with torch.no_grad():
+        model.quant_conv.bias += torch.arange(8.0) - 2
+        model.quant_conv.weight[:4] *= torch.tensor([1.0, 2, 3, 4])[:, None, None, None]
+    run.mkdir(parents=True, exist_ok=True)
+    torch.save({"ema": model.state_dict()}, run / "autoencoder.state.pt")
+
+
+def words(run: Path) -> None:
+    torch.manual_seed(6)
+    torch.save({"ema": models.make_clip().state_dict()}, run / "clip.state.pt")
+
+
+def weights(run: Path, name: str) -> dict[str, torch.Tensor]:
+    held: dict[str, torch.Tensor] = torch.load(run / f"{name}.state.pt")["model"]
+    return held
+
+
+def test_texts_are_encoded_up_to_their_end():
+    torch.manual_seed(0)
+    clip = models.make_clip().eval()
+    texts = ["a red circle", "a large plain heart at the top and a small ring on a mint background", ""]
+    with torch.no_grad():
+        wanted = clip.encode_text(tokenize(texts, pad_with_end=False))
+        torch.testing.assert_close(train.encode_text(clip, texts), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_attributes_of_pictures_of_one_thing_count():
+    torch.manual_seed(0)
+    named = train.Named(models.make_clip())
+    scenes = [data.scene_of(1, i) for i in range(30)]
+    assert {len(scene.things) for scene in scenes} == {1, 2}
+    seen = torch.randn(30, 96)
+    loss = named.loss(seen, scenes)
+    alone = torch.tensor([len(scene.things) == 1 for scene in scenes])
+    seen[~alone] += 10
+    assert torch.equal(named.loss(seen, scenes), loss)
+    seen[alone] += 10
+    assert not torch.equal(named.loss(seen, scenes), loss)
+
+
+@torch.no_grad()
+def test_latents_are_normal_and_decoded_as_before(tmp_path, few):
+    spread(tmp_path)
+    latents, model = train.normal_latents(tmp_path)
+    raw = models.make_autoencoder()
+    raw.load_state_dict(train.trained(tmp_path, "autoencoder"))
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
+    pixels = loop.values(loop.pictures(tmp_path)[:3])
+    torch.testing.assert_close(model.encode(pixels), latents[:3], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model.decode(latents[:3]), raw.decode(raw.encode(pixels)), rtol=1e-4, atol=1e-4
+    )
+    # The noise of the posterior is in proportion.
+    deviation, before = model.posterior(pixels)[1], raw.posterior(pixels)[1]
+    ratio = torch.load(tmp_path / "latents.pt").std((0, 2, 3))[:, None, None]
+    torch.testing.assert_close(deviation * ratio, before, rtol=1e-4, atol=1e-4)
+
+
+def test_going_on_is_what_not_stopping_is(tmp_path, few):
+    for run, stops in ((tmp_path / "whole", [4]), (tmp_path / "twice", [2, 4])):
+        spread(run)
+        words(run)
+        for steps in stops:
+            # The rate's horizon is that of all steps.
+            train_base_to(run, steps)
+    whole, twice = weights(tmp_path / "whole", "base"), weights(tmp_path / "twice", "base")
+    assert all(torch.equal(whole[key], twice[key]) for key in whole)
+
+
+def train_base_to(run: Path, steps: int) -> None:
+    scenes = loop.scenes()
+    torch.manual_seed(0)
+    model, clip = models.make_unet(), models.make_clip()
+    clip.load_state_dict(train.trained(run, "clip"))
+    loss_of = train.denoising(
+        model, train.normal_latents(run)[0], clip, lambda i, rng: data.caption(scenes[i], rng)
+    )
+    loop.Training("base", model, run, steps, lr=1e-3, average=0.9, horizon=4).run(4, loss_of)
+
+
+def test_two_processes_are_one(tmp_path):
+    script = tmp_path / "few.py"
+    script.write_text(
+        f"from examples.small_world import loop, train\nloop.PICTURES = {FEW}\nraise SystemExit(train.main())\n"
+    )
+    for run, launcher in (
+        (tmp_path / "one", []),
+        (tmp_path / "two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
+    ):
+        spread(run)
+        words(run)
+        done = subprocess.run(
+            [sys.executable, *launcher, str(script), "base", "--folder", str(run), "--steps", "3"], cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, two = weights(tmp_path / "one", "base"), weights(tmp_path / "two", "base")
+    # Adam divides by the gradient's size, so that rounding may turn a step where there is hardly any gradient.
+    for key, value in one.items():
+        assert (value - two[key]).abs().mean() < 1e-5, key
+
+
+def test_a_part_asks_for_those_before_it(tmp_path, few, capsys):
+    assert train.main(["decoder", "--folder", str(tmp_path)]) == 2
+    assert "autoencoder.state.pt" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match="clip first"):
+        train.train_base(tmp_path, 1)
+
+
+# emoji
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tarballs such as npm's, of 20 emoji; one has no words."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    entries, files = [], {}
+    for n in range(20):
+        code = f"1F4{n:02X}"
+        entries.append({"hexcode": code, "label": f"Thing {n}", "tags": [f"tag {n}", "thing"]})
+        content = io.BytesIO()
+        Image.new("RGBA", (64, 64), (12 * n, 255 - 12 * n, 90, 255)).save(content, "webp")
+        files[f"package/assets/{code.lower()}.webp"] = content.getvalue()
+    files["package/assets/1f999.webp"] = content.getvalue()
+    monkeypatch.setattr(prepare, "PICTURES", tarball(folder, "pictures", files))
+    words = {"package/en/data.json": json.dumps(entries).encode()}
+    monkeypatch.setattr(prepare, "WORDS", tarball(folder, "words", words))
+    return folder
+
+
+def tarball(folder: Path, name: str, files: dict[str, bytes]) -> prepare.Package:
+    path = folder / f"{name}-1.0.tgz"
+    with tarfile.open(path, "w:gz") as archive:
+        for key, content in files.items():
+            member = tarfile.TarInfo(key)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return prepare.Package(name, "1.0", sha256(path))
+
+
+def test_concepts():
+    assert prepare.concept("1F44B-1F3FB") == prepare.concept("1f44b")
+    assert prepare.concept("1f468-200d-1f33e") == prepare.concept("1f9d1-1f3fd-200d-1f33e")
+    assert prepare.concept("1f3c3-200d-2640-fe0f") == prepare.concept("1f3c3")
+    assert prepare.concept("1f600") != prepare.concept("1f601")
+
+
+def test_emoji_are_prepared_whole_or_not_at_all(tmp_path, packages, capsys):
+    out = tmp_path / "data"
+    train_count, held_out = prepare.write(out, packages)
+    assert train_count + held_out == 20
+    assert "1f999" in capsys.readouterr().err
+    picture = next((out / "train").glob("*.png"))
+    assert Image.open(picture).size == (128, 128)
+    assert picture.with_suffix(".txt").read_text().startswith("thing ")
+    assert {prepare.is_held_out(path.stem) for path in (out / "train").glob("*.png")} == {False}
+    assert prepare.main(["--data", str(out), "--downloads", str(packages)]) == 2
+
+    (packages / "words-1.0.tgz").write_bytes(b"something else")
+    with pytest.raises(DownloadError, match="sha256"):
+        prepare.write(tmp_path / "again", packages)
+    assert not (tmp_path / "again").exists()
+
+
+def test_references_are_one_of_each_concept(tmp_path):
+    for name in ("1f44b", "1f44b-1f3fb", "1f600", "1f601"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    chosen = retrieval.references(tmp_path, 3)
+    assert all(isinstance(item, Item) for item in chosen)
+    assert len({prepare.concept(item.key) for item in chosen}) == 3
+    with pytest.raises(DataError, match="3 concepts"):
+        retrieval.references(tmp_path, 4)
+
+
+def test_emoji_go_on_from_the_small_world(tmp_path, packages, few, monkeypatch):
+    torch.manual_seed(1)
+    parts = (models.make_unet(), models.make_autoencoder(), models.make_clip())
+    monkeypatch.setattr(models, "CHECKPOINT", tmp_path / "small.safetensors")
+    monkeypatch.setattr(models, "CLIP_FILE", tmp_path / "small-clip.safetensors")
+    save_file(models.checkpoint_state(*parts), models.CHECKPOINT)
+    train.save_clip(parts[2], models.CLIP_FILE)
+    prepare.write(tmp_path / "data", packages)
+    for part in emoji.PARTS:
+        assert emoji.main([part, "--folder", str(tmp_path), "--steps", "1"]) == 0
+    state = load_file(tmp_path / "weights" / "emoji.safetensors")
+    assert state.keys() == load_file(models.CHECKPOINT).keys()
+    # By one step, at a rate that has just begun to rise
+    after, before = weights(tmp_path, "base"), models.part_of_checkpoint("model.diffusion_model.")
+    assert 0 < max(float((after[key] - before[key]).abs().max()) for key in after) < 1e-4
+    assert f"arch: {emoji.ARCH}" in (tmp_path / "weights" / "emoji.yaml").read_text()
+
+
+def test_emoji_without_data(tmp_path, capsys):
+    assert emoji.main(["clip", "--folder", str(tmp_path)]) == 2
+    assert "prepare.py" in capsys.readouterr().err
