@@ -160,6 +160,87 @@
         area.append(line);
     }
 
+    // the curve over the steps: an SVG that the server draws, with its points in data-points; what is dragged here
+    // is drawn here meanwhile and then written into the text beside it, and the server draws it again.
+
+    const SVG = "http://www.w3.org/2000/svg";
+    const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+    let dragged = null; // {svg, index}
+
+    function curvePoints(svg) {
+        return svg.dataset.points.split(", ").map(pair => pair.split(":").map(Number));
+    }
+
+    function onCurve(svg) {
+        const {low, top, width, height} = svg.dataset;
+        const scale = height / (top - low);
+        return {x: x => x * width, y: y => (top - y) * scale, fraction: x => x / width, factor: y => top - y / scale};
+    }
+
+    function drawCurve(svg) {
+        const at = onCurve(svg), points = curvePoints(svg).map(([x, y]) => [at.x(x), at.y(y)]);
+        const line = [[0, points[0][1]], ...points, [at.x(1), points[points.length - 1][1]]];
+        const stepped = line.flatMap(([x, y], i) => (i && svg.dataset.steps === "1" ? [[x, line[i - 1][1]], [x, y]] : [[x, y]]));
+        svg.querySelectorAll("polyline, circle").forEach(old => old.remove());
+        const add = (kind, attributes) => {
+            const element = document.createElementNS(SVG, kind);
+            for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+            svg.append(element);
+        };
+        add("polyline", {points: stepped.map(pair => pair.join(",")).join(" ")});
+        points.forEach(([cx, cy], index) => add("circle", {cx, cy, r: 5, "data-index": index}));
+    }
+
+    function setCurve(svg, points) {
+        svg.dataset.points = points.map(([x, y]) => `${x}:${y}`).join(", ");
+        drawCurve(svg);
+    }
+
+    function writeCurve(svg) {
+        const prefix = svg.closest('[id$="_charts"]').id.replace(/_charts$/, "");
+        const text = byId(`${prefix}_curve`)?.querySelector("textarea, input");
+        if (!text) return;
+        text.value = svg.dataset.points;
+        updateInput(text);
+    }
+
+    function pointerOn(svg, event) {
+        const at = onCurve(svg), where = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+        const rounded = value => Math.round(value * 100) / 100;
+        return [rounded(clamp(at.fraction(where.x), 0, 1)), rounded(clamp(at.factor(where.y), +svg.dataset.low, +svg.dataset.top))];
+    }
+
+    document.addEventListener("pointerdown", event => {
+        const circle = event.target.closest?.(".ipadapter-curve circle");
+        if (!circle) return;
+        dragged = {svg: circle.closest("svg"), index: Number(circle.dataset.index)};
+        event.preventDefault();
+    });
+
+    document.addEventListener("pointermove", event => {
+        if (!dragged) return;
+        const points = curvePoints(dragged.svg), i = dragged.index, [x, y] = pointerOn(dragged.svg, event);
+        const left = i ? points[i - 1][0] + 0.01 : 0, right = i < points.length - 1 ? points[i + 1][0] - 0.01 : 1;
+        points[i] = [Math.round(clamp(x, left, right) * 100) / 100, y];
+        setCurve(dragged.svg, points);
+    });
+
+    document.addEventListener("pointerup", () => {
+        if (dragged) writeCurve(dragged.svg);
+        dragged = null;
+    });
+
+    document.addEventListener("dblclick", event => {
+        const svg = event.target.closest?.(".ipadapter-curve");
+        if (!svg) return;
+        const circle = event.target.closest("circle"), points = curvePoints(svg), added = pointerOn(svg, event);
+        if (circle && points.length === 1) return;
+        if (circle) points.splice(Number(circle.dataset.index), 1);
+        else if (points.every(([x]) => Math.abs(x - added[0]) > 0.005)) points.push(added);
+        setCurve(svg, points.sort((a, b) => a[0] - b[0]));
+        writeCurve(svg);
+    });
+
     // events
 
     document.addEventListener("click", event => {

@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from .adapter import Adapter
-from .session import ImagePrompt
+from .session import ImagePrompt, Timing
 from .unit import Unit
 from .variant import VariantSpec
+from .weights import Curve, LayerRule, curve_points, layers_table
 
 
 class FeatureSource(Protocol):
@@ -35,15 +36,23 @@ def prepare(
     cond, uncond, token_weights = combine(
         unit.combine, features, weights, source.unconditional(spec), adapter
     )
+    rule, timing = prompt_fields(unit)
     return ImagePrompt(
-        adapter=adapter,
-        tokens=torch.cat([cond, uncond]),
-        token_weights=token_weights,
-        weight=unit.weight,
-        start=unit.start,
-        end=unit.end,
-        label=unit.model,
+        adapter, torch.cat([cond, uncond]), token_weights, unit.weight, rule, timing, label=unit.model
     )
+
+
+def prompt_fields(unit: Unit) -> tuple[LayerRule, Timing]:
+    """What the unit's fields say about layers and steps."""
+    rule = LayerRule(unit.weight_type, unit.composition, layers_table(unit.layers))
+    timing = Timing(
+        unit.start,
+        unit.end,
+        Curve(curve_points(unit.curve), unit.interpolation),
+        first=0.0 if unit.passes == "hires" else 1.0,
+        hires=0.0 if unit.passes == "first" else unit.hires_factor,
+    )
+    return rule, timing
 
 
 def combine(

@@ -24,9 +24,33 @@ from .attention import fill_vector, image_attention, project
 from .hooks import Hooks
 from .layers import Layer, check_fit, cross_attention_layers
 from .rows import Rows
+from .weights import ALWAYS, EVENLY, Curve, LayerRule, LayerWeight
 
 COND, UNCOND = 0, 1
 _ROUNDING = 1e-6  # of fractions: 3 calls of 10 is 0.3, however it was divided
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a prompt acts: between the fractions ``start`` and ``end`` of the sampling (end = 1: to the last call), λ
+    times ``curve``, times ``first`` in the first pass and ``hires`` in that of hires fix."""
+
+    start: float = 0.0
+    end: float = 1.0
+    curve: Curve = ALWAYS
+    first: float = 1.0
+    hires: float = 1.0
+
+    def factor_at(self, fraction: float, hires: bool = False) -> float:
+        """λ's factor in a call at ``fraction`` 0..1 of the sampling; 0: it does not act."""
+        begun = fraction > self.start - _ROUNDING
+        ended = self.end < 1.0 and fraction > self.end - _ROUNDING
+        if not begun or ended:
+            return 0.0
+        return self.curve.at(fraction) * (self.hires if hires else self.first)
+
+
+_ALL_ALONG = Timing()
 
 
 @dataclass(frozen=True)
@@ -34,48 +58,59 @@ class ImagePrompt:
     """One unit, ready to run.
 
     tokens: [S, T, context] float32, the token sets (COND, UNCOND); token_weights: [T], each token's
-    share of V', the weight of the picture it comes from; weight: λ; start, end: fractions of the
-    sampling between which it acts (end = 1: to the last call); label: how errors name it.
+    share of V', the weight of the picture it comes from; weight: λ; rule: λ over the layers; timing: λ
+    over the steps; label: how errors name it.
     """
 
     adapter: Adapter
     tokens: Tensor
     token_weights: Tensor
     weight: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+    rule: LayerRule = EVENLY
+    timing: Timing = _ALL_ALONG
     label: str = "the adapter"
-
-    def acts_at(self, fraction: float) -> bool:
-        """Whether it acts in a call at ``fraction`` 0..1 of the sampling."""
-        begun = fraction > self.start - _ROUNDING
-        ended = self.end < 1.0 and fraction > self.end - _ROUNDING
-        return begun and not ended
 
 
 class _KeyValue:
-    """K' and V' of one prompt at each layer, projected once, λ folded into V'."""
+    """K' and V' of one prompt at each layer, projected once, the layer's weight folded into V'."""
 
     def __init__(self, prompt: ImagePrompt) -> None:
         self.prompt = prompt
         self.projections = 0
+        self.factor = 1.0  # of the step that is running
+        self._weights: tuple[LayerWeight, ...] = ()
         self._cache: dict[int, tuple[Tensor, Tensor]] = {}
 
+    def fit(self, weights: tuple[LayerWeight, ...]) -> None:
+        """The layers' weights, by place in file order. What was projected stays unless they differ."""
+        if weights != self._weights:
+            self._weights = weights
+            self._cache.clear()
+
+    def acts_in(self, layer: Layer) -> bool:
+        """Whether its weight there is not 0."""
+        return bool(self._weights[layer.position].weight)
+
     def at(self, layer: Layer, query: Tensor) -> tuple[Tensor, Tensor]:
-        """(K', λV'), each [S, heads, T, d], in the query's dtype and on its device."""
+        """(K', V' times the weight of layer and step), each [S, heads, T, d], in the query's dtype and on its
+        device."""
         held = self._cache.get(layer.position)
         if held is None or held[0].dtype != query.dtype or held[0].device != query.device:
             held = self._cache[layer.position] = self._project(layer, query)
-        return held
+        key, value = held
+        return key, value if self.factor == 1.0 else value * self.factor
 
     def _project(self, layer: Layer, query: Tensor) -> tuple[Tensor, Tensor]:
-        prompt = self.prompt
+        prompt, weight = self.prompt, self._weights[layer.position]
         to_k, to_v = prompt.adapter.weights(layer.position)
         self.projections += 1
         key = project(prompt.tokens, to_k, layer.heads, query)
-        scale = prompt.token_weights.to(query.device) * prompt.weight
+        scale = prompt.token_weights.to(query.device) * weight.weight
         # V' is linear in its tokens, so scaling them scales it, in float32.
         value = project(prompt.tokens.to(query.device) * scale[:, None], to_v, layer.heads, query)
+        if weight.precise:
+            key = key[[COND, COND]]
+            value = torch.stack([torch.zeros_like(value[COND]), value[COND]])
         return fill_vector(key), fill_vector(value)
 
 
@@ -120,6 +155,9 @@ class Session:
         layers = cross_attention_layers(unet)
         for prompt in self.prompts:
             check_fit(prompt.adapter.spec, layers, prompt.label)
+        weights = [prompt.rule.of(prompt.weight, layers) for prompt in self.prompts]
+        for kv, held in zip(self._kv, weights):
+            kv.fit(held)
         self._hooks = Hooks(unet, layers, self)
 
     def detach(self) -> None:
@@ -129,11 +167,13 @@ class Session:
             self._hooks.remove()
             self._hooks = None
 
-    def begin_step(self, sets: Sequence[int], fraction: float) -> None:
+    def begin_step(self, sets: Sequence[int], fraction: float, hires: bool = False) -> None:
         """The UNet calls that follow hold these rows: the token set of each. ``fraction`` 0..1 of the
-        sampling decides which prompts act."""
+        sampling, and whether it is the pass of hires fix, decide which prompts act and how strongly."""
         self._rows.begin(sets)
-        self._active = [kv for kv in self._kv if kv.prompt.acts_at(fraction)]
+        for kv in self._kv:
+            kv.factor = kv.prompt.timing.factor_at(fraction, hires)
+        self._active = [kv for kv in self._kv if kv.factor]
 
     def chunk(self, rows: int) -> None:
         """The next ``rows`` of the step's rows go to the host's inner model. Optional: see Rows."""
@@ -154,6 +194,8 @@ class Session:
         """Hooks: the sum of all acting prompts' terms [B, N, width], or None."""
         total: Tensor | None = None
         for kv in self._active:
+            if not kv.acts_in(layer):
+                continue
             sets = self._rows.of(hidden)
             key, value = kv.at(layer, query)
             term = image_attention(query, self._gather(key, sets), self._gather(value, sets))

@@ -7,21 +7,25 @@ schema and the XYZ axes are read off it; a new field is a new row here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from . import weights
 from .errors import IPAdapterError, UnitError
 
 FITS = ("crop", "pad", "stretch")
 COMBINES = ("concat", "average")
+PASSES = ("both", "first", "hires")
+FINE = "Layers and steps"
 MAX_IMAGES = 64
 WEIGHT_RANGE = (-1.0, 5.0)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a unit: ``kind`` is bool, string, number, choice or images."""
+    """One field of a unit: ``kind`` is bool, string, number, choice, text or images. A text has a ``spelling``: what
+    brings a value into its normal form or raises UnitError, and ``form``, which says in words what it may be."""
 
     name: str
     kind: str
@@ -32,6 +36,9 @@ class Field:
     maximum: float = math.inf
     step: float = 0.01
     choices: tuple[str, ...] = ()
+    spelling: Callable[[Any], str] | None = None
+    form: str = ""
+    group: str = ""  # what the panel folds away together
 
     @property
     def expected(self) -> str:
@@ -41,6 +48,7 @@ class Field:
             "string": "a string",
             "number": f"a number from {self.minimum:g} to {self.maximum:g}",
             "choice": f"one of {', '.join(self.choices)}",
+            "text": self.form,
             "images": f"a list of 1 to {MAX_IMAGES} images, each a base64 string, a data URI or "
             '{"image": ..., "weight": number}',
         }[self.kind]
@@ -55,6 +63,8 @@ class Field:
             return self._number(value)
         if self.kind == "choice" and isinstance(value, str) and value in self.choices:
             return value
+        if self.spelling is not None:
+            return self.spelling(value)
         if self.kind == "images":
             return parse_images(value, self)
         raise UnitError(self.name, value, self.expected)
@@ -73,6 +83,7 @@ class Field:
             "string": {"type": "string"},
             "number": {"type": "number", "minimum": self.minimum, "maximum": self.maximum},
             "choice": {"type": "string", "enum": list(self.choices)},
+            "text": {"type": ["string", "object", "array"]},
             "images": {"type": "array", "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA},
         }
         default = list(self.default) if self.kind == "images" else self.default
@@ -124,7 +135,20 @@ FIELDS: tuple[Field, ...] = (
         "Several images: their tokens side by side, or the mean of their features.",
         choices=COMBINES,
     ),
-)
+    Field("weight_type", "choice", "linear", "Weight type", "How the weight is spread over the UNet's layers.",
+          choices=weights.TYPES, group=FINE),
+    Field("composition", "number", 1.0, "Composition weight",
+          "Of the types that tell style and composition apart: the weight of the other side.", *WEIGHT_RANGE, group=FINE),
+    Field("layers", "text", "", "Weight per layer", 'Factors by layer, such as "0:1, 3-5:0.5"; others do not act.',
+          spelling=weights.parse_layers, form=weights.LAYERS_EXPECTED, group=FINE),
+    Field("curve", "text", "", "Weight over steps", 'Factors by fraction of the sampling, such as "0:0, 0.3:1".',
+          spelling=weights.parse_curve, form=weights.CURVE_EXPECTED, group=FINE),
+    Field("interpolation", "choice", "linear", "Between points", "From point to point evenly, or in steps.",
+          choices=weights.INTERPOLATIONS, group=FINE),
+    Field("passes", "choice", "both", "Passes", "The pass that it acts in, where there is hires fix.",
+          choices=PASSES, group=FINE),
+    Field("hires_factor", "number", 1.0, "Hires factor", "Factor of the weight in the hires pass.", 0.0, 5.0, group=FINE),
+)  # fmt: skip
 FIELD_NAMES = tuple(field.name for field in FIELDS)
 
 
@@ -184,6 +208,13 @@ class Unit:
     end: float = 1.0
     fit: str = "crop"
     combine: str = "concat"
+    weight_type: str = "linear"
+    composition: float = 1.0
+    layers: str = ""
+    curve: str = ""
+    interpolation: str = "linear"
+    passes: str = "both"
+    hires_factor: float = 1.0
 
     @classmethod
     def parse(cls, value: Unit | Mapping[str, Any]) -> Unit:
@@ -206,13 +237,21 @@ class Unit:
             raise UnitError("model", self.model, "the name of an adapter file, as model_list lists it")
         if not self.images:
             raise UnitError("images", [], "at least one reference image")
-        if self.start > self.end:
-            raise UnitError("start", self.start, f"a fraction not above end ({self.end:g})")
+        self.check_weights()
         if self.combine == "average" and math.isclose(sum(r.weight for r in self.images), 0.0, abs_tol=1e-6):
             raise UnitError(
                 "images",
                 [r.weight for r in self.images],
                 "weights whose sum is not 0, since combine is average",
+            )
+
+    def check_weights(self) -> None:
+        """What the fields of layers and steps must satisfy together. Raises UnitError."""
+        if self.start > self.end:
+            raise UnitError("start", self.start, f"a fraction not above end ({self.end:g})")
+        if self.layers and self.weight_type != "linear":
+            raise UnitError(
+                "layers", self.layers, f'"", since weight_type is {self.weight_type}; or weight_type linear'
             )
 
     def changed(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class IPAdapterScript(scripts.Script):
     """Always visible; everything is delegated."""
 
     def title(self):
-        return "IP-Adapter"
+        return entry.TITLE
 
     def show(self, is_img2img):
         return scripts.AlwaysVisible

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from examples.small_world import models
+from lib_ipadapter.layers import cross_attention_layers
 from tests.synthetic import adapter_tensors, write_adapter
 from tests.webui.checkpoints import randomise
 
-WIDTHS = (32, 32, 64, 64, 96, 96, 96, 96, 96, 64, 64, 64, 32, 32, 32, 128)
 # What the demo and the WebUI need; the ablation is for the measurement only.
 FILES = (
     models.CHECKPOINT, models.CHECKPOINT_CONFIG, models.CLIP_FILE, models.CLIP_CONFIG, models.BASE_ADAPTER,
@@ -40,12 +40,13 @@ def write_stand_in(folder: Path) -> Path:
     save_file(tower, folder / models.CLIP_FILE.name)
     for path in (models.CHECKPOINT_CONFIG, models.CLIP_CONFIG):
         shutil.copy(path, folder)
+    widths = tuple(layer.width for layer in cross_attention_layers(unet))
     context = clip.ln_final.bias.numel()
     vision = clip.visual.conv1.out_channels
     for variant, path, width in (
         ("base", models.BASE_ADAPTER, clip.visual.output_dim),
         ("plus", models.PLUS_ADAPTER, vision),
     ):
-        tensors = adapter_tensors(variant, context, WIDTHS, width, seed=7)
+        tensors = adapter_tensors(variant, context, widths, width, seed=7)
         write_adapter(folder / path.name, tensors)
     return folder

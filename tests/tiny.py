@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.session import ImagePrompt
+from lib_ipadapter.session import ImagePrompt, Timing
 from lib_ipadapter.variant import VariantSpec
 
 CONTEXT = 24
@@ -96,13 +96,17 @@ class FakeAdapter:
 
 
 def prompt(unet: nn.Module, seed: int = 0, tokens: int = 4, **fields: object) -> ImagePrompt:
-    """A random image prompt for ``unet``."""
+    """A random image prompt for ``unet``; fields as ImagePrompt's and Timing's."""
+    timing = {
+        name: fields.pop(name) for name in ("start", "end", "curve", "first", "hires") if name in fields
+    }
     adapter = FakeAdapter(unet, seed)
     generator = torch.Generator().manual_seed(seed + 100)
     values: dict[str, object] = {
         "adapter": adapter,
         "tokens": torch.randn(2, tokens, adapter.spec.context, generator=generator),
         "token_weights": torch.ones(tokens),
+        "timing": Timing(**timing),  # type: ignore[arg-type]
     }
     return ImagePrompt(**{**values, **fields})  # type: ignore[arg-type]
 

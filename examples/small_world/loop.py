@@ -98,11 +98,8 @@ class Training:
     Under torchrun the gradients are the mean of all processes', so that ``loss_of`` may do its part of a batch.
     """
 
-    def __init__(
-        self, name: str, model: nn.Module, run: Path, steps: int, lr: float, average: float, horizon: int = 0
-    ) -> None:
+    def __init__(self, name: str, model: nn.Module, run: Path, steps: int, lr: float, average: float) -> None:
         self.name, self.model, self.steps, self.lr, self.average = name, model, steps, lr, average
-        self.horizon = horizon or steps  # where the learning rate would reach its end
         self.file = run / f"{name}.state.pt"
         self.optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.01, betas=(0.9, 0.98)
@@ -122,7 +119,7 @@ class Training:
         for step, indices, rng in batches(size, self.start, self.steps):
             torch.manual_seed(step)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * rate(step, self.horizon)
+                group["lr"] = self.lr * rate(step, self.steps)
             loss = loss_of(step, indices, rng)
             if not loss.isfinite():
                 raise SystemExit(

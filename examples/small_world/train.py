@@ -146,28 +146,29 @@ def save_clip(clip: torch.nn.Module, path: Path) -> None:
 
 
 def train_autoencoder(run: Path, steps: int) -> None:
-    """L1 and L2 between picture and reconstruction, and a little KL, on crops: small ones first, which are fast,
-    then larger ones, in which there is less edge. What the encoder says is final then."""
+    """On crops: small ones first, which are fast, then larger ones, in which there is less edge."""
     torch.manual_seed(0)
     model = models.make_autoencoder()
     # Small crops are taken where there is something to see.
-    loss_of = restoring(model, loop.pictures(run), lambda step: (32, 16) if step < 2400 else (64, 0))
-    loop.Training("autoencoder", model, run, steps, lr=1e-3, average=0.99, horizon=3200).run(16, loss_of)
+    loss_of = restoring(model, loop.pictures(run), lambda step: (32, 16) if step < 2000 else (64, 0))
+    loop.Training("autoencoder", model, run, steps, lr=1e-3, average=0.99).run(16, loss_of)
 
 
 def restoring(model: Any, drawn: NDArray[np.uint8], crop_of: Callable[[int], tuple[int, int]]) -> loop.LossOf:
-    """The autoencoder's loss. crop_of: of a step, the crops' side and how far they stay from the edge, in pixels."""
+    """L1 and L2 between crop and reconstruction, and so much KL that small changes of the latents, which a UNet's are
+    never without, change little. crop_of: of a step, the crops' side and how far they stay from the edge, in pixels."""
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
         side, edge = crop_of(step)
         left, top = rng.integers(edge, data.SIDE - side - edge + 1, (2, len(indices)))
-        crops = loop.values(
-            np.stack([drawn[i, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)])
-        )
-        mean, deviation = model.posterior(crops)
+        crops = [drawn[i, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)]
+        part = loop.part(len(crops))
+        wanted = loop.values(np.stack(crops[part]))
+        mean, deviation = model.posterior(wanted)
+        noise = torch.randn(len(crops), *mean.shape[1:])[part]
         kl = 0.5 * (mean**2 + deviation**2 - 1 - 2 * deviation.log()).mean()
-        restored = model.decode(mean + deviation * torch.randn_like(mean))
-        return F.l1_loss(restored, crops) + 2 * F.mse_loss(restored, crops) + 3e-4 * kl
+        restored = model.decode(mean + deviation * noise)
+        return F.l1_loss(restored, wanted) + 2 * F.mse_loss(restored, wanted) + 2e-3 * min(step / 800, 1) * kl
 
     return loss_of
 
@@ -175,7 +176,7 @@ def restoring(model: Any, drawn: NDArray[np.uint8], crop_of: Callable[[int], tup
 def train_decoder(run: Path, steps: int) -> None:
     """The decoder goes on alone, from latents of whole pictures to crops of them, with noise of up to 0.4 of their
     deviation: what the UNet draws is never exact, and the decoder should not mind."""
-    drawn, (latents, model) = loop.pictures(run), normal_latents(run)
+    drawn, (latents, model) = loop.pictures(run), loop.one_by_one(lambda: normal_latents(run))
     model.train()
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
@@ -185,23 +186,28 @@ def train_decoder(run: Path, steps: int) -> None:
         left, top = rng.choice([0, 2, 4, 6, 8], (2, len(indices)))
         seen = torch.stack([latents[i, :, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)])
         crops = [drawn[i, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64] for i, x, y in zip(indices, left, top)]
-        wanted = loop.values(np.stack(crops))
         noise = 0.4 * torch.rand(len(seen), 1, 1, 1) * torch.randn_like(seen)
-        restored = model.decode(seen + noise)
+        part = loop.part(len(crops))
+        wanted = loop.values(np.stack(crops[part]))
+        restored = model.decode((seen + noise)[part])
         return F.l1_loss(restored, wanted) + 2 * F.mse_loss(restored, wanted)
 
     loop.Training("decoder", model, run, steps, lr=5e-4, average=0.99).run(16, loss_of)
 
 
 def train_base(run: Path, steps: int) -> None:
-    """The noise predicted over cached latents."""
+    """The noise predicted over cached latents; half of the captions name all attributes."""
     scenes = loop.scenes()
     clip = models.make_clip()
     clip.load_state_dict(trained(run, "clip"))
     torch.manual_seed(0)
     model = models.make_unet()
     latents, _ = loop.one_by_one(lambda: normal_latents(run))
-    loss_of = denoising(model, latents, clip, lambda i, rng: data.caption(scenes[i], rng))
+
+    def words(index: int, rng: np.random.Generator) -> str:
+        return data.caption(scenes[index], rng if rng.random() < 0.5 else None)
+
+    loss_of = denoising(model, latents, clip, words)
     loop.Training("base", model, run, steps, lr=1e-3, average=0.998).run(16, loss_of)
 
 
@@ -289,9 +295,9 @@ def normal_latents(run: Path) -> tuple[Tensor, Any]:
 PARTS = {
     "clip": (train_clip, 600),
     "vision": (train_vision, 1500),
-    "autoencoder": (train_autoencoder, 2800),
+    "autoencoder": (train_autoencoder, 2500),
     "decoder": (train_decoder, 800),
-    "base": (train_base, 6000),
+    "base": (train_base, 5500),
     "checkpoint": (write_checkpoint, 0),
 }
 

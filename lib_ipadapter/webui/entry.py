@@ -6,11 +6,13 @@ from typing import Any
 
 from . import api, settings
 from .host import Host
-from .script import Lifecycle
+from .script import Lifecycle, requested_units
 from .ui import Panel, build_panel, register_send_buttons
+from .xyz import add_axes
 
 # The WebUI runs the script's file again at each "Reload UI", this module once: caches survive a reload.
 _HOST = Host()
+TITLE = "IP-Adapter"
 
 
 def register(script_callbacks: Any) -> Lifecycle:
@@ -22,8 +24,28 @@ def register(script_callbacks: Any) -> Lifecycle:
     script_callbacks.on_cfg_denoiser(lifecycle.on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(lifecycle.on_cfg_denoised)
     script_callbacks.on_script_unloaded(_HOST.release)
+    # Now where the plot is loaded already, as the WebUI's own scripts are: without a page (--nowebui) the API lists
+    # the axes before the callback comes.
+    _add_axes()
+    script_callbacks.on_before_ui(_add_axes)
     register_send_buttons(script_callbacks)
     return lifecycle
+
+
+def _add_axes() -> None:
+    from modules import scripts
+
+    for data in scripts.scripts_data:
+        if data.script_class.__module__ in ("xyz_grid.py", "scripts.xyz_grid"):
+            add_axes(data.module, _HOST, _units_of)
+
+
+def _units_of(p: Any) -> list[dict[str, Any]]:
+    """The unit objects that ``p`` was given for our script."""
+    for script in p.scripts.alwayson_scripts:
+        if script.title() == TITLE:
+            return requested_units(p.script_args[script.args_from : script.args_to])
+    return []
 
 
 def panel(is_img2img: bool) -> Panel:

@@ -13,8 +13,10 @@ import gradio as gr
 from ..errors import IPAdapterError, UnitError
 from ..library import SUFFIXES
 from ..unit import FIELDS, Field
+from ..weights import SD, SDXL
 from . import panel_html
 from .infotext import KEY, match, read, weights_text
+from .panel_charts import SHOWN, charts
 from .panel_values import NO_MODEL, panel_default, parse_weights
 
 _ENABLED = next(field for field in FIELDS if field.name == "enabled")
@@ -67,6 +69,12 @@ class UnitEvents:
         offer = bool(info and not info["error"] and not info["encoder_found"] and self.host.allow_download())
         label = f"Download {info['encoder']}" if info and offer else "Download"
         return [panel_html.file_info(info), gr.update(visible=offer, value=label)]
+
+    def charts(self, model: Any, *values: Any) -> str:
+        """The weight over layers and steps, for the values of SHOWN; the model says how many layers there are."""
+        info = description(self.host, model)
+        sdxl = info is not None and str(info.get("base", "")).startswith("SDXL")
+        return charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD)
 
     def download(self, model: Any) -> Iterator[list[Any]]:
         """Fetches the encoder in a thread of its own; the page sees how far it is."""

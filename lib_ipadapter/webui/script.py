@@ -15,12 +15,13 @@ from torch import nn
 
 from ..errors import IPAdapterError, UnitError, WrongBase
 from ..layers import Layer, check_fit, cross_attention_layers
-from ..prepare import prepare
+from ..prepare import prepare, prompt_fields
 from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
 from .host import Host, logger
 from .infotext import KEY, to_infotext
 from .ui import units_from_panel
+from .xyz import cell_values, over_units
 
 _RUN = "_ipadapter_run"
 
@@ -104,6 +105,7 @@ class Run:
         """The unit's image prompt and its pictures' hashes. What can be refused without encoding is first."""
         adapter = self.host.adapter(unit.model)
         check_fit(adapter.spec, layers, unit.model)
+        prompt_fields(unit)[0].of(unit.weight, layers)
         source = self.host.source()
         source.path(adapter.spec)
         pictures = self.host.pictures(unit)
@@ -174,7 +176,8 @@ class Run:
         self._watch(denoiser.inner_model)
         cond = params.text_cond.shape[0]
         sets = [COND] * cond + [UNCOND] * (params.x.shape[0] - cond)
-        self.session.begin_step(sets, min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0))
+        fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
+        self.session.begin_step(sets, fraction, bool(getattr(self.p, "is_hr_pass", False)))
 
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
@@ -243,7 +246,7 @@ class Lifecycle:
         p.extra_generation_params.pop(KEY, None)
         run = Run(p, self.host)
         try:
-            units = parse_units(self._with_defaults(requested_units(args)))
+            units = parse_units(self._with_defaults(over_units(cell_values(p), requested_units(args))))
             if not any(unit.enabled for unit in units):
                 return
             run.start(units)

@@ -6,7 +6,7 @@ host raises while it lists models only leaves the list empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -15,6 +15,7 @@ import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 from ..unit import FIELDS, Field
+from .panel_charts import SHOWN
 from .panel_events import Paste, UnitEvents
 from .panel_values import NO_MODEL, WEIGHTS, panel_default, slots, units_from_panel
 
@@ -69,11 +70,26 @@ class _UnitPanel:
         self.inputs: dict[str, Any] = {}
         self.events = UnitEvents(index, host)
         self._default_fit = host.default_fit()
-        for kind, group in groupby(FIELDS, key=lambda field: field.kind):
-            with FormRow(elem_classes=[f"ipadapter-row-{kind}"]):
-                for row_field in group:
-                    self._build(row_field)
+        for name, group in groupby(FIELDS, key=lambda field: field.group):
+            if name:
+                with gr.Accordion(name, open=False, elem_id=self._id("fine")):
+                    self._build_rows(group)
+                    self.charts = gr.HTML(
+                        self.events.charts(None, *self._shown()), elem_id=self._id("charts")
+                    )
+            else:
+                self._build_rows(group)
         self._bind()
+
+    def _build_rows(self, fields: Iterable[Field]) -> None:
+        for kind, row in groupby(fields, key=lambda field: field.kind):
+            with FormRow(elem_classes=[f"ipadapter-row-{kind}"]):
+                for field in row:
+                    self._build(field)
+
+    def _shown(self) -> list[Any]:
+        """What the charts show of a fresh panel."""
+        return [panel_default(field, self.index) for field in FIELDS if field.name in SHOWN]
 
     def _id(self, name: str) -> str:
         return f"{self.prefix}_{name.replace(' ', '_')}"
@@ -88,7 +104,8 @@ class _UnitPanel:
         elif spec.name == "model":
             self._build_model(spec)
         else:
-            self.inputs[spec.name] = _BUILDERS[spec.kind](
+            many = spec.kind == "choice" and len(spec.choices) > _RADIO
+            self.inputs[spec.name] = (gr.Dropdown if many else _BUILDERS[spec.kind])(
                 label=spec.label, elem_id=self._id(spec.name), **self._value_and_range(spec)
             )
         if spec.name in ("enabled", "fit"):
@@ -104,7 +121,9 @@ class _UnitPanel:
         if spec.kind == "choice":
             args |= {"choices": list(spec.choices)}
         # A slider has no room for a line of help: it shows on hover, as the WebUI's own do.
-        return args | ({"info": spec.help} if spec.kind in ("choice", "string") else {"tooltip": spec.help})
+        return args | (
+            {"info": spec.help} if spec.kind in ("choice", "string", "text") else {"tooltip": spec.help}
+        )
 
     def _build_images(self, spec: Field) -> None:
         with gr.Column(elem_classes=["ipadapter-images"], elem_id=self._id("image_area")):
@@ -159,6 +178,9 @@ class _UnitPanel:
         shown = [weights, self.thumbs, self.note, self.clear]
         for event in (added.then, cleared.then, removed.then, fit, *edited, self.wanted.change):
             event(self.events.show, look, shown, **_QUIET)
+        drawn = [model, *(self.inputs[name] for name in SHOWN)]
+        for component in drawn:
+            component.change(self.events.charts, drawn, [self.charts], **_QUIET)
         described = [self.info, self.download]
         model.change(self.events.describe, [model], described, **_QUIET).then(
             self.events.show, look, shown, **_QUIET
@@ -180,7 +202,9 @@ _BUILDERS: dict[str, Any] = {
     "number": gr.Slider,
     "choice": gr.Radio,
     "string": gr.Textbox,
+    "text": gr.Textbox,
 }
+_RADIO = 4  # choices at most; more are a dropdown
 
 
 def _refresh_all(units: Sequence[_UnitPanel], host: Any) -> None:

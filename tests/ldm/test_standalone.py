@@ -29,7 +29,7 @@ from lib_ipadapter.errors import (
     UnsupportedModel,
     WrongBase,
 )
-from lib_ipadapter.session import ImagePrompt, Session
+from lib_ipadapter.session import ImagePrompt, Session, Timing
 from lib_ipadapter.standalone import Standalone
 from lib_ipadapter.standalone.sampler import Schedule, alphas_cumprod, ddim
 from lib_ipadapter.standalone.text import tokenize
@@ -200,8 +200,8 @@ def test_weight_zero_is_the_base_model(host: Standalone, folder: Path) -> None:
 
 
 def test_a_window_without_steps_is_the_base_model(host: Standalone, folder: Path) -> None:
-    assert difference(draw(host), draw(host, image_prompt(folder, start=0.9, end=0.95))) == 0
-    assert difference(draw(host), draw(host, image_prompt(folder, start=0.0, end=0.5))) > 0
+    assert difference(draw(host), draw(host, image_prompt(folder, timing=Timing(start=0.9, end=0.95)))) == 0
+    assert difference(draw(host), draw(host, image_prompt(folder, timing=Timing(end=0.5)))) > 0
 
 
 def test_conditional_tokens_go_to_conditional_rows(host: Standalone, folder: Path) -> None:

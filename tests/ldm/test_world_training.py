@@ -97,26 +97,30 @@ def test_latents_are_normal_and_decoded_as_before(tmp_path, few):
     torch.testing.assert_close(deviation * ratio, before, rtol=1e-4, atol=1e-4)
 
 
-def test_going_on_is_what_not_stopping_is(tmp_path, few):
-    for run, stops in ((tmp_path / "whole", [4]), (tmp_path / "twice", [2, 4])):
-        spread(run)
-        words(run)
-        for steps in stops:
-            # The rate's horizon is that of all steps.
-            train_base_to(run, steps)
-    whole, twice = weights(tmp_path / "whole", "base"), weights(tmp_path / "twice", "base")
-    assert all(torch.equal(whole[key], twice[key]) for key in whole)
+def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 2)
+    run = loop.Training.run
+    for folder in (tmp_path / "whole", tmp_path / "stopped"):
+        spread(folder)
+        words(folder)
 
+    def stopped(self, size, loss_of):
+        def until(step, indices, rng):
+            if step == 3:
+                raise KeyboardInterrupt
+            return loss_of(step, indices, rng)
 
-def train_base_to(run: Path, steps: int) -> None:
-    scenes = loop.scenes()
-    torch.manual_seed(0)
-    model, clip = models.make_unet(), models.make_clip()
-    clip.load_state_dict(train.trained(run, "clip"))
-    loss_of = train.denoising(
-        model, train.normal_latents(run)[0], clip, lambda i, rng: data.caption(scenes[i], rng)
-    )
-    loop.Training("base", model, run, steps, lr=1e-3, average=0.9, horizon=4).run(4, loss_of)
+        return run(self, size, until)
+
+    train.train_base(tmp_path / "whole", 4)
+    monkeypatch.setattr(loop.Training, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train.train_base(tmp_path / "stopped", 4)
+    monkeypatch.setattr(loop.Training, "run", run)
+    assert torch.load(tmp_path / "stopped" / "base.state.pt")["step"] == 2
+    train.train_base(tmp_path / "stopped", 4)
+    whole, gone_on = weights(tmp_path / "whole", "base"), weights(tmp_path / "stopped", "base")
+    assert all(torch.equal(whole[key], gone_on[key]) for key in whole)
 
 
 def test_two_processes_are_one(tmp_path):

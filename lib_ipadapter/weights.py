@@ -1,0 +1,291 @@
+"""How strongly a unit acts at each layer and each step.
+
+Layers are counted as people count them: t is the place of a SpatialTransformer in the order of execution,
+input blocks, middle, output blocks. SD1.x and SD2.x have 16 (0-5, 6, 7-15), SDXL has 11 (0-3, 4, 5-10), whatever
+number of attention layers each holds. The named types and their formulas are those of ComfyUI_IPAdapter_plus.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from .errors import UnitError, UnsupportedModel
+
+if TYPE_CHECKING:  # units are parsed where there is no torch
+    from .layers import Layer
+
+FACTORS = (-5.0, 5.0)  # of a layer or of a point of a curve
+INTERPOLATIONS = ("linear", "step")
+MAX_POINTS = 64
+
+
+@dataclass(frozen=True)
+class LayerWeight:
+    """What a unit does at one SpatialTransformer: V' times ``weight``; ``precise``: what cond rows would get goes to
+    the uncond rows in place of theirs, and cond rows get nothing."""
+
+    weight: float
+    precise: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the parts of a UNet lie among its ``count`` SpatialTransformers: [0, middle) is the input part,
+    [middle, output) the middle, [output, count) the output part."""
+
+    count: int
+    middle: int
+    output: int
+
+    def part(self, t: int) -> str:
+        """ "input", "middle" or "output"."""
+        return "input" if t < self.middle else "middle" if t < self.output else "output"
+
+
+SD = Places(16, 6, 7)
+SDXL = Places(11, 4, 5)
+
+# kind: share of the weight at t
+_SHARES: dict[str, Callable[[int, Places], float]] = {
+    "linear": lambda t, places: 1.0,
+    "ease in": lambda t, places: 0.05 + 0.95 * (1 - t / places.count),
+    "ease out": lambda t, places: 0.05 + 0.95 * t / places.count,
+    "ease in-out": lambda t, places: 0.05 + 0.95 * (1 - _from_centre(t, places)),
+    "reverse in-out": lambda t, places: 0.05 + 0.95 * _from_centre(t, places),
+    "weak input": lambda t, places: 0.2 if places.part(t) == "input" else 1.0,
+    "weak middle": lambda t, places: 0.2 if places.part(t) == "middle" else 1.0,
+    "weak output": lambda t, places: 0.2 if places.part(t) == "output" else 1.0,
+    "strong middle": lambda t, places: 1.0 if places.part(t) == "middle" else 0.2,
+}
+
+# (kind, places): weight at t of (weight, composition weight); what is absent is 0
+_Named = Callable[[float, float], dict[int, float]]
+_SD_STYLE = (0, 1, 2, 3, 9, 10, 11, 12, 13, 14, 15)
+_NAMED: dict[tuple[str, Places], _Named] = {
+    ("style transfer", SD): lambda w, c: dict.fromkeys(_SD_STYLE, w),
+    ("style transfer", SDXL): lambda w, c: {6: w},
+    ("composition", SD): lambda w, c: {4: 0.25 * w, 5: w},
+    ("composition", SDXL): lambda w, c: {3: w},
+    ("strong style transfer", SD): lambda w, c: _all(SD, w, {4: 0.0, 5: 0.0}),
+    ("strong style transfer", SDXL): lambda w, c: _all(SDXL, w, {3: 0.0}),
+    ("style and composition", SD): lambda w, c: {**dict.fromkeys(_SD_STYLE, w), 4: 0.25 * c, 5: c},
+    ("style and composition", SDXL): lambda w, c: {3: c, 6: w},
+    ("strong style and composition", SD): lambda w, c: _all(SD, w, {4: c, 5: c}),
+    ("strong style and composition", SDXL): lambda w, c: _all(SDXL, w, {3: c}),
+    ("style transfer precise", SD): lambda w, c: {**dict.fromkeys(_SD_STYLE, w), 4: 0.25 * c, 5: c},
+    ("style transfer precise", SDXL): lambda w, c: {3: c, 6: w},
+    ("composition precise", SD): lambda w, c: _all(
+        SD, c, {4: 0.25 * w, 5: w, 6: 0.1 * c, 7: 0.1 * c, 8: 0.1 * c}
+    ),
+    ("composition precise", SDXL): lambda w, c: _all(SDXL, 0.1 * c, {3: w, 6: c}),
+}  # fmt: skip
+_COMPOSITION = {SD: (4, 5), SDXL: (3,)}
+TYPES = (*_SHARES, *dict.fromkeys(kind for kind, _ in _NAMED))
+
+
+def _from_centre(t: int, places: Places) -> float:
+    half = places.count / 2
+    return abs(t - half) / half
+
+
+def _all(places: Places, weight: float, others: Mapping[int, float]) -> dict[int, float]:
+    return {**dict.fromkeys(range(places.count), weight), **others}
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """A unit's fields about layers: a named type, or a table of factors by t, in whose place unlisted layers are 0."""
+
+    kind: str = "linear"
+    composition: float = 1.0
+    table: tuple[tuple[int, float], ...] = ()
+
+    def at(self, weight: float, places: Places) -> tuple[LayerWeight, ...]:
+        """Of λ = ``weight``, what happens at each t. λ = 0 is the base model, whatever the composition's weight.
+        Raises UnitError for a layer that the model does not have, UnsupportedModel for a type unknown there."""
+        if not weight:
+            return (LayerWeight(0.0),) * places.count
+        if self.table:
+            return self._tabled(weight, places)
+        if share := _SHARES.get(self.kind):
+            return tuple(LayerWeight(weight * share(t, places)) for t in range(places.count))
+        named = _NAMED.get((self.kind, places))
+        if named is None:
+            raise UnsupportedModel(
+                f"weight_type {self.kind!r} is known for the {SD.count} layers of SD1.x and SD2.x and the {SDXL.count} "
+                f"of SDXL; the loaded model has {places.count}. Choose another type, or give the layers' weights",
+                value=self.kind,
+                field="weight_type",
+            )
+        weights = named(weight, self.composition)
+        return tuple(
+            LayerWeight(weights.get(t, 0.0), self._is_precise(t, places)) for t in range(places.count)
+        )
+
+    def _tabled(self, weight: float, places: Places) -> tuple[LayerWeight, ...]:
+        highest = max(t for t, _ in self.table)
+        if highest >= places.count:
+            expected = f"layers from 0 to {places.count - 1}, which the loaded model has"
+            raise UnitError("layers", layers_text(self.table), expected)
+        factors = dict(self.table)
+        return tuple(LayerWeight(weight * factors.get(t, 0.0)) for t in range(places.count))
+
+    def _is_precise(self, t: int, places: Places) -> bool:
+        composes = t in _COMPOSITION[places]
+        return composes if self.kind == "style transfer precise" else (
+            self.kind == "composition precise" and not composes
+        )  # fmt: skip
+
+    def of(self, weight: float, layers: Sequence[Layer]) -> tuple[LayerWeight, ...]:
+        """The same by the layers' places in file order. Raises as ``at``."""
+        order, places = execution_order(tuple(layers))
+        weights = self.at(weight, places)
+        return tuple(weights[t] for t in order)
+
+
+@lru_cache(maxsize=16)
+def _ordered(names: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...], Places]:
+    groups: dict[str, list[str]] = {"input": [], "middle": [], "output": []}
+    owners = []
+    for name, part in names:
+        # attn2 of all depths of one SpatialTransformer belong together.
+        owner = name.partition(".transformer_blocks.")[0]
+        owners.append(owner)
+        if owner not in groups[part]:
+            groups[part].append(owner)
+    order = {owner: t for t, owner in enumerate(owner for held in groups.values() for owner in held)}
+    middle = len(groups["input"])
+    places = Places(len(order), middle, middle + len(groups["middle"]))
+    return tuple(order[owner] for owner in owners), places
+
+
+def execution_order(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], Places]:
+    """(t of each layer, by its place in file order; the model's places)."""
+    return _ordered(tuple((layer.name, layer.part) for layer in layers))
+
+
+# steps
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A factor of the weight over the sampling: points (fraction 0..1, factor), in order; before the first and
+    behind the last it stays. ``interpolation`` between two: linear, or step (the earlier one's factor)."""
+
+    points: tuple[tuple[float, float], ...] = ()
+    interpolation: str = "linear"
+
+    def at(self, fraction: float) -> float:
+        """The factor at a fraction of the sampling; 1 without points."""
+        if not self.points:
+            return 1.0
+        # 3 calls of 10 is 0.3, however it was divided.
+        after = bisect.bisect_right([x for x, _ in self.points], fraction + 1e-6)
+        if after == 0 or after == len(self.points):
+            return self.points[max(after - 1, 0)][1]
+        (x, y), (next_x, next_y) = self.points[after - 1 : after + 1]
+        if self.interpolation == "step":
+            return y
+        return y + (next_y - y) * min(max((fraction - x) / (next_x - x), 0.0), 1.0)
+
+
+EVENLY, ALWAYS = LayerRule(), Curve()
+
+# text
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+LAYERS_EXPECTED = (
+    '"" (all layers), or layer:factor pairs such as "0:1, 3-5:0.5"; layers counted from 0 in the order of execution, '
+    f"each once, factors from {FACTORS[0]:g} to {FACTORS[1]:g}; layers that are not listed do not act"
+)
+CURVE_EXPECTED = (
+    '"" (always 1), or fraction:factor points such as "0:0, 0.3:1, 1:0.5"; fractions from 0 to 1 in rising order, '
+    f"factors from {FACTORS[0]:g} to {FACTORS[1]:g}, at most {MAX_POINTS} points"
+)
+
+
+def parse_layers(value: Any) -> str:
+    """``layers`` in its normal spelling; also taken from an object {layer: factor}. Raises UnitError."""
+    table: dict[int, float] = {}
+    for key, factor in _pairs(value, "layers", LAYERS_EXPECTED):
+        found = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", key)
+        if not found:
+            raise UnitError("layers", value, LAYERS_EXPECTED)
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first or any(t in table for t in range(first, last + 1)):
+            raise UnitError("layers", value, LAYERS_EXPECTED)
+        table |= dict.fromkeys(range(first, last + 1), factor)
+    return layers_text(sorted(table.items()))
+
+
+def layers_text(table: Sequence[tuple[int, float]]) -> str:
+    """A table in its normal spelling: neighbours of one factor as a range."""
+    runs: list[list[Any]] = []
+    for t, factor in table:
+        if runs and runs[-1][1] == t - 1 and runs[-1][2] == factor:
+            runs[-1][1] = t
+        else:
+            runs.append([t, t, factor])
+    return ", ".join(
+        f"{a}:{_spelled(factor)}" if a == b else f"{a}-{b}:{_spelled(factor)}" for a, b, factor in runs
+    )
+
+
+def layers_table(text: str) -> tuple[tuple[int, float], ...]:
+    """What a normal spelling says."""
+    table: list[tuple[int, float]] = []
+    for part in filter(None, text.split(", ")):
+        key, _, factor = part.partition(":")
+        first, _, last = key.partition("-")
+        table += [(t, float(factor)) for t in range(int(first), int(last or first) + 1)]
+    return tuple(table)
+
+
+def parse_curve(value: Any) -> str:
+    """``curve`` in its normal spelling; also taken from a list of [fraction, factor]. Raises UnitError."""
+    points: list[tuple[float, float]] = []
+    for key, factor in _pairs(value, "curve", CURVE_EXPECTED):
+        fraction = float(key) if re.fullmatch(_NUMBER, key) else math.nan
+        if not 0 <= fraction <= 1 or (points and fraction <= points[-1][0]):
+            raise UnitError("curve", value, CURVE_EXPECTED)
+        points.append((fraction, factor))
+    if len(points) > MAX_POINTS:
+        raise UnitError("curve", f"{len(points)} points", CURVE_EXPECTED)
+    return ", ".join(f"{_spelled(x)}:{_spelled(y)}" for x, y in points)
+
+
+def curve_points(text: str) -> tuple[tuple[float, float], ...]:
+    """What a normal spelling says."""
+    pairs = (part.partition(":") for part in filter(None, text.split(", ")))
+    return tuple((float(x), float(y)) for x, _, y in pairs)
+
+
+def _pairs(value: Any, field: str, expected: str) -> list[tuple[str, float]]:
+    """(key, factor) pairs of a text, an object or a list of pairs. Raises UnitError."""
+    if isinstance(value, str):
+        parts = [part for part in re.split(r"[,;\n]", value) if part.strip()]
+        pairs: list[Any] = [part.split(":") for part in parts]
+    else:
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, (list, tuple)) or len(pairs) > 1000:
+        raise UnitError(field, value, expected)
+    found = []
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(isinstance(x, bool) for x in pair):
+            raise UnitError(field, value, expected)
+        key, factor = (str(x).strip() for x in pair)
+        if not re.fullmatch(_NUMBER, factor) or not FACTORS[0] <= float(factor) <= FACTORS[1]:
+            raise UnitError(field, value, expected)
+        found.append((key, float(factor)))
+    return found
+
+
+def _spelled(number: float) -> str:
+    """Shortest text that is read as the same number."""
+    return str(int(number)) if number == int(number) else repr(number)

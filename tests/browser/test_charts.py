@@ -1,0 +1,78 @@
+"""The charts of layers and steps in the real page: they follow the controls, and the curve's points are dragged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .pages import PanelPage
+
+
+@pytest.fixture
+def fine(panel: PanelPage) -> PanelPage:
+    """The panel with the section of layers and steps unfolded."""
+    panel.unit(0, "fine").locator(".label-wrap").click()
+    charts(panel).locator(".ipadapter-curve circle").first.wait_for(state="visible")
+    return panel
+
+
+def charts(panel: PanelPage) -> Any:
+    return panel.unit(0, "charts")
+
+
+def text(panel: PanelPage, name: str) -> Any:
+    return panel.unit(0, name).locator("textarea, input")
+
+
+def weights(panel: PanelPage) -> list[str]:
+    """The chart's first column, by layer."""
+    cells = charts(panel).locator(".ipadapter-layers rect title").all_text_contents()
+    return [cell.rpartition(": ")[2] for cell in cells[::20]]
+
+
+def centre(panel: PanelPage, index: int) -> tuple[float, float]:
+    box = charts(panel).locator("circle").nth(index).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_the_chart_follows_type_and_weight(fine: PanelPage):
+    fine.until(lambda: weights(fine), ["1"] * 16)
+    fine.set_number(0, "weight", 0.5)
+    fine.until(lambda: weights(fine), ["0.5"] * 16)
+    fine.unit(0, "weight_type").locator("input").click()
+    fine.page.locator("ul.options li").filter(has_text="weak middle").first.click()
+    fine.until(lambda: weights(fine), ["0.5"] * 6 + ["0.1"] + ["0.5"] * 9)
+
+
+def test_a_table_of_layers_and_what_is_wrong_with_it(fine: PanelPage):
+    text(fine, "layers").fill("0-1:1, 15:-1")
+    fine.until(lambda: weights(fine), ["1", "1", *["0"] * 13, "-1"])
+    text(fine, "layers").fill("0-1:1, 15:-1, 15:2")
+    fine.until(lambda: "layers: got" in charts(fine).inner_text(), True)
+    text(fine, "layers").fill("")
+    fine.until(lambda: weights(fine), ["1"] * 16)
+
+
+def test_points_are_dragged_added_and_taken_out(fine: PanelPage):
+    page = fine.page
+    charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
+    page.mouse.move(*centre(fine, 0))
+    page.mouse.down()
+    x, y = centre(fine, 0)
+    page.mouse.move(x, y + 15, steps=4)
+    page.mouse.up()
+    fine.until(lambda: text(fine, "curve").input_value().startswith("0:0."), True)
+    # The chart of the steps follows: the first one's weight is smaller.
+    fine.until(lambda: 0 < float(weights(fine)[0]) < 1, True)
+
+    frame = charts(fine).locator(".frame").bounding_box()
+    page.mouse.dblclick(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 4)
+    fine.until(lambda: charts(fine).locator("circle").count(), 3)
+    fine.until(lambda: ", 0.5:1.5" in text(fine, "curve").input_value(), True)
+    page.mouse.dblclick(*centre(fine, 1))
+    fine.until(lambda: charts(fine).locator("circle").count(), 2)
+
+    text(fine, "curve").fill("0:0, 1:4")
+    fine.until(lambda: charts(fine).locator(".ipadapter-curve").get_attribute("data-top"), "4")
+    fine.until(lambda: charts(fine).locator("circle").count(), 2)
