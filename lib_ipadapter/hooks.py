@@ -21,8 +21,8 @@ from .layers import Layer
 class Terms(Protocol):
     """What the hooks ask: the terms of one layer, and news of each UNet call."""
 
-    def call(self, rows: int) -> None:
-        """The UNet is called with this many rows."""
+    def call(self, sample: Tensor) -> None:
+        """The UNet is called with these latents [rows, C, H, W]."""
 
     def term(self, layer: Layer, hidden: Tensor, query: Tensor) -> Tensor | None:
         """The term [B, N, width] for ``query`` [B, N, width] = to_q(``hidden``), or None for none."""
@@ -57,7 +57,7 @@ class Hooks:
         self._pending.clear()
         # ldm names it x, diffusers sample.
         sample: Tensor = args[0] if args else kwargs["x" if "x" in kwargs else "sample"]
-        self._terms.call(sample.shape[0])
+        self._terms.call(sample)
 
     def _catch(self, layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], query: Tensor) -> None:

@@ -23,7 +23,7 @@ from .errors import ImageError
 
 MAX_BYTES = 64 * 2**20  # of the encoded file
 MAX_PIXELS = 100_000_000
-WHITE = (255, 255, 255)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 NEUTRAL = (123, 117, 104)  # CLIP's mean colour: near zero once normalised
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "TGA", "JPEG2000", "AVIF")
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from .adapter import Adapter
+from .masks import Region
 from .session import ImagePrompt, Timing
 from .unit import Unit
 from .variant import VariantSpec
@@ -27,9 +28,14 @@ class FeatureSource(Protocol):
 
 
 def prepare(
-    unit: Unit, pictures: Sequence[Image.Image], adapter: Adapter, source: FeatureSource
+    unit: Unit,
+    pictures: Sequence[Image.Image],
+    adapter: Adapter,
+    source: FeatureSource,
+    region: Region | None = None,
 ) -> ImagePrompt:
-    """The image prompt of ``unit``, whose references are ``pictures`` (RGB, in the unit's order)."""
+    """The image prompt of ``unit``, whose references are ``pictures`` (RGB, in the unit's order), acting in
+    ``region``."""
     spec = adapter.spec
     features = [source.features(picture, unit.fit, spec) for picture in pictures]
     weights = torch.tensor([reference.weight for reference in unit.images])
@@ -38,7 +44,7 @@ def prepare(
     )
     rule, timing = prompt_fields(unit)
     return ImagePrompt(
-        adapter, torch.cat([cond, uncond]), token_weights, unit.weight, rule, timing, label=unit.model
+        adapter, torch.cat([cond, uncond]), token_weights, unit.weight, rule, timing, region, unit.model
     )
 
 

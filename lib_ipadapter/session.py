@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from .adapter import Adapter
 from .attention import fill_vector, image_attention, project
+from .errors import RowsError
 from .hooks import Hooks
 from .layers import Layer, check_fit, cross_attention_layers
+from .masks import WHOLE, Box, Region
 from .rows import Rows
 from .weights import ALWAYS, EVENLY, Curve, LayerRule, LayerWeight
 
@@ -59,7 +61,7 @@ class ImagePrompt:
 
     tokens: [S, T, context] float32, the token sets (COND, UNCOND); token_weights: [T], each token's
     share of V', the weight of the picture it comes from; weight: λ; rule: λ over the layers; timing: λ
-    over the steps; label: how errors name it.
+    over the steps; region: where in the picture, None for everywhere; label: how errors name it.
     """
 
     adapter: Adapter
@@ -68,6 +70,7 @@ class ImagePrompt:
     weight: float = 1.0
     rule: LayerRule = EVENLY
     timing: Timing = _ALL_ALONG
+    region: Region | None = None
     label: str = "the adapter"
 
 
@@ -122,6 +125,9 @@ class Session:
         self._kv = [_KeyValue(p) for p in self.prompts]
         self._rows = Rows()
         self._active: list[_KeyValue] = []
+        self._size: tuple[int, int] | None = None  # of the step's latents; None: of each call's
+        self._box = WHOLE
+        self._called = (0, 0)
         self._hooks: Hooks | None = None
         self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
@@ -167,10 +173,19 @@ class Session:
             self._hooks.remove()
             self._hooks = None
 
-    def begin_step(self, sets: Sequence[int], fraction: float, hires: bool = False) -> None:
+    def begin_step(
+        self,
+        sets: Sequence[int],
+        fraction: float,
+        hires: bool = False,
+        size: tuple[int, int] | None = None,
+        box: Box = WHOLE,
+    ) -> None:
         """The UNet calls that follow hold these rows: the token set of each. ``fraction`` 0..1 of the
-        sampling, and whether it is the pass of hires fix, decide which prompts act and how strongly."""
+        sampling, and whether it is the pass of hires fix, decide which prompts act and how strongly.
+        size: height and width of the latents, which show ``box`` of the picture: regions follow both."""
         self._rows.begin(sets)
+        self._size, self._box = size, box
         for kv in self._kv:
             kv.factor = kv.prompt.timing.factor_at(fraction, hires)
         self._active = [kv for kv in self._kv if kv.factor]
@@ -185,10 +200,19 @@ class Session:
         self._active = []
         self._rows.begin(())
 
-    def call(self, rows: int) -> None:
-        """Hooks: the UNet is called."""
-        if self._active:
-            self._rows.call(rows)
+    def call(self, sample: Tensor) -> None:
+        """Hooks: the UNet is called. Raises RowsError where rows or a region cannot be followed."""
+        if not self._active:
+            return
+        self._rows.call(sample.shape[0])
+        height, width = sample.shape[-2:]
+        self._called = (height, width)
+        if self._size not in (None, self._called) and any(kv.prompt.region for kv in self._active):
+            raise RowsError(
+                f"the UNet was called with latents of {width} x {height}, expected {self._size[1]} x {self._size[0]}: "
+                "another extension cuts the picture into tiles, which a region mask cannot follow. Disable it, or "
+                "take the mask out"
+            )
 
     def term(self, layer: Layer, hidden: Tensor, query: Tensor) -> Tensor | None:
         """Hooks: the sum of all acting prompts' terms [B, N, width], or None."""
@@ -199,6 +223,8 @@ class Session:
             sets = self._rows.of(hidden)
             key, value = kv.at(layer, query)
             term = image_attention(query, self._gather(key, sets), self._gather(value, sets))
+            if kv.prompt.region is not None:
+                term.mul_(kv.prompt.region.at(self._called, term.shape[1], term, self._box))
             total = term if total is None else total.add_(term)
         return total
 

@@ -17,14 +17,15 @@ from .errors import IPAdapterError, UnitError
 FITS = ("crop", "pad", "stretch")
 COMBINES = ("concat", "average")
 PASSES = ("both", "first", "hires")
-FINE = "Layers and steps"
+REGIONS = ("mask", "inpaint")
+FINE, WHERE = "Layers and steps", "Region"
 MAX_IMAGES = 64
 WEIGHT_RANGE = (-1.0, 5.0)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a unit: ``kind`` is bool, string, number, choice, text or images. A text has a ``spelling``: what
+    """One field of a unit: ``kind`` is bool, string, number, choice, text, image or images. A text has a ``spelling``: what
     brings a value into its normal form or raises UnitError, and ``form``, which says in words what it may be."""
 
     name: str
@@ -49,6 +50,7 @@ class Field:
             "number": f"a number from {self.minimum:g} to {self.maximum:g}",
             "choice": f"one of {', '.join(self.choices)}",
             "text": self.form,
+            "image": "null, or a picture as a base64 string or a data URI",
             "images": f"a list of 1 to {MAX_IMAGES} images, each a base64 string, a data URI or "
             '{"image": ..., "weight": number}',
         }[self.kind]
@@ -67,6 +69,8 @@ class Field:
             return self.spelling(value)
         if self.kind == "images":
             return parse_images(value, self)
+        if self.kind == "image":
+            return None if value is None else _picture(value, self.name)
         raise UnitError(self.name, value, self.expected)
 
     def _number(self, value: Any) -> float:
@@ -84,6 +88,7 @@ class Field:
             "number": {"type": "number", "minimum": self.minimum, "maximum": self.maximum},
             "choice": {"type": "string", "enum": list(self.choices)},
             "text": {"type": ["string", "object", "array"]},
+            "image": {"type": ["string", "null"], "description": "base64 or a data URI"},
             "images": {"type": "array", "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA},
         }
         default = list(self.default) if self.kind == "images" else self.default
@@ -148,6 +153,12 @@ FIELDS: tuple[Field, ...] = (
     Field("passes", "choice", "both", "Passes", "The pass that it acts in, where there is hires fix.",
           choices=PASSES, group=FINE),
     Field("hires_factor", "number", 1.0, "Hires factor", "Factor of the weight in the hires pass.", 0.0, 5.0, group=FINE),
+    Field("mask", "image", None, "Mask", "Where in the picture it acts: white acts, black does not.", group=WHERE),
+    Field("region", "choice", "mask", "Region", "The mask above (everywhere without one), or what inpainting redraws.",
+          choices=REGIONS, group=WHERE),
+    Field("invert", "bool", False, "Invert", "It acts where the region is not.", group=WHERE),
+    Field("feather", "number", 0.0, "Feather", "Blur of the mask's edge, in pixels of the picture.", 0.0, 256.0,
+          step=1, group=WHERE),
 )  # fmt: skip
 FIELD_NAMES = tuple(field.name for field in FIELDS)
 
@@ -215,6 +226,10 @@ class Unit:
     interpolation: str = "linear"
     passes: str = "both"
     hires_factor: float = 1.0
+    mask: Any = None
+    region: str = "mask"
+    invert: bool = False
+    feather: float = 0.0
 
     @classmethod
     def parse(cls, value: Unit | Mapping[str, Any]) -> Unit:
@@ -238,6 +253,10 @@ class Unit:
         if not self.images:
             raise UnitError("images", [], "at least one reference image")
         self.check_weights()
+        if self.mask is not None and self.region == "inpaint":
+            raise UnitError("mask", "a picture", 'null, since region is inpaint; or region "mask"')
+        if self.invert and self.mask is None and self.region == "mask":
+            raise UnitError("invert", True, "false, since there is no mask to invert")
         if self.combine == "average" and math.isclose(sum(r.weight for r in self.images), 0.0, abs_tol=1e-6):
             raise UnitError(
                 "images",
@@ -259,7 +278,7 @@ class Unit:
         return {
             f.name: getattr(self, f.name)
             for f in FIELDS
-            if f.kind != "images" and getattr(self, f.name) != f.default
+            if f.kind not in ("image", "images") and getattr(self, f.name) != f.default
         }
 
 

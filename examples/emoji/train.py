@@ -121,7 +121,7 @@ def train_base(run: Path, steps: int) -> None:
     model.load_state_dict(models.part_of_checkpoint("model.diffusion_model."))
     latents, _ = loop.one_by_one(lambda: small_world.normal_latents(run))
     loss_of = small_world.denoising(model, latents, clip, emoji.caption)
-    loop.Training("base", model, run, steps, lr=5e-4, average=0.998).run(16, loss_of)
+    loop.Training("base", model, run, steps, lr=7e-4, average=0.997).run(32, loss_of)
 
 
 def write_checkpoint(run: Path, steps: int) -> None:

@@ -19,6 +19,7 @@ from . import data
 
 PICTURES, SEED = 16384, 1
 SAVE_EVERY = 200
+AVERAGE_EVERY = 4  # steps
 
 T = TypeVar("T")
 # (step, indices of pictures, randomness) to a loss
@@ -130,7 +131,8 @@ class Training:
             self._share_gradients()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
-            self._average(step)
+            if (step + 1) % AVERAGE_EVERY == 0 or step + 1 == self.steps:
+                self._average(step)
             shown = float(loss.detach()) if step == self.start else 0.98 * shown + 0.02 * float(loss.detach())
             if (step + 1) % 20 == 0 and first():
                 spent = (time.monotonic() - begun) / (step + 1 - self.start)
@@ -152,7 +154,7 @@ class Training:
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
-        keep = min(self.average, (1 + step) / (10 + step))
+        keep = min(self.average**AVERAGE_EVERY, (1 + step) / (10 + step))
         for held, new in zip(self.ema.state_dict().values(), self.model.state_dict().values()):
             held.lerp_(new, 1 - keep) if held.is_floating_point() else held.copy_(new)
 

@@ -22,11 +22,11 @@ class TrainTerms:
         self.adapter = adapter
         self.tokens: Tensor | None = None
 
-    def call(self, rows: int) -> None:
+    def call(self, sample: Tensor) -> None:
         """Hooks: the UNet is called."""
-        if self.tokens is not None and len(self.tokens) != rows:
+        if self.tokens is not None and len(self.tokens) != len(sample):
             raise RowsError(
-                f"the UNet was called with {rows} rows, expected {len(self.tokens)}, one for each picture"
+                f"the UNet was called with {len(sample)} rows, expected {len(self.tokens)}, one for each picture"
             )
 
     def term(self, layer: Layer, hidden: Tensor, query: Tensor) -> Tensor | None:

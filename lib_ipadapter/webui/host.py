@@ -177,6 +177,10 @@ class Host:
         """The unit's references, decoded. Raises ImageError or UnitError."""
         return [_picture(reference.image, f"images[{i}]") for i, reference in enumerate(unit.images)]
 
+    def mask(self, unit: Unit) -> Picture | None:
+        """The unit's mask, transparent parts black. Raises ImageError."""
+        return None if unit.mask is None else _picture(unit.mask, "mask", images.BLACK)
+
     def source(self) -> EncoderSource:
         """Where ``prepare`` gets features, on the device and in the dtype of the moment."""
         device = devices.get_device_for("ipadapter")
@@ -247,9 +251,9 @@ class Picture:
     hash: str
 
 
-def _picture(value: Any, where: str) -> Picture:
+def _picture(value: Any, where: str, background: images.Colour = images.WHITE) -> Picture:
     try:
-        image = images.load(_fetch(value) if _is_url(value) else value)
+        image = images.load(_fetch(value) if _is_url(value) else value, background)
     except ImageError as error:
         error.detail.update(field=where)
         raise

@@ -2,8 +2,8 @@
 
 ``[{"model": ..., "weight": ..., "images": [hash]}]``: one object per enabled unit with the fields that
 differ from their defaults. ``unit`` (counted from 1, as people see it) stands where it is not the object's
-place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` where its weight is not 1.
-Pictures themselves cannot be kept in a text.
+place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` where its weight is not 1; so is a
+``mask``. Pictures themselves cannot be kept in a text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..errors import UnitError
 from ..unit import FIELDS, WEIGHT_RANGE, Field, Unit
 
 KEY = "IP-Adapter"
-_FIELDS = {f.name: f for f in FIELDS if f.kind != "images" and f.name != "enabled"}
+_FIELDS = {f.name: f for f in FIELDS if f.kind not in ("image", "images") and f.name != "enabled"}
 _WEIGHT = Field("images.weight", "number", 1.0, "", "", *WEIGHT_RANGE)
 _MAX_UNITS = 100
 
@@ -30,14 +30,23 @@ class Pasted:
     notes: tuple[str, ...] = ()
 
 
-def to_infotext(units: Sequence[Unit], hashes: Sequence[Sequence[str]]) -> str:
-    """The value of ``KEY`` for all units of a run; ``hashes[i]`` are those of ``units[i]``'s pictures."""
+@dataclass(frozen=True)
+class Hashes:
+    """Of a unit's pictures, in their order, and of its mask."""
+
+    images: Sequence[str] = ()
+    mask: str | None = None
+
+
+def to_infotext(units: Sequence[Unit], hashes: Sequence[Hashes]) -> str:
+    """The value of ``KEY`` for all units of a run; ``hashes[i]`` are those of ``units[i]``."""
     entries: list[dict[str, Any]] = []
     for index, (unit, names) in enumerate(zip(units, hashes, strict=True)):
         if unit.enabled:
             place = {} if index == len(entries) else {"unit": index + 1}
-            images = [_picture(name, ref.weight) for name, ref in zip(names, unit.images, strict=True)]
-            entries.append({**place, **unit.changed(), "images": images})
+            images = [_picture(name, ref.weight) for name, ref in zip(names.images, unit.images, strict=True)]
+            mask = {"mask": names.mask} if names.mask else {}
+            entries.append({**place, **unit.changed(), **mask, "images": images})
     return json.dumps(entries, ensure_ascii=False)
 
 
@@ -80,6 +89,9 @@ def _unit(entry: Mapping[str, Any], index: int, notes: list[str]) -> dict[str, A
     unit: dict[str, Any] = {"images": _images(entry.get("images", []), index, notes)}
     for name, value in entry.items():
         if name in ("unit", "images"):
+            continue
+        if name == "mask" and isinstance(value, str):
+            notes.append(f"unit {index + 1}: the mask {value[:40]} is still to be added")
             continue
         try:
             unit[name] = _FIELDS[name].parse(value)

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UnitError
 from ..prepare import prompt_fields
 from ..session import Timing
-from ..unit import FIELDS, Unit
+from ..unit import FIELDS, FINE, Unit
 from ..weights import LayerWeight, Places
 from .panel_html import failure
 
@@ -21,7 +21,7 @@ _TOP = 2.0  # factor at the curve's upper edge, unless a point is higher
 
 # The fields that the charts show
 SHOWN = tuple(
-    f.name for f in FIELDS if f.group or (f.kind == "number" and f.name in ("weight", "start", "end"))
+    f.name for f in FIELDS if f.group == FINE or (f.kind == "number" and f.name in ("weight", "start", "end"))
 )
 
 

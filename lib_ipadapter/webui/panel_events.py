@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from ..errors import IPAdapterError, UnitError
 from ..library import SUFFIXES
@@ -75,6 +76,12 @@ class UnitEvents:
         info = description(self.host, model)
         sdxl = info is not None and str(info.get("base", "")).startswith("SDXL")
         return charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD)
+
+    def blank(self, width: Any, height: Any) -> Image.Image:
+        """A canvas of the picture's proportion to paint a mask on."""
+        side = max(width or 512, height or 512)
+        scale = min(1.0, 1024 / side)
+        return Image.new("RGB", (round((width or 512) * scale), round((height or 512) * scale)), (70, 70, 70))
 
     def download(self, model: Any) -> Iterator[list[Any]]:
         """Fetches the encoder in a thread of its own; the page sees how far it is."""

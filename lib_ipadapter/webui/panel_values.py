@@ -58,6 +58,8 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
         for field in FIELDS:
             if field.kind == "images":
                 unit[field.name] = pictures(values[field.name], values[WEIGHTS])
+            if field.kind == "image":
+                unit[field.name] = drawn(values[field.name])
     except UnitError as error:
         raise error.in_unit(index) from None
     return unit
@@ -73,6 +75,17 @@ def pictures(files: Any, weights: Any) -> list[dict[str, Any]]:
     sources = [_source(item) for item in items]
     numbers = parse_weights(weights, len(sources)) if sources else []
     return [_weighted(source, weight) for source, weight in zip(sources, numbers, strict=True)]
+
+
+def drawn(value: Any) -> Any:
+    """What a drawing pad holds: what was painted, or else the picture below it, which is the mask then. A request's
+    own value is passed on."""
+    if not isinstance(value, Mapping):
+        return value
+    painted = value.get("mask")
+    if painted is not None and painted.convert("L").getextrema()[1]:
+        return painted.convert("L")
+    return value.get("image")
 
 
 def _weighted(source: Any, weight: float | None) -> dict[str, Any]:

@@ -11,15 +11,18 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from PIL import Image
 from torch import nn
 
 from ..errors import IPAdapterError, UnitError, WrongBase
 from ..layers import Layer, check_fit, cross_attention_layers
+from ..masks import WHOLE, Box, Region, finished, of_picture
 from ..prepare import prepare, prompt_fields
 from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
 from .host import Host, logger
-from .infotext import KEY, to_infotext
+from .infotext import KEY, Hashes, to_infotext
 from .ui import units_from_panel
 from .xyz import cell_values, over_units
 
@@ -86,6 +89,7 @@ class Run:
         self._error: BaseException | None = None
         self._watched: Any = None
         self._handles: list[Any] = []
+        self._redrawn: list[tuple[Region, Unit]] = []  # regions that inpainting's mask says, once it is known
 
     def start(self, units: Sequence[Unit]) -> None:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
@@ -93,7 +97,7 @@ class Run:
         prompts, hashes = [], []
         for index, unit in enumerate(units):
             try:
-                prompt, names = self._prepare(unit, layers) if unit.enabled else (None, ())
+                prompt, names = self._prepare(unit, layers) if unit.enabled else (None, Hashes())
             except IPAdapterError as error:
                 raise error.in_unit(index) from error.__cause__
             prompts += [prompt] if prompt else []
@@ -101,17 +105,47 @@ class Run:
         self.infotext = to_infotext(units, hashes)
         self.session = Session(prompts)
 
-    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, Sequence[str]]:
+    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, Hashes]:
         """The unit's image prompt and its pictures' hashes. What can be refused without encoding is first."""
         adapter = self.host.adapter(unit.model)
         check_fit(adapter.spec, layers, unit.model)
         prompt_fields(unit)[0].of(unit.weight, layers)
         source = self.host.source()
         source.path(adapter.spec)
-        pictures = self.host.pictures(unit)
+        pictures, mask = self.host.pictures(unit), self.host.mask(unit)
+        region = self._region(unit, mask.image if mask else None)
         with self.host.encoding():
-            prompt = prepare(unit, [picture.image for picture in pictures], adapter, source)
-        return prompt, [picture.hash for picture in pictures]
+            prompt = prepare(unit, [picture.image for picture in pictures], adapter, source, region)
+        return prompt, Hashes([picture.hash for picture in pictures], mask.hash if mask else None)
+
+    def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
+        """Where the unit acts. Raises UnitError for what inpainting redraws where nothing is inpainted."""
+        if unit.region == "inpaint":
+            if getattr(self.p, "image_mask", None) is None:
+                raise UnitError("region", unit.region, "mask, or a job with a mask in img2img's Inpaint")
+            region = Region(torch.ones(1, 1), moves=False)
+            self._redrawn.append((region, unit))
+            return region
+        if mask is None:
+            return None
+        # The feather is in pixels of the picture: the one that is cut out of, where only the masked part is drawn.
+        cut = getattr(self.p, "inpaint_full_res", False) and getattr(self.p, "image_mask", None)
+        width = cut.width if cut else self.p.width
+        return Region(of_picture(mask, unit.invert, unit.feather * mask.width / width))
+
+    def _box(self) -> Box:
+        """What part of the picture the latents show: of one whose masked part alone is inpainted, that part; in
+        the first pass of a hires fix that cuts edges off, more than the picture."""
+        p = self.p
+        cut, image_mask = getattr(p, "paste_to", None), getattr(p, "image_mask", None)
+        if getattr(p, "inpaint_full_res", False) and cut and image_mask is not None:
+            (x, y, w, h), (width, height) = cut, image_mask.size
+            return x / width, y / height, (x + w) / width, (y + h) / height
+        if getattr(p, "enable_hr", False) and not p.is_hr_pass and (p.truncate_x or p.truncate_y):
+            across, down = p.hr_upscale_to_x // 8 - p.truncate_x, p.hr_upscale_to_y // 8 - p.truncate_y
+            left, top = p.truncate_x // 2 / across, p.truncate_y // 2 / down
+            return -left, -top, 1 + p.truncate_x / across - left, 1 + p.truncate_y / down - top
+        return WHOLE
 
     def before_sample(self) -> None:
         """``p.sample`` is called next, and ours in its place: for this one call, because what copies ``p``
@@ -152,11 +186,21 @@ class Run:
             return original(*args, **kwargs)
         self._error = self._refused = None
         try:
+            for region, unit in self._redrawn:
+                region.show(self._inpainted(unit))
             self.session.attach(self.host.unet())
             return original(*args, **kwargs)
         finally:
             self.restore_methods()
             self.stop()
+
+    def _inpainted(self, unit: Unit) -> torch.Tensor:
+        """What is redrawn, of the latents [h, w]; the WebUI has cropped and blurred it. Raises UnitError."""
+        redrawn = getattr(self.p, "nmask", None)
+        if redrawn is None:
+            raise UnitError("region", unit.region, "mask, since the inpainting mask is empty")
+        mask = redrawn.detach().float().cpu()
+        return finished(mask.reshape(-1, *mask.shape[-2:])[0], unit.invert, unit.feather / 8)
 
     def stop(self) -> None:
         """The hooks are off, and nothing is watched."""
@@ -177,7 +221,9 @@ class Run:
         cond = params.text_cond.shape[0]
         sets = [COND] * cond + [UNCOND] * (params.x.shape[0] - cond)
         fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
-        self.session.begin_step(sets, fraction, bool(getattr(self.p, "is_hr_pass", False)))
+        hires = bool(getattr(self.p, "is_hr_pass", False))
+        height, width = params.x.shape[-2:]
+        self.session.begin_step(sets, fraction, hires, (height, width), self._box())
 
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
-from ..unit import FIELDS, Field
+from ..unit import FIELDS, FINE, WHERE, Field
 from .panel_charts import SHOWN
 from .panel_events import Paste, UnitEvents
 from .panel_values import NO_MODEL, WEIGHTS, panel_default, slots, units_from_panel
@@ -103,6 +103,8 @@ class _UnitPanel:
             self._build_images(spec)
         elif spec.name == "model":
             self._build_model(spec)
+        elif spec.kind == "image":
+            self._build_pad(spec)
         else:
             many = spec.kind == "choice" and len(spec.choices) > _RADIO
             self.inputs[spec.name] = (gr.Dropdown if many else _BUILDERS[spec.kind])(
@@ -151,6 +153,16 @@ class _UnitPanel:
     def _button(self, text: str, name: str) -> Any:
         return gr.Button(text, size="sm", min_width=0, visible=False, elem_id=self._id(name))
 
+    def _build_pad(self, spec: Field) -> None:
+        """A picture to paint on, or one that is the mask itself."""
+        with gr.Column():
+            pad = gr.Image(
+                label=f"{spec.label}: {spec.help}", source="upload", tool="sketch", type="pil", image_mode="RGBA",
+                brush_color="#ffffff", height=320, elem_id=self._id(spec.name),
+            )  # fmt: skip
+            self.blank = gr.Button("Blank, of the picture's size", size="sm", elem_id=self._id("blank"))
+        self.inputs[spec.name] = pad
+
     def _build_model(self, spec: Field) -> None:
         with gr.Column(elem_classes=["ipadapter-model"]):
             with FormRow():
@@ -181,6 +193,8 @@ class _UnitPanel:
         drawn = [model, *(self.inputs[name] for name in SHOWN)]
         for component in drawn:
             component.change(self.events.charts, drawn, [self.charts], **_QUIET)
+        sizes = [gr.Number(visible=False) for _ in range(2)]
+        self.blank.click(self.events.blank, sizes, [self.inputs["mask"]], _js="ipadapterSize", **_QUIET)
         described = [self.info, self.download]
         model.change(self.events.describe, [model], described, **_QUIET).then(
             self.events.show, look, shown, **_QUIET
@@ -190,7 +204,7 @@ class _UnitPanel:
     def infotext_fields(self, paste: Paste) -> Iterator[tuple[Any, Any]]:
         """What a pasted text sets in this unit: all but the pictures."""
         for spec in FIELDS:
-            if spec.kind != "images":
+            if spec.kind not in ("image", "images"):
                 component = self.inputs[spec.name]
                 yield component, paste.field(spec, self.index, component)
         yield self.inputs[WEIGHTS], paste.weights(self.index)
@@ -204,6 +218,7 @@ _BUILDERS: dict[str, Any] = {
     "string": gr.Textbox,
     "text": gr.Textbox,
 }
+_FOLDS = {FINE: "fine", WHERE: "where"}
 _RADIO = 4  # choices at most; more are a dropdown
 
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_ipadapter.unit import Unit
+from lib_ipadapter.unit import FIELDS, Unit
 from lib_ipadapter.webui import infotext
+from lib_ipadapter.webui.infotext import Hashes
 
 WEBUI = Path(os.environ.get("WEBUI_DIR", Path.home() / "stable-diffusion-webui"))
 # modules/infotext_utils.py of v1.10.1; test_the_webuis_own_parser keeps these two honest.
@@ -39,7 +40,7 @@ def unit(**fields) -> Unit:
 
 
 def test_only_changed_fields_are_written_and_pictures_as_hashes():
-    value = infotext.to_infotext([unit(weight=0.75, fit="pad")], [["0123456789abcdef"]])
+    value = infotext.to_infotext([unit(weight=0.75, fit="pad")], [Hashes(["0123456789abcdef"])])
     assert json.loads(value) == [
         {"model": "ip-adapter_sd15", "weight": 0.75, "fit": "pad", "images": ["0123456789abcdef"]}
     ]
@@ -47,15 +48,17 @@ def test_only_changed_fields_are_written_and_pictures_as_hashes():
 
 def test_units_that_are_off_are_left_out_and_places_survive():
     off = Unit.parse({"enabled": False})
-    value = infotext.to_infotext([off, unit(), off, unit(weight=-0.5)], [[], ["a"], [], ["b"]])
+    value = infotext.to_infotext(
+        [off, unit(), off, unit(weight=-0.5)], [Hashes(), Hashes(["a"]), Hashes(), Hashes(["b"])]
+    )
     assert [entry["unit"] for entry in json.loads(value)] == [2, 4]
     assert [entry["unit"] for entry in infotext.from_infotext(value)] == [1, 3]
-    assert "unit" not in json.loads(infotext.to_infotext([unit(), unit()], [["a"], ["b"]]))[1]
+    assert "unit" not in json.loads(infotext.to_infotext([unit(), unit()], [Hashes(["a"]), Hashes(["b"])]))[1]
 
 
 def test_weights_of_pictures():
     two = unit(images=[{"image": "aGk=", "weight": 0.5}, "aGk="])
-    entry = infotext.from_infotext(infotext.to_infotext([two], [["a", "b"]]))[0]
+    entry = infotext.from_infotext(infotext.to_infotext([two], [Hashes(["a", "b"])]))[0]
     assert entry["images"] == [{"hash": "a", "weight": 0.5}, {"hash": "b", "weight": 1.0}]
     assert infotext.weights_text(entry["images"]) == "0.5, 1"
     assert infotext.weights_text([{"hash": "a", "weight": 1.0}]) == ""
@@ -63,30 +66,57 @@ def test_weights_of_pictures():
 
 def test_a_hash_is_missing_is_our_mistake_and_said():
     with pytest.raises(ValueError, match="zip"):
-        infotext.to_infotext([unit()], [[]])
+        infotext.to_infotext([unit()], [Hashes()])
 
 
 fraction = st.floats(0, 1)
-units = st.builds(
-    lambda model, weight, ends, fit, combine, images: {
-        "model": model, "weight": weight, "start": min(ends), "end": max(ends), "fit": fit,
-        "combine": combine, "images": [{"image": "aGk=", "weight": w} for w in images]},
-    st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).filter(str.strip),
-    st.floats(-1, 5), st.tuples(fraction, fraction), st.sampled_from(["crop", "pad", "stretch"]),
-    st.just("concat"), st.lists(st.floats(-1, 5), min_size=1, max_size=4))  # fmt: skip
+factor = st.floats(-5, 5)
+BY_KIND = {
+    "bool": lambda field: st.booleans(),
+    "number": lambda field: st.floats(field.minimum, field.maximum),
+    "choice": lambda field: st.sampled_from(field.choices),
+    "string": lambda field: st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).filter(str.strip),
+    "images": lambda field: st.lists(
+        st.fixed_dictionaries({"image": st.just("aGk="), "weight": st.floats(-1, 5)}), min_size=1, max_size=4
+    ),
+    "image": lambda field: st.sampled_from([None, "aGk="]),
+}  # fmt: skip
+TEXTS = {
+    "layers": st.dictionaries(st.integers(0, 15), factor, max_size=6),
+    "curve": st.dictionaries(fraction, factor, max_size=6).map(lambda points: sorted(points.items())),
+}
+
+
+def consistent(values):
+    """What contradicts itself is another test's."""
+    values["start"], values["end"] = sorted((values["start"], values["end"]))
+    if values["layers"]:
+        values["weight_type"] = "linear"
+    if values["mask"]:
+        values["region"] = "mask"
+    values["invert"] = values["invert"] and bool(values["mask"] or values["region"] == "inpaint")
+    return {**values, "enabled": True, "combine": "concat"}
+
+
+units = st.fixed_dictionaries(
+    {f.name: TEXTS[f.name] if f.name in TEXTS else BY_KIND[f.kind](f) for f in FIELDS}
+).map(consistent)
 
 
 @given(st.lists(units, min_size=1, max_size=4))
 def test_every_field_round_trips_exactly(raw):
     made = [Unit.parse(entry) for entry in raw]
-    hashes = [[f"{i:016x}" for i in range(len(one.images))] for one in made]
+    hashes = [
+        Hashes([f"{i:016x}" for i in range(len(one.images))], "f" * 16 if one.mask else None) for one in made
+    ]
     pasted = infotext.read(through_the_webui(infotext.to_infotext(made, hashes)))
-    assert pasted.notes == ()
+    assert len(pasted.notes) == sum(one.mask is not None for one in made)
+    assert all("f" * 16 in note for note in pasted.notes)
     for index, one in enumerate(made):
         entry = dict(pasted.units[index])
         images = entry.pop("images")
         assert entry == one.changed()
-        assert [image["hash"] for image in images] == hashes[index]
+        assert [image["hash"] for image in images] == hashes[index].images
         assert [image["weight"] for image in images] == [ref.weight for ref in one.images]
 
 
