@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -44,7 +45,15 @@ def prepare(
     )
     rule, timing = prompt_fields(unit)
     return ImagePrompt(
-        adapter, torch.cat([cond, uncond]), token_weights, unit.weight, rule, timing, region, unit.model
+        adapter,
+        torch.cat([cond, uncond]),
+        token_weights,
+        unit.weight,
+        rule,
+        timing,
+        region,
+        unit.scaling,
+        unit.model,
     )
 
 
@@ -69,13 +78,29 @@ def combine(
     concat: the tokens of the n pictures side by side, V' of each scaled by the picture's weight. The
     unconditional tokens are repeated n times, so that one attention serves cond and uncond rows:
     attention over copies is attention over one, here with the mean weight.
-    average: the tokens of the weighted mean of the features.
+    The others: the tokens of one feature. average: the weighted mean. norm average: the weighted mean of the
+    directions, as long as the weighted mean of the lengths; lengths are those of a token's feature. add: the
+    weighted sum. subtract: the first, minus the mean of the others, each times its weight.
     """
-    if how == "average":
-        shares = weights / weights.sum()
-        mean = torch.stack([share * feature for share, feature in zip(shares, features)]).sum(0)
-        cond, uncond = adapter.tokens(mean), adapter.tokens(unconditional)
-        return cond, uncond, torch.ones(cond.shape[1])
+    if how != "concat":
+        cond = adapter.tokens(_one(how, torch.stack(list(features)), weights))
+        return cond, adapter.tokens(unconditional), torch.ones(cond.shape[1])
     cond = torch.cat([adapter.tokens(feature) for feature in features], dim=1)
     uncond = adapter.tokens(unconditional).repeat(1, len(features), 1)
     return cond, uncond, weights.repeat_interleave(cond.shape[1] // len(features))
+
+
+def _one(how: str, features: Tensor, weights: Tensor) -> Tensor:
+    """One feature [1, ...] of n: [n, 1, ...], weights [n]."""
+    weights = weights.view(-1, *[1] * (features.dim() - 1)).to(features)
+    if how == "add":
+        return (weights * features).sum(0)
+    if how == "subtract":
+        weighted = weights * features
+        return weighted[0] - weighted[1:].mean(0)
+    shares = weights / weights.sum()
+    if how == "average":
+        return (shares * features).sum(0)
+    lengths = features.norm(dim=-1, keepdim=True)
+    directions = (shares * features / lengths.clamp(min=1e-12)).sum(0)
+    return F.normalize(directions, dim=-1) * (shares * lengths).sum(0)

@@ -29,6 +29,7 @@ from .rows import Rows
 from .weights import ALWAYS, EVENLY, Curve, LayerRule, LayerWeight
 
 COND, UNCOND = 0, 1
+_PENALTY_WIDTH = 1280  # of the scalings that know it (ComfyUI_IPAdapter_plus)
 _ROUNDING = 1e-6  # of fractions: 3 calls of 10 is 0.3, however it was divided
 
 
@@ -61,7 +62,8 @@ class ImagePrompt:
 
     tokens: [S, T, context] float32, the token sets (COND, UNCOND); token_weights: [T], each token's
     share of V', the weight of the picture it comes from; weight: λ; rule: λ over the layers; timing: λ
-    over the steps; region: where in the picture, None for everywhere; label: how errors name it.
+    over the steps; region: where in the picture, None for everywhere; scaling: what λ scales, one of
+    unit.SCALINGS; label: how errors name it.
     """
 
     adapter: Adapter
@@ -71,7 +73,31 @@ class ImagePrompt:
     rule: LayerRule = EVENLY
     timing: Timing = _ALL_ALONG
     region: Region | None = None
+    scaling: str = "V only"
     label: str = "the adapter"
+
+
+@dataclass(frozen=True)
+class Projected:
+    """K' and V' of one prompt at one layer, each [S, heads, T, d]: V' = ``value`` times the step's factor, plus what
+    does not depend on it; K' times the factor where keys are scaled too."""
+
+    key: Tensor
+    value: Tensor
+    fixed: Tensor | None
+    keys_too: bool
+
+    def at(self, factor: float) -> tuple[Tensor, Tensor]:
+        """(K', V') in a step."""
+        key, value = self.key, self.value
+        if factor != 1.0:
+            key, value = key * factor if self.keys_too else key, value * factor
+        return key, value if self.fixed is None else value + self.fixed
+
+
+def _precise(value: Tensor) -> Tensor:
+    """Nothing for cond, cond's for uncond."""
+    return torch.stack([torch.zeros_like(value[COND]), value[COND]])
 
 
 class _KeyValue:
@@ -82,7 +108,7 @@ class _KeyValue:
         self.projections = 0
         self.factor = 1.0  # of the step that is running
         self._weights: tuple[LayerWeight, ...] = ()
-        self._cache: dict[int, tuple[Tensor, Tensor]] = {}
+        self._cache: dict[int, Projected] = {}
 
     def fit(self, weights: tuple[LayerWeight, ...]) -> None:
         """The layers' weights, by place in file order. What was projected stays unless they differ."""
@@ -98,23 +124,32 @@ class _KeyValue:
         """(K', V' times the weight of layer and step), each [S, heads, T, d], in the query's dtype and on its
         device."""
         held = self._cache.get(layer.position)
-        if held is None or held[0].dtype != query.dtype or held[0].device != query.device:
+        if held is None or held.key.dtype != query.dtype or held.key.device != query.device:
             held = self._cache[layer.position] = self._project(layer, query)
-        key, value = held
-        return key, value if self.factor == 1.0 else value * self.factor
+        return held.at(self.factor)
 
-    def _project(self, layer: Layer, query: Tensor) -> tuple[Tensor, Tensor]:
+    def _project(self, layer: Layer, query: Tensor) -> Projected:
         prompt, weight = self.prompt, self._weights[layer.position]
         to_k, to_v = prompt.adapter.weights(layer.position)
         self.projections += 1
-        key = project(prompt.tokens, to_k, layer.heads, query)
-        scale = prompt.token_weights.to(query.device) * weight.weight
-        # V' is linear in its tokens, so scaling them scales it, in float32.
-        value = project(prompt.tokens.to(query.device) * scale[:, None], to_v, layer.heads, query)
+        tokens, scale = prompt.tokens.to(query.device), weight.weight
+        if prompt.scaling.endswith("penalty"):
+            scale *= layer.width / _PENALTY_WIDTH
+        keys_too = prompt.scaling != "V only"
+        # K' and V' are linear in their tokens, so scaling those scales them, in float32.
+        key = project(tokens * scale if keys_too else tokens, to_k, layer.heads, query)
+        tokens = tokens * prompt.token_weights.to(query.device)[:, None]
+        fixed: Tensor | None = None
+        if prompt.scaling.startswith("K+mean"):
+            mean = tokens.mean(1, keepdim=True)
+            fixed = fill_vector(project(tokens - mean, to_v, layer.heads, query))
+            tokens = mean.expand_as(tokens)
+        value = fill_vector(project(tokens * scale, to_v, layer.heads, query))
+        key = fill_vector(key)
         if weight.precise:
-            key = key[[COND, COND]]
-            value = torch.stack([torch.zeros_like(value[COND]), value[COND]])
-        return fill_vector(key), fill_vector(value)
+            key, value = key[[COND, COND]], _precise(value)
+            fixed = None if fixed is None else _precise(fixed)
+        return Projected(key, value, fixed, keys_too)
 
 
 class Session:

@@ -15,7 +15,8 @@ from . import weights
 from .errors import IPAdapterError, UnitError
 
 FITS = ("crop", "pad", "stretch")
-COMBINES = ("concat", "average")
+COMBINES = ("concat", "average", "norm average", "add", "subtract")
+SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
 FINE, WHERE = "Layers and steps", "Region"
@@ -137,7 +138,7 @@ FIELDS: tuple[Field, ...] = (
         "choice",
         "concat",
         "Combine",
-        "Several images: their tokens side by side, or the mean of their features.",
+        "Several images: their tokens side by side, or those of the mean, sum or difference of their features.",
         choices=COMBINES,
     ),
     Field("weight_type", "choice", "linear", "Weight type", "How the weight is spread over the UNet's layers.",
@@ -153,6 +154,8 @@ FIELDS: tuple[Field, ...] = (
     Field("passes", "choice", "both", "Passes", "The pass that it acts in, where there is hires fix.",
           choices=PASSES, group=FINE),
     Field("hires_factor", "number", 1.0, "Hires factor", "Factor of the weight in the hires pass.", 0.0, 5.0, group=FINE),
+    Field("scaling", "choice", "V only", "Scaling", "What the weight scales: values, or keys too.", choices=SCALINGS,
+          group=FINE),
     Field("mask", "image", None, "Mask", "Where in the picture it acts: white acts, black does not.", group=WHERE),
     Field("region", "choice", "mask", "Region", "The mask above (everywhere without one), or what inpainting redraws.",
           choices=REGIONS, group=WHERE),
@@ -167,8 +170,9 @@ FIELD_NAMES = tuple(field.name for field in FIELDS)
 class Reference:
     """One reference picture: base64, data URI, PIL image or array, not decoded yet, and its weight.
 
-    ``concat`` scales the values V' of this picture's tokens by the weight; ``average`` takes the
-    weighted mean of the features, so there only the proportion of the weights counts.
+    ``concat`` scales the values V' of this picture's tokens by the weight; ``average`` and ``norm
+    average`` take the weighted mean of the features, so there only the proportion of the weights
+    counts; ``add`` and ``subtract`` scale the features.
     """
 
     image: Any
@@ -226,6 +230,7 @@ class Unit:
     interpolation: str = "linear"
     passes: str = "both"
     hires_factor: float = 1.0
+    scaling: str = "V only"
     mask: Any = None
     region: str = "mask"
     invert: bool = False
@@ -257,11 +262,15 @@ class Unit:
             raise UnitError("mask", "a picture", 'null, since region is inpaint; or region "mask"')
         if self.invert and self.mask is None and self.region == "mask":
             raise UnitError("invert", True, "false, since there is no mask to invert")
-        if self.combine == "average" and math.isclose(sum(r.weight for r in self.images), 0.0, abs_tol=1e-6):
+        if self.combine == "subtract" and len(self.images) < 2:
+            raise UnitError("images", "1 image", "at least two, since combine is subtract")
+        if self.combine in ("average", "norm average") and math.isclose(
+            sum(r.weight for r in self.images), 0.0, abs_tol=1e-6
+        ):
             raise UnitError(
                 "images",
                 [r.weight for r in self.images],
-                "weights whose sum is not 0, since combine is average",
+                f"weights whose sum is not 0, since combine is {self.combine}",
             )
 
     def check_weights(self) -> None:
