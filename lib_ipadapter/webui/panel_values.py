@@ -77,15 +77,21 @@ def pictures(files: Any, weights: Any) -> list[dict[str, Any]]:
     return [_weighted(source, weight) for source, weight in zip(sources, numbers, strict=True)]
 
 
+def is_drawing(value: Any) -> bool:
+    """Whether a value is a drawing pad's, and no unit of a request."""
+    return isinstance(value, Mapping) and set(value) == {"image", "mask"}
+
+
 def drawn(value: Any) -> Any:
-    """What a drawing pad holds: what was painted, or else the picture below it, which is the mask then. A request's
-    own value is passed on."""
-    if not isinstance(value, Mapping):
+    """What a drawing pad holds: what was painted, or else the picture below it, which is the mask then; a blank with
+    nothing on it is none. A request's own value is passed on."""
+    if not is_drawing(value):
         return value
-    painted = value.get("mask")
+    below, painted = value["image"], value["mask"]
     if painted is not None and painted.convert("L").getextrema()[1]:
         return painted.convert("L")
-    return value.get("image")
+    low, high = (0, 0) if below is None else below.convert("L").getextrema()
+    return below if low != high else None
 
 
 def _weighted(source: Any, weight: float | None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
 from .host import Host, logger
 from .infotext import KEY, Hashes, to_infotext
+from .panel_values import is_drawing
 from .ui import units_from_panel
 from .xyz import cell_values, over_units
 
@@ -38,7 +39,7 @@ def requested_units(args: Sequence[Any]) -> list[dict[str, Any]]:
     """
     flag, rest = (args[0], list(args[1:])) if args else (False, [])
     if flag is None or isinstance(flag, bool):
-        units = [arg for arg in rest if isinstance(arg, Mapping)]
+        units = [arg for arg in rest if isinstance(arg, Mapping) and not is_drawing(arg)]
         if not flag and not units:
             return []
         return [dict(unit) for unit in units] or _panel(rest)
@@ -54,7 +55,7 @@ def _positional(first: Mapping[str, Any], rest: Sequence[Any]) -> list[Any]:
     """Units given one after the other end at the first value that is the panel's own."""
     units: list[Any] = [first]
     for arg in rest:
-        if not isinstance(arg, Mapping):
+        if not isinstance(arg, Mapping) or is_drawing(arg):
             break
         units.append(arg)
     return units

@@ -72,11 +72,11 @@ class _UnitPanel:
         self._default_fit = host.default_fit()
         for name, group in groupby(FIELDS, key=lambda field: field.group):
             if name:
-                with gr.Accordion(name, open=False, elem_id=self._id("fine")):
+                with gr.Accordion(name, open=False, elem_id=self._id(_FOLDS[name])):
                     self._build_rows(group)
-                    self.charts = gr.HTML(
-                        self.events.charts(None, *self._shown()), elem_id=self._id("charts")
-                    )
+                    if name == FINE:
+                        shown = self.events.charts(None, *self._shown())
+                        self.charts = gr.HTML(shown, elem_id=self._id("charts"))
             else:
                 self._build_rows(group)
         self._bind()

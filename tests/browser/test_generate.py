@@ -126,3 +126,29 @@ def test_refresh_keeps_the_choice(panel: PanelPage):
     panel.page.wait_for_timeout(1500)
     assert panel.model() == "sd1-base"
     assert "sd1-plus" in panel.models()
+
+
+def test_a_painted_region_acts_where_it_is_painted(small: Any):
+    panel = PanelPage(small).open()
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.choose_model(0, "sd1-base")
+    panel.until(lambda: "found" in panel.info(), True)
+    panel.set_number(0, "weight", 1)
+    everywhere = pixels(small, generate(small))
+
+    panel.unit(0, "where").locator(".label-wrap").click()
+    panel.unit(0, "blank").click()
+    canvas = panel.unit(0, "mask").locator("canvas").last
+    canvas.wait_for(state="visible")
+    canvas.scroll_into_view_if_needed()
+    assert pixels(small, generate(small)) == everywhere  # nothing is painted yet
+    box = canvas.bounding_box()
+    small.mouse.move(box["x"] + 10, box["y"] + 10)
+    small.mouse.down()
+    small.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=5)
+    small.mouse.up()
+    small.wait_for_timeout(300)
+    painted = pixels(small, generate(small))
+    assert painted != everywhere
+    assert "mask" in infotext(small).partition("IP-Adapter")[2]

@@ -5,10 +5,18 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from lib_ipadapter.errors import UnitError
 from lib_ipadapter.unit import FIELD_NAMES, FIELDS, Unit
-from lib_ipadapter.webui.panel_values import WEIGHTS, parse_weights, slots, units_from_panel
+from lib_ipadapter.webui.panel_values import (
+    WEIGHTS,
+    drawn,
+    is_drawing,
+    parse_weights,
+    slots,
+    units_from_panel,
+)
 
 
 def values(**changes):
@@ -90,3 +98,18 @@ def test_wrong_weights_name_the_field_and_the_unit(text):
 
 def test_weights_without_pictures_wait_for_them():
     assert units_from_panel(values(**{WEIGHTS: "1, 0.5"}))[0]["images"] == []
+
+
+def test_a_drawing_is_a_mask():
+    blank = Image.new("RGB", (8, 8), (70, 70, 70))
+    picture = Image.linear_gradient("L").resize((8, 8))
+    nothing = Image.new("RGB", (8, 8))
+    painted = nothing.copy()
+    painted.putpixel((2, 2), (255, 255, 255))
+    assert drawn(None) is None
+    assert drawn("aGk=") == "aGk="
+    assert drawn({"image": blank, "mask": nothing}) is None
+    assert drawn({"image": None, "mask": None}) is None
+    assert drawn({"image": picture, "mask": nothing}) is picture
+    assert drawn({"image": picture, "mask": painted}).getpixel((2, 2)) == 255
+    assert not is_drawing({"model": "m", "mask": "aGk="})
