@@ -1,6 +1,6 @@
-"""Measures the small world's adapters on held-out references: python -m examples.small_world.measure DATA-held-out
+"""Measures the small world's adapters on held-out references: python -m examples.small_world.measure PART DATA-held-out
 
-Two tables by ``lib_ipadapter.evaluation``, with attributes read from the pixels as further columns:
+Two parts, a table each, by ``lib_ipadapter.evaluation``, with attributes read from the pixels as further columns:
 alone: image prompt alone over λ, next to the text that fully describes the reference;
 contradiction: with a text prompt that names another colour, shape or texture: how often each side has its way.
 """
@@ -46,9 +46,9 @@ def others_kept(picture: Image.Image, item: Item) -> float:
     return math.fsum(agrees(name, picture, item) for name in names) / len(names)
 
 
-def measure(references: Path, out: Path, weights: Path, lambdas: Sequence[float], limit: int | None,
-            steps: int, batch: int) -> None:  # fmt: skip
-    """Writes OUT/alone and OUT/contradiction."""
+def measure(part: str, references: Path, out: Path, weights: Path, lambdas: Sequence[float], limit: int | None,
+            steps: int, batch: int) -> str:  # fmt: skip
+    """Writes OUT/PART; returns its table in Markdown."""
     items = read_items(references, limit=limit)
     studio = Studio.load(
         weights / models.CHECKPOINT.name, weights / models.CHECKPOINT_CONFIG.name, steps=steps, cfg=4.0,
@@ -60,36 +60,40 @@ def measure(references: Path, out: Path, weights: Path, lambdas: Sequence[float]
     methods: list[Method] = [
         adapter_method(name, weights / path.name, base, encoders) for name, path in files.items()
     ]
-    readers = {name: (lambda picture, item, name=name: agrees(name, picture, item)) for name in READ}
-    options = {"weights": tuple(lambdas), "batch": batch}
-    evaluate(
-        items, [*methods, TextBaseline(studio, "full")], metric, out / "alone",
-        Options(prompt="none", **options), extra=readers,
-    )  # fmt: skip
-    sides = {"image wins": image_wins, "text wins": text_wins, "others kept": others_kept}
-    evaluate(
-        items,
-        methods,
-        metric,
-        out / "contradiction",
-        Options(prompt="{contradiction}", **options),
-        extra=sides,
-    )
+    if part == "alone":
+        methods.append(TextBaseline(studio, "full"))
+        prompt = "none"
+        extra = {name: (lambda picture, item, name=name: agrees(name, picture, item)) for name in READ}
+    else:
+        prompt = "{contradiction}"
+        extra = {"image wins": image_wins, "text wins": text_wins, "others kept": others_kept}
+    options = Options(weights=tuple(lambdas), batch=batch, prompt=prompt)
+    return evaluate(items, methods, metric, out / part, options, extra=extra).markdown()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.small_world.measure", description=__doc__)
+    parser.add_argument("part", choices=("alone", "contradiction"))
     parser.add_argument("references", type=Path, help="folder that export.py wrote")
     parser.add_argument("--out", type=Path, default=models.HERE / "run" / "measured")
     parser.add_argument("--weights", type=Path, default=models.WEIGHTS, help="folder of the models")
-    parser.add_argument("--lambdas", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0])
+    parser.add_argument("--lambdas", type=float, nargs="+", default=[0.0, 0.5, 1.0])
     parser.add_argument("--limit", type=int, help="references, of all")
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args(argv)
-    measure(args.references, args.out, args.weights, args.lambdas, args.limit, args.steps, args.batch)
-    for name in ("alone", "contradiction"):
-        print((args.out / name / "results.md").read_text(encoding="utf-8"))
+    print(
+        measure(
+            args.part,
+            args.references,
+            args.out,
+            args.weights,
+            args.lambdas,
+            args.limit,
+            args.steps,
+            args.batch,
+        )
+    )
     return 0
 
 

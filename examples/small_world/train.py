@@ -299,7 +299,7 @@ PARTS = {
     "clip": (train_clip, 600),
     "vision": (train_vision, 1500),
     "autoencoder": (train_autoencoder, 2500),
-    "decoder": (train_decoder, 800),
+    "decoder": (train_decoder, 400),
     "base": (train_base, 2400),
     "checkpoint": (write_checkpoint, 0),
 }

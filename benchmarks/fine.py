@@ -1,0 +1,120 @@
+"""What a mask, a curve and a table of layers add to one UNet call, and four units to one, as ratios in one run.
+
+    python benchmarks/fine.py [--size 64] [--channels 320] [--rounds 7] [--device cuda] [--dtype float16]
+
+ldm's UNet of SD1.5's shape with random weights, cond and uncond in one batch. Rounds of the contestants alternate;
+each one's time is its fastest round, since whatever else the machine does only adds. Needs stable-diffusion-sdkit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lib_ipadapter.layers import cross_attention_layers
+from lib_ipadapter.masks import Region
+from lib_ipadapter.session import ImagePrompt, Session, Timing
+from lib_ipadapter.standalone.model import quick
+from lib_ipadapter.variant import VariantSpec
+from lib_ipadapter.weights import Curve, LayerRule
+
+CONTEXT, TOKENS = 768, 4
+
+
+def make_unet(channels: int) -> nn.Module:
+    """SD1.5's UNet, of any width."""
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        unet = UNetModel(
+            image_size=32, in_channels=4, out_channels=4, model_channels=channels, attention_resolutions=[4, 2, 1],
+            num_res_blocks=2, channel_mult=[1, 2, 4, 4], num_heads=8, use_spatial_transformer=True,
+            transformer_depth=1, context_dim=CONTEXT, use_checkpoint=False, legacy=False,
+        )  # fmt: skip
+    return quick(unet.eval().requires_grad_(False))
+
+
+class Weights:
+    """K', V' weights of an adapter, random."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        layers = cross_attention_layers(unet)
+        self.path = Path("random")
+        widths = tuple(layer.width for layer in layers)
+        self.spec = VariantSpec("base", "base", "random", "pooled", 1, "", TOKENS, CONTEXT, widths)
+        self._pairs = [tuple(torch.randn(w, CONTEXT) * 0.02 for _ in range(2)) for w in widths]
+
+    def weights(self, layer: int) -> tuple[Tensor, ...]:
+        return self._pairs[layer]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", type=int, default=64, help="side of the latents")
+    parser.add_argument("--channels", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    unet = make_unet(args.channels)
+    weights = Weights(unet)
+    unet = unet.to(args.device, getattr(torch, args.dtype))
+    unet.dtype = getattr(torch, args.dtype)
+    tokens = torch.randn(2, TOKENS, CONTEXT)
+
+    def prompt(**fields: object) -> ImagePrompt:
+        return ImagePrompt(weights, tokens, torch.ones(TOKENS), 0.8, **fields)  # type: ignore[arg-type]
+
+    table = {"rule": LayerRule(table=tuple((t, 0.5 + t / 32) for t in range(16)))}
+    curve = {"timing": Timing(curve=Curve(((0.0, 0.2), (1.0, 0.9))))}
+    mask = {"region": Region(torch.rand(512, 512))}
+    sessions = {
+        "base model": Session([]),
+        "one unit": Session([prompt()]),
+        "with a table of layers": Session([prompt(**table)]),
+        "with a curve": Session([prompt(**curve)]),
+        "with a mask": Session([prompt(**mask)]),
+        "with all three": Session([prompt(**table, **curve, **mask)]),
+        "four units": Session([prompt() for _ in range(4)]),
+    }
+    x, context = torch.randn(2, 4, args.size, args.size), torch.randn(2, 77, CONTEXT)
+    x, context = (t.to(args.device, unet.dtype) for t in (x, context))
+    times = torch.tensor([500, 500], device=args.device)
+
+    def call(session: Session) -> float:
+        with session.attached(unet), torch.no_grad():
+            session.begin_step([0, 1], 0.4, size=(args.size, args.size))
+            _wait(args.device)
+            begun = time.perf_counter()
+            unet(x, times, context=context)
+            _wait(args.device)
+            return time.perf_counter() - begun
+
+    fastest = {name: call(session) for name, session in sessions.items()}  # the first call projects K' and V'
+    fastest = dict.fromkeys(fastest, float("inf"))
+    for _ in range(args.rounds):
+        for name, session in sessions.items():
+            fastest[name] = min(fastest[name], call(session))
+    base, one = fastest["base model"], fastest["one unit"]
+    print("| | seconds | to one unit | added, to one unit's |")
+    print("|---|---|---|---|")
+    for name, seconds in fastest.items():
+        print(f"| {name} | {seconds:.4f} | {seconds / one:.3f} | {(seconds - base) / (one - base):.2f} |")
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
