@@ -308,6 +308,13 @@ def schema() -> dict[str, Any]:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "IP-Adapter unit",
         "type": "object",
-        "properties": {field.name: field.schema() for field in FIELDS},
+        "properties": {
+            **{field.name: field.schema() for field in FIELDS},
+            "preset": {
+                "type": "string",
+                "title": "Preset",
+                "description": "Fields that are not given are this preset's.",
+            },
+        },
         "additionalProperties": False,
     }

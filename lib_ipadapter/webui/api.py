@@ -34,7 +34,30 @@ def register(app: FastAPI, host: Host) -> None:
     def inspect(body: Any = Body(...)) -> Any:
         return _answer(lambda: host.inspect(_model_of(body)))
 
+    def presets() -> Any:
+        held = host.presets()
+        return _answer(lambda: {"presets": {name: held.load(name) for name in held.names()}})
+
+    def save_preset(body: Any = Body(...)) -> Any:
+        given = body if isinstance(body, dict) else {}
+        unit = given.get("unit")
+        if not isinstance(unit, dict):
+            return _answer(lambda: _refuse("unit", unit, 'a JSON object {"name": ..., "unit": {...}}'))
+        return _answer(lambda: {"preset": host.presets().save(given.get("name"), unit)})
+
+    def delete_preset(body: Any = Body(...)) -> Any:
+        name = body.get("name") if isinstance(body, dict) else None
+
+        def delete() -> dict[str, Any]:
+            host.presets().remove(name)
+            return {"deleted": name}
+
+        return _answer(delete)
+
     add("version", version, "GET")
+    add("presets", presets, "GET")
+    add("presets", save_preset, "POST")
+    add("presets", delete_preset, "DELETE")
     add("model_list", model_list, "GET")
     add("schema", schema, "GET")
     add("inspect", inspect, "POST")
@@ -45,6 +68,10 @@ def _model_of(body: Any) -> str:
     if not isinstance(model, str) or not model.strip():
         raise UnitError("model", model, 'a JSON object {"model": name}, the name as model_list lists it')
     return model
+
+
+def _refuse(field: str, value: Any, expected: str) -> None:
+    raise UnitError(field, value, expected)
 
 
 def _answer(work: Callable[[], Any]) -> Any:

@@ -24,6 +24,7 @@ from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, regis
 from ..errors import EncoderMissing, ImageError, IPAdapterError, UnsupportedModel
 from ..library import Folder, Library
 from ..lru import LRU
+from ..presets import Presets
 from ..unit import Unit
 from ..variant import VariantSpec, identify
 from . import settings
@@ -164,6 +165,10 @@ class Host:
         """Whether the model at hand is the job's refiner."""
         info = getattr(p, "refiner_checkpoint_info", None)
         return info is not None and shared.sd_model.sd_checkpoint_info == info
+
+    def presets(self) -> Presets:
+        """The named units, beside the adapters."""
+        return Presets(Path(paths.models_path) / "ipadapter" / "presets")
 
     # features, for prepare.FeatureSource
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import IPAdapterError, UnitError
 from ..library import SUFFIXES
+from ..presets import KEPT
 from ..unit import FIELDS, Field
 from ..weights import SD, SDXL
 from . import panel_html
@@ -61,6 +62,45 @@ class UnitEvents:
             (panel_html.failure(problem) if problem else "") + remark,
             gr.update(visible=bool(paths)),
         ]
+
+    # presets
+
+    def preset_names(self) -> list[str]:
+        """Those that are saved; none where the folder cannot be read."""
+        try:
+            return list(self.host.presets().names())
+        except OSError:
+            return []
+
+    def choose_preset(self, name: Any) -> list[Any]:
+        """A remark, and the preset's value of each of KEPT; a name that is only being typed changes nothing."""
+        unchanged = [gr.update() for _ in KEPT]
+        if not name or name not in self.preset_names():
+            return ["", *unchanged]
+        try:
+            fields = self.host.presets().load(name)
+        except IPAdapterError as error:
+            return [panel_html.failure(str(error)), *unchanged]
+        values = {key: fields.get(key, field.default) for key, field in KEPT.items()}
+        return ["", *(value or NO_MODEL if key == "model" else value for key, value in values.items())]
+
+    def save_preset(self, name: Any, *values: Any) -> list[Any]:
+        """The presets' list, and a remark."""
+        unit = dict(zip(KEPT, values, strict=True))
+        unit["model"] = "" if unit["model"] == NO_MODEL else unit["model"]
+        try:
+            self.host.presets().save(name or "", unit)
+        except IPAdapterError as error:
+            return [gr.update(), panel_html.failure(str(error))]
+        return [gr.update(choices=self.preset_names(), value=name), panel_html.note(f"Saved as {name}.")]
+
+    def delete_preset(self, name: Any) -> list[Any]:
+        """The presets' list, and a remark."""
+        try:
+            self.host.presets().remove(name or "")
+        except IPAdapterError as error:
+            return [gr.update(), panel_html.failure(str(error))]
+        return [gr.update(choices=self.preset_names(), value=None), panel_html.note(f"Deleted {name}.")]
 
     # the model's file
 

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
+from ..presets import KEPT
 from ..unit import FIELDS, FINE, WHERE, Field
 from .panel_charts import SHOWN
 from .panel_events import Paste, UnitEvents
@@ -70,6 +71,17 @@ class _UnitPanel:
         self.inputs: dict[str, Any] = {}
         self.events = UnitEvents(index, host)
         self._default_fit = host.default_fit()
+        with FormRow():
+            self.preset = gr.Dropdown(
+                self.events.preset_names(), value=None, allow_custom_value=True, elem_id=self._id("preset"),
+                label="Preset", info="Choose one, or type a name to save this unit's settings under.",
+            )  # fmt: skip
+            self.save = ToolButton("\U0001f4be", elem_id=self._id("save_preset"), tooltip="Preset: save")
+            self.delete = ToolButton(
+                "\U0001f5d1\ufe0f", elem_id=self._id("delete_preset"), tooltip="Preset: delete"
+            )
+        self.preset_note = gr.HTML("", elem_id=self._id("preset_note"))
+        self.preset.do_not_save_to_config = True
         for name, group in groupby(FIELDS, key=lambda field: field.group):
             if name:
                 with gr.Accordion(name, open=False, elem_id=self._id(_FOLDS[name])):
@@ -195,6 +207,11 @@ class _UnitPanel:
             component.change(self.events.charts, drawn, [self.charts], **_QUIET)
         sizes = [gr.Number(visible=False) for _ in range(2)]
         self.blank.click(self.events.blank, sizes, [self.inputs["mask"]], _js="ipadapterSize", **_QUIET)
+        kept = [self.inputs[name] for name in KEPT]
+        said = [self.preset, self.preset_note]
+        self.preset.select(self.events.choose_preset, [self.preset], [self.preset_note, *kept], **_QUIET)
+        self.save.click(self.events.save_preset, [self.preset, *kept], said, **_QUIET)
+        self.delete.click(self.events.delete_preset, [self.preset], said, **_QUIET)
         described = [self.info, self.download]
         model.change(self.events.describe, [model], described, **_QUIET).then(
             self.events.show, look, shown, **_QUIET

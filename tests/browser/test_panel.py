@@ -126,3 +126,21 @@ def test_drop_anywhere_on_the_image_area(page: Any, panel: PanelPage):
     give(page, target, "drop", 1)
     panel.until(panel.thumbs, 2)
     assert page.locator(".ipadapter-images.ipadapter-over").count() == 0
+
+
+def test_a_preset_is_saved_chosen_and_deleted(panel: PanelPage):
+    panel.set_number(0, "weight", 0.35)
+    panel.choose(0, "fit", "pad")
+    name = panel.unit(0, "preset").locator("input")
+    name.fill("from the page")
+    name.press("Enter")
+    panel.unit(0, "save_preset").click()
+    panel.until(lambda: panel.unit(0, "preset_note").inner_text().strip(), "Saved as from the page.")
+    panel.set_number(0, "weight", 1)
+    panel.choose(0, "fit", "crop")
+    name.click()
+    panel.page.locator("ul.options li").filter(has_text="from the page").first.click()
+    panel.until(lambda: panel.number(0, "weight"), 0.35)
+    panel.until(lambda: panel.choice(0, "fit"), "pad")
+    panel.unit(0, "delete_preset").click()
+    panel.until(lambda: "Deleted" in panel.unit(0, "preset_note").inner_text(), True)

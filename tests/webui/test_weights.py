@@ -82,6 +82,32 @@ def test_bad_values_are_refused_with_the_fields_own_message(on_sd1: WebUI, unit,
     assert "expected" in reply.json["detail"]["message"]
 
 
+# presets
+
+
+def test_presets_over_the_api(on_sd1: WebUI, unit):
+    settings = {"model": unit["model"], "weight": 0.6, "weight_type": "ease in", "curve": [[0, 1], [1, 0]]}
+    saved = on_sd1.post("/ip-adapter/presets", {"name": "soft", "unit": settings})
+    assert saved.status == 200, saved.body
+    try:
+        listed = on_sd1.get("/ip-adapter/presets").json["presets"]
+        assert listed["soft"]["curve"] == "0:1, 1:0"
+        wanted = on_sd1.images({**unit, **settings})
+        assert on_sd1.images({"preset": "soft", "images": unit["images"]}) == wanted
+        stronger = {"preset": "soft", "images": unit["images"], "weight": 2}
+        assert on_sd1.images(stronger) == on_sd1.images({**unit, **settings, "weight": 2})
+        assert on_sd1.post("/ip-adapter/presets", {"name": "../x", "unit": settings}).status == 422
+        assert on_sd1.post("/ip-adapter/presets", {"name": "bad", "unit": {"weight": 99}}).status == 422
+        assert on_sd1.post("/ip-adapter/presets", {"name": "bad"}).status == 422
+        reply = on_sd1.draw({"preset": "none", "images": unit["images"]})
+        assert reply.status == 422
+        assert "soft" in reply.json["detail"]["message"]
+    finally:
+        deleted = on_sd1.request("DELETE", "/ip-adapter/presets", {"name": "soft"})
+    assert deleted.status == 200
+    assert "soft" not in on_sd1.get("/ip-adapter/presets").json["presets"]
+
+
 # X/Y/Z plot
 
 

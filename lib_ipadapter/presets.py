@@ -1,0 +1,93 @@
+"""Named units without their pictures, one JSON file each: FOLDER/NAME.json holds the fields that differ from their
+defaults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import FileError, UnitError
+from .unit import FIELDS
+
+# What makes a preset: not which pictures, nor whether the unit is on
+_ASIDE = {"enabled", *(field.name for field in FIELDS if field.kind in ("image", "images"))}
+KEPT = {field.name: field for field in FIELDS if field.name not in _ASIDE}
+_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|.][^\x00-\x1f\x7f/\\:*?\"<>|]{0,79}")
+_MAX_BYTES = 2**16
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+
+class Presets:
+    """The presets of a folder, which need not exist yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """In alphabetical order."""
+        files = self.folder.glob("*.json") if self.folder.is_dir() else ()
+        return sorted((file.stem for file in files if not file.name.startswith(".")), key=str.casefold)
+
+    def load(self, name: Any) -> dict[str, Any]:
+        """The preset's fields, checked. Raises UnitError for a name that is not there, FileError for a broken file."""
+        path = self._path(name)
+        if not path.is_file():
+            known = ", ".join(self.names()[:20]) or "none is saved yet"
+            raise UnitError("preset", name, f"the name of a preset: {known}")
+        try:
+            with path.open("rb") as file:
+                held = json.loads(file.read(_MAX_BYTES).decode("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise FileError(path, f"the preset cannot be read ({error}); save it again") from None
+        if not isinstance(held, dict):
+            raise FileError(path, "the preset is no JSON object of a unit's fields; save it again")
+        try:
+            return checked(held)
+        except UnitError as error:
+            raise FileError(path, f"the preset's {error}; save it again") from None
+
+    def save(self, name: Any, unit: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the unit's fields under a name, whole or not at all; returns what was written. Raises UnitError,
+        FileError."""
+        path = self._path(name)
+        fields = checked({key: value for key, value in unit.items() if key not in _ASIDE})
+        kept = {key: value for key, value in fields.items() if value != KEPT[key].default}
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps(kept, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise FileError(path, f"the preset cannot be written: {error.strerror or error}") from None
+        return kept
+
+    def remove(self, name: Any) -> None:
+        """Deletes a preset. Raises UnitError for a name that is not there."""
+        path = self._path(name)
+        if not path.is_file():
+            raise UnitError("preset", name, "the name of a preset")
+        path.unlink()
+
+    def over(self, unit: Mapping[str, Any]) -> dict[str, Any]:
+        """A unit object with its ``preset`` in place of the fields that it does not give. Raises UnitError, FileError."""
+        given = {key: value for key, value in unit.items() if key != "preset"}
+        return {**self.load(unit["preset"]), **given} if unit.get("preset") else given
+
+    def _path(self, name: Any) -> Path:
+        usable = isinstance(name, str) and _NAME.fullmatch(name) and name == name.rstrip(" .")
+        if not usable or name.casefold() in _RESERVED:
+            raise UnitError("preset", name, 'a name of 1 to 80 characters without any of / \\ : * ? " < > |')
+        return self.folder / f"{name}.json"
+
+
+def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a preset as a unit has them. Raises UnitError."""
+    for name in fields:
+        if name not in KEPT:
+            raise UnitError(str(name), fields[name], f"one of the fields {', '.join(KEPT)}")
+    return {name: KEPT[name].parse(value) for name, value in fields.items()}

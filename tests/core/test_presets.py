@@ -1,0 +1,88 @@
+"""Presets: named units without pictures."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lib_ipadapter.errors import FileError, UnitError
+from lib_ipadapter.presets import KEPT, Presets
+
+
+@pytest.fixture
+def presets(tmp_path):
+    return Presets(tmp_path / "presets")
+
+
+def test_a_preset_comes_back(presets):
+    assert presets.names() == []
+    unit = {"model": "plus", "weight": 0.5, "layers": {"3": 1}, "fit": "crop", "images": ["aGk="], "mask": "aGk=",
+            "enabled": False}  # fmt: skip
+    assert presets.save("Stil für Köpfe", unit) == {"model": "plus", "weight": 0.5, "layers": "3:1"}
+    presets.save("another", {"weight": 2})
+    assert presets.names() == ["another", "Stil für Köpfe"]
+    assert presets.load("Stil für Köpfe") == {"model": "plus", "weight": 0.5, "layers": "3:1"}
+    presets.remove("another")
+    assert presets.names() == ["Stil für Köpfe"]
+    assert [path.name for path in presets.folder.iterdir()] == ["Stil für Köpfe.json"]
+
+
+def test_given_fields_win_over_the_presets(presets):
+    presets.save("p", {"model": "plus", "weight": 0.5, "end": 0.4})
+    unit = presets.over({"preset": "p", "weight": 0.9, "images": ["x"]})
+    assert unit == {"model": "plus", "weight": 0.9, "end": 0.4, "images": ["x"]}
+    assert presets.over({"preset": "", "weight": 1}) == {"weight": 1}
+    assert presets.over({"weight": 1}) == {"weight": 1}
+
+
+@pytest.mark.parametrize("name", [
+    "", " ", "../up", "a/b", "a\\b", "..", ".hidden", "a" * 81, "a\0b", "a\nb", "CON", "com1", "x ", "x.", "a:b", None, 3,
+    ["a"],
+])  # fmt: skip
+def test_names_that_are_no_file_names_are_refused(presets, name):
+    for act in (
+        lambda: presets.save(name, {"weight": 2}),
+        lambda: presets.load(name),
+        lambda: presets.remove(name),
+    ):
+        with pytest.raises(UnitError, match=r"^preset: got"):
+            act()
+    assert not presets.folder.exists() or not list(presets.folder.iterdir())
+
+
+def test_bad_units_are_not_saved(presets):
+    for unit, field in (({"weight": 9}, "weight"), ({"wieght": 1}, "wieght"), ({"layers": "x"}, "layers")):
+        with pytest.raises(UnitError, match=f"^{field}: got"):
+            presets.save("p", unit)
+    assert presets.names() == []
+
+
+def test_an_unknown_preset_names_those_that_are_there(presets):
+    presets.save("known", {"weight": 2})
+    with pytest.raises(UnitError, match="the name of a preset: known"):
+        presets.load("unknown")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', '{"weight": 99}', '{"preset": "p"}', "\xff", "[" * 9000])
+def test_a_broken_file_is_told_by_its_name(presets, text):
+    presets.folder.mkdir()
+    (presets.folder / "p.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(FileError, match=r"^p\.json: the preset"):
+        presets.load("p")
+
+
+def test_a_failed_write_keeps_the_old_preset(presets, monkeypatch):
+    presets.save("p", {"weight": 2})
+    monkeypatch.setattr(
+        "pathlib.Path.replace", lambda self, target: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    with pytest.raises(FileError, match="No space left"):
+        presets.save("p", {"weight": 3})
+    assert json.loads((presets.folder / "p.json").read_text()) == {"weight": 2}
+    assert len(list(presets.folder.iterdir())) == 1
+
+
+def test_every_field_but_the_pictures_is_kept():
+    assert {"model", "weight", "weight_type", "curve", "region"} <= set(KEPT)
+    assert not {"images", "mask", "enabled"} & set(KEPT)
