@@ -51,7 +51,8 @@ class Region:
         height, width = self.mask.shape
         columns = _shares(width, box[0] * width, box[2] * width, size[1])
         rows = _shares(height, box[1] * height, box[3] * height, size[0])
-        return (rows @ self.mask @ columns.T).clamp(0, 1)
+        # In float64, so that what is 1 or 0 all over stays so.
+        return (rows @ self.mask.double() @ columns.T).clamp(0, 1).float()
 
 
 def _shares(pixels: int, begin: float, end: float, cells: int) -> Tensor:
@@ -63,7 +64,8 @@ def _shares(pixels: int, begin: float, end: float, cells: int) -> Tensor:
     covered = (torch.minimum(right, at + 1) - torch.maximum(left, at)).clamp(min=0)
     nearest = ((left + right) / 2).floor().clamp(0, pixels - 1) == at
     covered = torch.where(covered.sum(1, keepdim=True) > 1e-9, covered, nearest.double())
-    return (covered / covered.sum(1, keepdim=True)).float()
+    shares: Tensor = covered / covered.sum(1, keepdim=True)
+    return shares
 
 
 def level(mask: Tensor, tokens: int) -> Tensor:

@@ -98,6 +98,16 @@ def test_a_box_shows_its_part():
     assert wide.flatten().tolist() == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_one_value_stays_itself_bit_for_bit(size, value):
+    like = torch.zeros(1)
+    for shape in ((7, 11), (64, 64), (600, 333)):
+        for box in ((0.0, 0.0, 1.0, 1.0), (0.11, 0.23, 0.71, 0.93), (-0.25, 0.0, 1.25, 1.0)):
+            held = Region(torch.full(shape, value)).at(size, size[0] * size[1], like, box)
+            assert (held == value).all()
+
+
 def test_type_and_device_follow_the_term_and_a_new_mask_is_taken():
     region = Region(torch.ones(4, 4))
     assert region.at((4, 4), 16, torch.zeros(1, dtype=torch.bfloat16)).dtype == torch.bfloat16
