@@ -1,9 +1,10 @@
 """Trains the small world from nothing: python -m examples.small_world.train PART
 
 Parts in their order: clip, vision (goes on with clip's vision tower), autoencoder, decoder (goes on with the
-autoencoder's decoder), base (the UNet; needs clip and autoencoder), checkpoint (puts them into one file).
-Each writes its state into --folder as it goes, and goes on from there when called again. base may be called by
-torchrun, on several processes: they share each batch. README.md beside this file has the times on two CPU cores.
+autoencoder's decoder), base (the UNet; needs clip and autoencoder), finer (goes on with it), checkpoint (puts them
+into one file). Each writes its state into --folder as it goes, and goes on from there when called again. Under
+torchrun, autoencoder, decoder, base and finer share each batch among the processes. README.md beside this file has
+the commands.
 """
 
 from __future__ import annotations
@@ -197,18 +198,28 @@ def train_decoder(run: Path, steps: int) -> None:
 
 def train_base(run: Path, steps: int) -> None:
     """The noise predicted over cached latents; half of the captions name all attributes."""
+    torch.manual_seed(0)
+    _train_unet(run, "base", models.make_unet(), steps, 1.4e-3)
+
+
+def train_finer(run: Path, steps: int) -> None:
+    """The base goes on, from its averaged weights and with the learning rate high again: outlines come late."""
+    model = models.make_unet()
+    model.load_state_dict(trained(run, "base"))
+    _train_unet(run, "finer", model, steps, 1e-3)
+
+
+def _train_unet(run: Path, name: str, model: Any, steps: int, lr: float) -> None:
     scenes = loop.scenes()
     clip = models.make_clip()
     clip.load_state_dict(trained(run, "clip"))
-    torch.manual_seed(0)
-    model = models.make_unet()
     latents, _ = loop.one_by_one(lambda: normal_latents(run))
 
     def words(index: int, rng: np.random.Generator) -> str:
         return data.caption(scenes[index], rng if rng.random() < 0.5 else None)
 
     loss_of = denoising(model, latents, clip, words)
-    loop.Training("base", model, run, steps, lr=1.4e-3, average=0.997).run(32, loss_of)
+    loop.Training(name, model, run, steps, lr=lr, average=0.997).run(32, loss_of)
 
 
 def denoising(
@@ -259,11 +270,12 @@ def write_checkpoint(run: Path, steps: int) -> None:
 
 
 def checkpoint_of(run: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file. Raises TrainingError."""
-    parts = {"clip": models.make_clip(), "base": models.make_unet(), "decoder": models.make_autoencoder()}
+    """The tensors of a checkpoint file, of the UNet that was trained last. Raises TrainingError."""
+    unet = "finer" if (run / "finer.state.pt").is_file() else "base"
+    parts = {"clip": models.make_clip(), unet: models.make_unet(), "decoder": models.make_autoencoder()}
     for name, part in parts.items():
         part.load_state_dict(trained(run, name))
-    return models.checkpoint_state(parts["base"], parts["decoder"], parts["clip"])
+    return models.checkpoint_state(parts[unet], parts["decoder"], parts["clip"])
 
 
 @torch.no_grad()
@@ -301,6 +313,7 @@ PARTS = {
     "autoencoder": (train_autoencoder, 2500),
     "decoder": (train_decoder, 400),
     "base": (train_base, 2400),
+    "finer": (train_finer, 4000),
     "checkpoint": (write_checkpoint, 0),
 }
 

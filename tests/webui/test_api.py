@@ -18,7 +18,7 @@ from .harness import WebUI, absent, b64, picture
 def test_routes(on_sd1: WebUI):
     assert on_sd1.get("/ip-adapter/version").json == {"version": __version__}
     assert "sd1-base" in on_sd1.get("/ip-adapter/model_list").json["model_list"]
-    assert tuple(on_sd1.get("/ip-adapter/schema").json["properties"]) == FIELD_NAMES
+    assert tuple(on_sd1.get("/ip-adapter/schema").json["properties"]) == (*FIELD_NAMES, "preset")
     report = on_sd1.post("/ip-adapter/inspect", {"model": "sd1-plus.safetensors"}).json
     assert (report["variant"], report["layers"], report["encoder"]) == ("plus", 16, "tiny-vit")
     assert "/" not in json.dumps(report["file"])
