@@ -7,8 +7,6 @@ into --folder as it goes, and goes on from there when called again. Held-out con
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from torch import Tensor
 from examples.small_world import loop, models
 from examples.small_world import train as small_world
 from lib_ipadapter import images
-from lib_ipadapter.errors import DataError, IPAdapterError
+from lib_ipadapter.errors import DataError
 
 from .prepare import RUN, SIDE
 
@@ -149,20 +147,7 @@ PARTS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.emoji.train", description=__doc__)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument(
-        "--folder", type=Path, default=RUN, help="folder of data (by prepare.py), states and weights"
-    )
-    parser.add_argument("--steps", type=int, help="other than the part's own")
-    args = parser.parse_args(argv)
-    train, steps = PARTS[args.part]
-    try:
-        train(args.folder, args.steps or steps)
-    except IPAdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return small_world.run_part(PARTS, argv, "examples.emoji.train", __doc__, RUN)
 
 
 if __name__ == "__main__":

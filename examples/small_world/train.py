@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from lib_ipadapter.standalone.text import tokenize
 from . import data, loop, models
 
 Indices = NDArray[np.int64]
+Parts = Mapping[str, tuple[Callable[[Path, int], None], int]]
 
 
 def train_clip(run: Path, steps: int) -> None:
@@ -307,7 +308,7 @@ def normal_latents(run: Path) -> tuple[Tensor, Any]:
 
 
 # Name: function, steps of the shipped weights; in the order in which they need each other
-PARTS = {
+PARTS: Parts = {
     "clip": (train_clip, 600),
     "vision": (train_vision, 1500),
     "autoencoder": (train_autoencoder, 2500),
@@ -318,15 +319,14 @@ PARTS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.small_world.train", description=__doc__)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument(
-        "--folder", type=Path, default=models.HERE / "run", help="folder of the pictures and states"
-    )
-    parser.add_argument("--steps", type=int, help="other than those of the shipped weights")
+def run_part(parts: Parts, argv: Sequence[str] | None, name: str, about: str | None, folder: Path) -> int:
+    """The command line of such a module: trains one of ``parts``."""
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description=about)
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("--folder", type=Path, default=folder, help="of the pictures and states")
+    parser.add_argument("--steps", type=int, help="other than the part's own")
     args = parser.parse_args(argv)
-    train, steps = PARTS[args.part]
+    train, steps = parts[args.part]
     if "WORLD_SIZE" in os.environ:  # torchrun's
         torch.distributed.init_process_group("gloo")
     try:
@@ -335,6 +335,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_part(PARTS, argv, "examples.small_world.train", __doc__, models.HERE / "run")
 
 
 if __name__ == "__main__":
