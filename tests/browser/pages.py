@@ -109,11 +109,14 @@ class PanelPage:
     def choice(self, index: int, name: str) -> str:
         return self.unit(index, name).locator("label:has(input:checked)").inner_text().strip()
 
+    def dropdown(self, index: int, name: str) -> str:
+        return self.unit(index, name).locator("input").input_value()
+
     def choose(self, index: int, name: str, value: str) -> None:
         self.unit(index, name).locator("label", has_text=value).first.click()
 
     def model(self, index: int = 0) -> str:
-        return self.unit(index, "model").locator("input").input_value()
+        return self.dropdown(index, "model")
 
     def models(self, index: int = 0) -> list[str]:
         self.unit(index, "model").locator("input").click()

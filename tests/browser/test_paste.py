@@ -30,17 +30,25 @@ def test_every_field_arrives_exactly(page: Any, tab: str):
         page.locator("#tabs > .tab-nav button", has_text="img2img").click()
     panel = PanelPage(page, tab)
     model = panel.open().models()[-1]
-    first = {"model": model, "weight": 0.123, "start": 0.05, "end": 0.875, "fit": "pad", "images": ["a", "b"]}
+    first = {"model": model, "weight": 0.123, "start": 0.05, "end": 0.875, "fit": "pad", "images": ["a", "b"],
+             "weight_type": "ease in", "curve": "0:0, 0.5:1.25", "interpolation": "step", "hires_factor": 0.5,
+             "feather": 12.0}  # fmt: skip
     third = {"unit": 3, "model": model, "weight": -1.0, "combine": "average",
              "images": [{"hash": "c", "weight": 0.5}, {"hash": "d", "weight": 1.25}]}  # fmt: skip
     paste(page, [first, third], tab)
     panel.until(panel.title, "IP-Adapter [2]")
     assert [panel.is_enabled(i) for i in range(3)] == [True, False, True]
     assert [panel.number(0, name) for name in ("weight", "start", "end")] == [0.123, 0.05, 0.875]
-    assert (panel.choice(0, "fit"), panel.choice(0, "combine"), panel.model(0)) == ("pad", "concat", model)
+    assert (panel.choice(0, "fit"), panel.dropdown(0, "combine"), panel.model(0)) == ("pad", "concat", model)
+    panel.unit(0, "fine").locator(".label-wrap").click()
+    assert (panel.dropdown(0, "weight_type"), panel.choice(0, "interpolation")) == ("ease in", "step")
+    assert panel.unit(0, "curve").locator("textarea").input_value() == "0:0, 0.5:1.25"
+    assert (panel.number(0, "hires_factor"), panel.choice(0, "passes")) == (0.5, "both")
+    panel.unit(0, "where").locator(".label-wrap").click()
+    assert panel.number(0, "feather") == 12
     panel.show_unit(2)
     assert (panel.number(2, "weight"), panel.number(2, "end")) == (-1.0, 1.0)
-    assert (panel.choice(2, "fit"), panel.choice(2, "combine")) == ("crop", "average")
+    assert (panel.choice(2, "fit"), panel.dropdown(2, "combine")) == ("crop", "average")
     assert panel.weights_text(2) == "0.5, 1.25"
     panel.until(lambda: panel.note(2), "The pasted text used 2 pictures; still to be added: c, d")
 
