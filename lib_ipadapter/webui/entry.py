@@ -6,7 +6,8 @@ from typing import Any
 
 from . import api, settings
 from .host import Host
-from .script import Lifecycle, requested_units
+from .request import requested_units
+from .script import Lifecycle
 from .ui import Panel, build_panel, register_send_buttons
 from .xyz import add_axes
 
