@@ -245,7 +245,79 @@
         writeCurve(svg);
     });
 
+    // the part of a reference that counts: a rectangle dragged over the whole picture, written into the crop box's
+    // text, where boxes of several pictures stand between semicolons
+
+    let cropping = null; // {prefix, index, count}
+
+    window.ipadapterCropping = files => [files, String(cropping.index)];
+
+    window.ipadapterCrop = source => {
+        const chosen = cropping;
+        if (!chosen || !source) return [];
+        const dialog = document.createElement("dialog");
+        dialog.className = "ipadapter-crop";
+        dialog.innerHTML = '<div class="ipadapter-crop-area"><img draggable="false"><i></i></div><p>Drag over the part that counts.</p>' +
+            '<button type="button" value="use">Use it</button> <button type="button" value="whole">The whole</button> ' +
+            '<button type="button" value="">Cancel</button>';
+        const area = dialog.firstElementChild, frame = area.querySelector("i");
+        area.querySelector("img").src = source;
+        let box = chosen.box, from = null;
+        const draw = () => {
+            const [left, top, right, bottom] = (box ?? [0, 0, 1, 1]).map(share => share * 100);
+            Object.assign(frame.style, {left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%`});
+        };
+        const share = event => {
+            const at = area.getBoundingClientRect();
+            const rounded = value => Math.round(clamp(value, 0, 1) * 1000) / 1000;
+            return [rounded((event.clientX - at.left) / at.width), rounded((event.clientY - at.top) / at.height)];
+        };
+        area.addEventListener("pointerdown", event => {
+            from = share(event);
+            area.setPointerCapture(event.pointerId);
+            event.preventDefault();
+        });
+        area.addEventListener("pointermove", event => {
+            if (!from) return;
+            const to = share(event), [left, right] = [from[0], to[0]].sort((a, b) => a - b), [top, bottom] = [from[1], to[1]].sort((a, b) => a - b);
+            if (right - left < 0.02 || bottom - top < 0.02) return;
+            box = [left, top, right, bottom];
+            draw();
+        });
+        area.addEventListener("pointerup", () => from = null);
+        dialog.addEventListener("click", event => {
+            const choice = event.target.closest("button")?.value;
+            if (choice === undefined) return;
+            if (choice) writeBox(chosen, choice === "use" ? box : null);
+            dialog.close();
+        });
+        dialog.addEventListener("close", () => dialog.remove());
+        draw();
+        gradioApp().append(dialog);
+        dialog.showModal();
+        return [];
+    };
+
+    function writeBox({prefix, index, count}, box) {
+        const text = byId(`${prefix}_box`)?.querySelector("textarea, input");
+        if (!text) return;
+        const held = text.value.split(";").map(part => part.trim());
+        const boxes = held.length === count ? held : Array(count).fill(held.length === 1 ? held[0] : "");
+        boxes[index] = box ? box.join(", ") : "";
+        text.value = boxes.some(Boolean) ? boxes.join("; ") : "";
+        updateInput(text);
+    }
+
     // events
+
+    document.addEventListener("click", event => {
+        const picture = event.target.closest?.(".ipadapter-thumb img");
+        if (!picture) return;
+        const prefix = picture.closest(".ipadapter-images").id.replace(/_image_area$/, "");
+        const box = picture.dataset.box ? picture.dataset.box.split(",").map(Number) : null;
+        cropping = {prefix, index: Number(picture.dataset.index), count: pictureCount(prefix), box};
+        byId(`${prefix}_open_crop`)?.click();
+    });
 
     document.addEventListener("click", event => {
         const button = event.target.closest?.(".ipadapter-remove");

@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from .adapter import Adapter
 from .masks import Region
+from .references import FeatureSource, Pictures, cond_features, uncond_feature
 from .session import ImagePrompt, Timing
 from .unit import Unit
-from .variant import VariantSpec
 from .weights import Curve, LayerRule, curve_points, layers_table
 
-
-class FeatureSource(Protocol):
-    """Where image features come from: an encoder, most often behind a cache."""
-
-    def features(self, picture: Image.Image, fit: str, spec: VariantSpec) -> Tensor:
-        """The feature that ``spec`` takes, of an RGB picture: pooled [1, E] or penultimate [1, T, W]."""
-
-    def unconditional(self, spec: VariantSpec) -> Tensor:
-        """The same feature of no picture (facts of each variant: zeros, or zero pixels encoded)."""
+__all__ = ["FeatureSource", "Pictures", "combine", "prepare", "prompt_fields"]
 
 
 def prepare(
-    unit: Unit,
-    pictures: Sequence[Image.Image],
-    adapter: Adapter,
-    source: FeatureSource,
-    region: Region | None = None,
+    unit: Unit, pictures: Pictures, adapter: Adapter, source: FeatureSource, region: Region | None = None
 ) -> ImagePrompt:
-    """The image prompt of ``unit``, whose references are ``pictures`` (RGB, in the unit's order), acting in
-    ``region``."""
-    spec = adapter.spec
-    features = [source.features(picture, unit.fit, spec) for picture in pictures]
+    """The image prompt of ``unit``, of its ``pictures``, acting in ``region``."""
+    features = cond_features(unit, pictures, source, adapter.spec)
+    unconditional = uncond_feature(unit, pictures, source, adapter.spec)
     weights = torch.tensor([reference.weight for reference in unit.images])
-    cond, uncond, token_weights = combine(
-        unit.combine, features, weights, source.unconditional(spec), adapter
-    )
+    cond, uncond, token_weights = combine(unit.combine, features, weights, unconditional, adapter)
     rule, timing = prompt_fields(unit)
     return ImagePrompt(
         adapter,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import FileError, UnitError
-from .unit import FIELDS
+from .unit import FIELDS, PICTURES
 
 # What makes a preset: not which pictures, nor whether the unit is on
-_ASIDE = {"enabled", *(field.name for field in FIELDS if field.kind in ("image", "images"))}
+_ASIDE = {"enabled", *PICTURES}
 KEPT = {field.name: field for field in FIELDS if field.name not in _ASIDE}
 _NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|.][^\x00-\x1f\x7f/\\:*?\"<>|]{0,79}")
 _MAX_BYTES = 2**16

@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from . import weights
+from . import views, weights
 from .errors import IPAdapterError, UnitError
 
-FITS = ("crop", "pad", "stretch")
+FITS = views.FITS
 COMBINES = ("concat", "average", "norm average", "add", "subtract")
 SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
-FINE, WHERE = "Layers and steps", "Region"
+LOOK, FINE, WHERE = "What counts", "Layers and steps", "Region"
 MAX_IMAGES = 64
 WEIGHT_RANGE = (-1.0, 5.0)
 
@@ -141,6 +141,18 @@ FIELDS: tuple[Field, ...] = (
         "Several images: their tokens side by side, or those of the mean, sum or difference of their features.",
         choices=COMBINES,
     ),
+    Field("position", "choice", "center", "Crop position", "Where the square of fit crop lies in a longer picture.",
+          choices=views.POSITIONS, group=LOOK),
+    Field("box", "text", "", "Crop box",
+          'Of each reference only this counts: "left, top, right, bottom", 0 to 1; or drag it on a thumbnail.',
+          spelling=views.parse_boxes, form=views.BOX_EXPECTED, group=LOOK),
+    Field("sharpen", "number", 0.0, "Sharpen", "Of what the encoder sees.", 0.0, 1.0, group=LOOK),
+    Field("noise", "number", 0.0, "Noise",
+          "How far the negative references, or else the references, fade into noise on the unconditional side.",
+          0.0, 1.0, group=LOOK),
+    Field("negative", "images", (), "Negative references", "What the picture should not look like.", group=LOOK),
+    Field("focus", "image", None, "Reference mask", "Which part of the reference counts: white does, black does not.",
+          group=LOOK),
     Field("weight_type", "choice", "linear", "Weight type", "How the weight is spread over the UNet's layers.",
           choices=weights.TYPES, group=FINE),
     Field("composition", "number", 1.0, "Composition weight",
@@ -164,6 +176,7 @@ FIELDS: tuple[Field, ...] = (
           step=1, group=WHERE),
 )  # fmt: skip
 FIELD_NAMES = tuple(field.name for field in FIELDS)
+PICTURES = tuple(field.name for field in FIELDS if field.kind in ("image", "images"))
 
 
 @dataclass(frozen=True)
@@ -223,6 +236,12 @@ class Unit:
     end: float = 1.0
     fit: str = "crop"
     combine: str = "concat"
+    position: str = "center"
+    box: str = ""
+    sharpen: float = 0.0
+    noise: float = 0.0
+    negative: tuple[Reference, ...] = ()
+    focus: Any = None
     weight_type: str = "linear"
     composition: float = 1.0
     layers: str = ""
@@ -258,6 +277,9 @@ class Unit:
         if not self.images:
             raise UnitError("images", [], "at least one reference image")
         self.check_weights()
+        views.boxes(self.box, len(self.images))
+        if any(reference.weight != 1 for reference in self.negative):
+            raise UnitError("negative", "a weight", "pictures without weights: their mean counts")
         if self.mask is not None and self.region == "inpaint":
             raise UnitError("mask", "a picture", 'null, since region is inpaint; or region "mask"')
         if self.invert and self.mask is None and self.region == "mask":
@@ -287,7 +309,7 @@ class Unit:
         return {
             f.name: getattr(self, f.name)
             for f in FIELDS
-            if f.kind not in ("image", "images") and getattr(self, f.name) != f.default
+            if f.name not in PICTURES and getattr(self, f.name) != f.default
         }
 
 

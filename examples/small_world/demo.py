@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lib_ipadapter.adapter import Adapter
 from lib_ipadapter.encoders import EncoderSource, register_configs
 from lib_ipadapter.errors import FileError, IPAdapterError
-from lib_ipadapter.prepare import prepare
+from lib_ipadapter.prepare import Pictures, prepare
 from lib_ipadapter.session import ImagePrompt
 from lib_ipadapter.standalone import Standalone
 from lib_ipadapter.unit import Unit
@@ -101,7 +101,9 @@ def _prompts(folder: Path, adapter: Path) -> Callable[[Image.Image], ImagePrompt
     opened, source = Adapter.load(adapter), EncoderSource([folder])
 
     def prompt(picture: Image.Image) -> ImagePrompt:
-        return prepare(Unit.parse({"model": adapter.name, "images": [picture]}), [picture], opened, source)
+        return prepare(
+            Unit.parse({"model": adapter.name, "images": [picture]}), Pictures([picture]), opened, source
+        )
 
     return prompt
 

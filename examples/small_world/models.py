@@ -63,13 +63,16 @@ def make_unet() -> Any:
     return quick(UNetModel(**{**settings()["unet_config"]["params"], "use_checkpoint": False}))
 
 
-def text_state(clip: nn.Module) -> dict[str, Tensor]:
-    """The text tower's tensors, under open_clip's names."""
-    state = clip.state_dict()
-    return {key: state[key] for key in state if not key.startswith(("visual.", "attn_mask"))}
+def text_state(clip: Any) -> dict[str, Tensor]:
+    """The tensors of the text tower, under open_clip's names, that a prompt goes through: the UNet is given the last
+    block's input, so that the last block and what makes an embedding of its output are left out."""
+    state: dict[str, Tensor] = clip.state_dict()
+    last = f"transformer.resblocks.{len(clip.transformer.resblocks) - 1}."
+    unused = ("visual.", "attn_mask", last, "text_projection", "logit_scale")
+    return {key: state[key] for key in state if not key.startswith(unused)}
 
 
-def checkpoint_state(unet: nn.Module, autoencoder: nn.Module, clip: nn.Module) -> dict[str, Tensor]:
+def checkpoint_state(unet: nn.Module, autoencoder: nn.Module, clip: Any) -> dict[str, Tensor]:
     """All parts under the names of a checkpoint file, in float16."""
     parts: dict[str, Mapping[str, Tensor]] = {
         "model.diffusion_model.": unet.state_dict(),

@@ -114,6 +114,10 @@ class EncoderSource:
             (None, "", *self._key(path, spec)), lambda: self._encode(path, None, spec.feature)
         )
 
+    def side(self, spec: VariantSpec) -> int:
+        """Side of the encoder's square, pixels."""
+        return ENCODERS[spec.encoder].image_size
+
     def path(self, spec: VariantSpec) -> Path:
         """The encoder file that ``spec`` needs. Raises EncoderMissing; cheap, so call it before sampling."""
         if spec.encoder and spec.encoder not in ENCODERS:

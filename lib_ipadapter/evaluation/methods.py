@@ -16,7 +16,7 @@ from ..checkpoint import open_adapter, sha256
 from ..encoders import EncoderSource, register_configs
 from ..errors import BrokenEncoder
 from ..lru import LRU
-from ..prepare import prepare
+from ..prepare import Pictures, prepare
 from ..session import ImagePrompt
 from ..standalone import Standalone
 from ..standalone.concat import image_tokens, is_concat, load_concat
@@ -194,7 +194,9 @@ class AdapterMethod:
     def _prepare(self, job: Job) -> ImagePrompt:
         def make() -> ImagePrompt:
             unit = Unit(images=(Reference(job.reference),), model=self.name, fit=self.fit)
-            return prepare(unit, [job.reference], self.adapter, self.encoders.source(self.adapter.spec))
+            return prepare(
+                unit, Pictures([job.reference]), self.adapter, self.encoders.source(self.adapter.spec)
+            )
 
         return self._prepared.get(job.digest, make)
 

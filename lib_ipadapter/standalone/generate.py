@@ -19,9 +19,10 @@ from .. import images
 from ..adapter import Adapter
 from ..encoders import EncoderSource, identify_encoder, register_configs
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
-from ..prepare import prepare
+from ..masks import Region, of_picture
+from ..prepare import Pictures, prepare
 from ..session import ImagePrompt
-from ..unit import COMBINES, FITS, Unit, parse_units
+from ..unit import COMBINES, FITS, PICTURES, Unit, parse_units
 from ..variant import VariantSpec
 from .host import Standalone
 
@@ -130,7 +131,9 @@ def _json_unit(text: str) -> Any:
         raise UnitError("unit", text, "a JSON object") from None
     if not isinstance(value, Mapping) or not isinstance(value.get("images"), list):
         return value  # refused, with reasons, by Unit.parse
-    return {**value, "images": [_opened(item) for item in value["images"]]}
+    opened = {name: [_opened(x) for x in value[name]] if isinstance(value[name], list) else _opened(value[name])
+              for name in PICTURES if name in value}  # fmt: skip
+    return {**value, **opened}
 
 
 def _opened(item: Any) -> Any:
@@ -167,8 +170,12 @@ def image_prompts(units: Sequence[Unit], args: argparse.Namespace, device: torch
     source = _OneEncoder(args.encoder, device) if args.encoder else EncoderSource(folders, device=device)
     prompts = []
     for unit in units:
-        pictures = [images.load(reference.image) for reference in unit.images]
-        prompts.append(prepare(unit, pictures, Adapter.load(unit.model), source))
+        loaded, negative = ([images.load(ref.image) for ref in refs] for refs in (unit.images, unit.negative))
+        focus, mask = (x if x is None else images.load(x, images.BLACK) for x in (unit.focus, unit.mask))
+        # The feather is in pixels of the mask here: the picture's size is not known yet.
+        region = Region(of_picture(mask, unit.invert, unit.feather)) if mask else None
+        pictures = Pictures(loaded, negative, focus)
+        prompts.append(prepare(unit, pictures, Adapter.load(unit.model), source, region))
     source.pool.release()
     return prompts
 

@@ -139,12 +139,16 @@ class OpenClipText(TextTower):
             ) from error
         del model.visual
         state = {key[len("model.") :]: value for key, value in state.items() if key.startswith("model.")}
+        blocks = model.transformer.resblocks
+        if layer == "penultimate":  # the last block takes no part, and may be missing
+            unused = f"transformer.resblocks.{len(blocks) - 1}."
+            state = {key: value for key, value in state.items() if not key.startswith(unused)}
+            del blocks[-1]
         load(
             model, state, "cond_stage_model.model.", optional=("logit_scale", "text_projection", "attn_mask")
         )
-        self.skipped = 0 if layer == "last" else 1
         self.register_buffer("mask", torch.full((LENGTH, LENGTH), float("-inf")).triu_(1), persistent=False)
-        self.blocks = model.transformer.resblocks[: len(model.transformer.resblocks) - self.skipped]
+        self.blocks = blocks
         self.embedding, self.norm = model.token_embedding, model.ln_final
         self.positions = model.positional_embedding
         self.eval().requires_grad_(False)

@@ -178,13 +178,14 @@ class Host:
         register_configs(_encoder_folders())
         return self._adapters.get(_version_of(path), lambda: Adapter.load(path))
 
-    def pictures(self, unit: Unit) -> list[Picture]:
-        """The unit's references, decoded. Raises ImageError or UnitError."""
-        return [_picture(reference.image, f"images[{i}]") for i, reference in enumerate(unit.images)]
+    def pictures(self, unit: Unit, field: str = "images") -> list[Picture]:
+        """The unit's references, or what else it has many of, decoded. Raises ImageError."""
+        return [_picture(ref.image, f"{field}[{i}]") for i, ref in enumerate(getattr(unit, field))]
 
-    def mask(self, unit: Unit) -> Picture | None:
-        """The unit's mask, transparent parts black. Raises ImageError."""
-        return None if unit.mask is None else _picture(unit.mask, "mask", images.BLACK)
+    def mask(self, unit: Unit, field: str = "mask") -> Picture | None:
+        """The unit's mask of that name, transparent parts black. Raises ImageError."""
+        given = getattr(unit, field)
+        return None if given is None else _picture(given, field, images.BLACK)
 
     def source(self) -> EncoderSource:
         """Where ``prepare`` gets features, on the device and in the dtype of the moment."""

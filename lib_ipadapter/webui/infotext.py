@@ -3,7 +3,7 @@
 ``[{"model": ..., "weight": ..., "images": [hash]}]``: one object per enabled unit with the fields that
 differ from their defaults. ``unit`` (counted from 1, as people see it) stands where it is not the object's
 place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` where its weight is not 1; so is a
-``mask``. Pictures themselves cannot be kept in a text.
+``mask`` and the other pictures of a unit. Pictures themselves cannot be kept in a text.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnitError
-from ..unit import FIELDS, WEIGHT_RANGE, Field, Unit
+from ..unit import FIELDS, PICTURES, WEIGHT_RANGE, Field, Unit
 
 KEY = "IP-Adapter"
-_FIELDS = {f.name: f for f in FIELDS if f.kind not in ("image", "images") and f.name != "enabled"}
+_FIELDS = {f.name: f for f in FIELDS if f.name not in PICTURES and f.name != "enabled"}
+_LABELS = {f.name: f"the {f.label.lower()}" for f in FIELDS if f.name in PICTURES}
 _WEIGHT = Field("images.weight", "number", 1.0, "", "", *WEIGHT_RANGE)
 _MAX_UNITS = 100
 
@@ -32,10 +33,10 @@ class Pasted:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Of a unit's pictures, in their order, and of its mask."""
+    """Of a unit's references, in their order, and of its other pictures by their fields: a hash, or a list of them."""
 
     images: Sequence[str] = ()
-    mask: str | None = None
+    others: Mapping[str, str | list[str]] = field(default_factory=dict)
 
 
 def to_infotext(units: Sequence[Unit], hashes: Sequence[Hashes]) -> str:
@@ -45,8 +46,7 @@ def to_infotext(units: Sequence[Unit], hashes: Sequence[Hashes]) -> str:
         if unit.enabled:
             place = {} if index == len(entries) else {"unit": index + 1}
             images = [_picture(name, ref.weight) for name, ref in zip(names.images, unit.images, strict=True)]
-            mask = {"mask": names.mask} if names.mask else {}
-            entries.append({**place, **unit.changed(), **mask, "images": images})
+            entries.append({**place, **unit.changed(), **names.others, "images": images})
     return json.dumps(entries, ensure_ascii=False)
 
 
@@ -90,8 +90,8 @@ def _unit(entry: Mapping[str, Any], index: int, notes: list[str]) -> dict[str, A
     for name, value in entry.items():
         if name in ("unit", "images"):
             continue
-        if name == "mask" and isinstance(value, str):
-            notes.append(f"unit {index + 1}: the mask {value[:40]} is still to be added")
+        if name in PICTURES and (shown := _hashes(value)):
+            notes.append(f"unit {index + 1}: {_LABELS[name]} {shown} is still to be added")
             continue
         try:
             unit[name] = _FIELDS[name].parse(value)
@@ -99,6 +99,12 @@ def _unit(entry: Mapping[str, Any], index: int, notes: list[str]) -> dict[str, A
             shown = f"{str(name)[:40]} = {str(value)[:60]}"
             notes.append(f"unit {index + 1}: {shown} is not known here and was ignored")
     return unit
+
+
+def _hashes(value: Any) -> str:
+    """The hash, or those of a list; "" for anything else."""
+    names = value if isinstance(value, list) else [value]
+    return ", ".join(name[:40] for name in names) if all(isinstance(name, str) for name in names) else ""
 
 
 def _images(value: Any, index: int, notes: list[str]) -> list[dict[str, Any]]:

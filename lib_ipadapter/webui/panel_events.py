@@ -6,11 +6,13 @@ import json
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
+from .. import images, views
 from ..errors import IPAdapterError, UnitError
 from ..library import SUFFIXES
 from ..presets import KEPT
@@ -21,6 +23,7 @@ from .infotext import KEY, match, read, weights_text
 from .panel_charts import SHOWN, charts
 from .panel_values import NO_MODEL, panel_default, parse_weights
 
+LOOKED = ("fit", "position", "sharpen", "box")
 _ENABLED = next(field for field in FIELDS if field.name == "enabled")
 
 
@@ -50,18 +53,32 @@ class UnitEvents:
         """Takes all pictures out."""
         return [None, "", panel_default(_ENABLED, self.index)]
 
-    def show(self, files: Any, weights: Any, fit: str, model: Any, wanted: Any) -> list[Any]:
-        """Thumbnails as the encoder will see them, and whether they are those of a pasted text."""
+    def show(self, files: Any, weights: Any, model: Any, wanted: Any, *look: Any) -> list[Any]:
+        """Thumbnails as the encoder will see them, and whether they are those of a pasted text. look: the values of
+        LOOKED."""
         paths, text = _paths(files), str(weights or "")
         numbers, problem = _numbers(text, len(paths))
+        fit, position, sharpen, box = look
+        try:
+            boxes = views.boxes(views.parse_boxes(box or ""), len(paths))
+        except UnitError as error:
+            boxes, problem = [None] * len(paths), problem or (str(error) if paths else "")
         size = self.host.encoder_size(model) if is_model(model) else 224
         remark = panel_html.note(match(_wanted(wanted), [panel_html.picture_hash(path) for path in paths]))
         return [
             gr.update(visible=len(paths) > 1 or bool(text.strip())),
-            panel_html.thumbnails(paths, numbers, size, fit),
+            panel_html.thumbnails(paths, numbers, size, views.Look(fit, position, sharpen), boxes),
             (panel_html.failure(problem) if problem else "") + remark,
             gr.update(visible=bool(paths)),
         ]
+
+    def whole(self, files: Any, place: Any) -> str:
+        """The picture whose thumbnail was clicked, for the page to draw a box on; "" for one that cannot be read."""
+        paths = _paths(files)
+        try:
+            return panel_html.whole(paths[int(place)])
+        except (IPAdapterError, OSError, ValueError, IndexError):
+            return ""
 
     # presets
 
@@ -116,6 +133,14 @@ class UnitEvents:
         info = description(self.host, model)
         sdxl = info is not None and str(info.get("base", "")).startswith("SDXL")
         return charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD)
+
+    def first(self, files: Any) -> Image.Image | None:
+        """The first reference, to paint on which part of it counts."""
+        paths = _paths(files)
+        try:
+            return images.load(Path(paths[0])) if paths else None
+        except (IPAdapterError, OSError):
+            return None
 
     def blank(self, width: Any, height: Any) -> Image.Image:
         """A canvas of the picture's proportion to paint a mask on."""

@@ -15,19 +15,32 @@ from typing import Any
 
 from PIL import Image
 
+from .. import views
 from ..errors import IPAdapterError
+from ..views import Box, Look
 
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
 
 @lru_cache(maxsize=512)
-def square(path: str, size: int, mode: str) -> str:
+def square(path: str, size: int, look: Look, box: Box | None) -> str:
     """The square that the encoder will see, as a data URI. ``path`` names its content: gradio puts each
     upload under the hash of its bytes. Raises ImageError."""
-    from ..images import fit, load
+    from ..images import load
 
-    seen = fit(load(Path(path)), size, mode)
-    seen.thumbnail((_THUMB, _THUMB), Image.Resampling.LANCZOS)
+    return _data_uri(views.square(views.counted(load(Path(path)), box, None), look, size), _THUMB)
+
+
+@lru_cache(maxsize=8)
+def whole(path: str) -> str:
+    """The whole picture as a data URI, at most 1024 pixels wide and high, to draw the box on. Raises ImageError."""
+    from ..images import load
+
+    return _data_uri(load(Path(path)), 1024)
+
+
+def _data_uri(seen: Image.Image, side: int) -> str:
+    seen.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     seen.save(buffer, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -44,18 +57,22 @@ def picture_hash(path: str) -> str:
         return ""
 
 
-def thumbnails(paths: Sequence[str], weights: Sequence[float | None], size: int, mode: str) -> str:
+def thumbnails(
+    paths: Sequence[str], weights: Sequence[float | None], size: int, look: Look, boxes: Sequence[Box | None]
+) -> str:
     """All pictures of a unit as a row of squares, each with its weight and a button that takes it out."""
-    pairs = enumerate(zip(paths, weights, strict=True))
-    tiles = [_tile(i, path, weight, size, mode) for i, (path, weight) in pairs]
+    triples = enumerate(zip(paths, weights, boxes, strict=True))
+    tiles = [_tile(i, path, weight, size, look, box) for i, (path, weight, box) in triples]
     return f'<div class="ipadapter-thumbs" role="list">{"".join(tiles)}</div>' if tiles else ""
 
 
-def _tile(index: int, path: str, weight: float | None, size: int, mode: str) -> str:
+def _tile(index: int, path: str, weight: float | None, size: int, look: Look, box: Box | None) -> str:
     name = escape(Path(path).name, quote=True)
     try:
-        title = f"{name}: what the encoder will see"
-        inside = f'<img src="{square(path, size, mode)}" alt="{name}" title="{title}">'
+        title = f"{name}: what the encoder will see. Click to choose the part that counts"
+        at = ",".join(map(str, box or ()))
+        source = square(path, size, look, box)
+        inside = f'<img src="{source}" alt="{name}" title="{title}" data-index="{index}" data-box="{at}">'
     except (IPAdapterError, OSError) as error:
         inside = f'<p class="ipadapter-error" title="{name}">{escape(str(error))}</p>'
     caption = "" if weight is None else f"<figcaption>&times; {weight:g}</figcaption>"

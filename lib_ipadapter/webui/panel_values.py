@@ -21,7 +21,7 @@ def slots() -> list[str]:
     """Names of one unit's components in order: the fields' names, ``image weights`` behind ``images``."""
     names: list[str] = []
     for field in FIELDS:
-        names += [field.name, WEIGHTS] if field.kind == "images" else [field.name]
+        names += [field.name, WEIGHTS] if field.name == "images" else [field.name]
     return names
 
 
@@ -57,7 +57,8 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
     try:
         for field in FIELDS:
             if field.kind == "images":
-                unit[field.name] = pictures(values[field.name], values[WEIGHTS])
+                weights = values[WEIGHTS] if field.name == "images" else None
+                unit[field.name] = pictures(values[field.name], weights)
             if field.kind == "image":
                 unit[field.name] = drawn(values[field.name])
     except UnitError as error:

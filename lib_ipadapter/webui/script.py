@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import IPAdapterError, UnitError, WrongBase
 from ..layers import Layer, check_fit, cross_attention_layers
 from ..masks import WHOLE, Box, Region, finished, of_picture
-from ..prepare import prepare, prompt_fields
+from ..prepare import Pictures, prepare, prompt_fields
 from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
 from .host import Host, logger
@@ -65,11 +65,17 @@ class Run:
         prompt_fields(unit)[0].of(unit.weight, layers)
         source = self.host.source()
         source.path(adapter.spec)
-        pictures, mask = self.host.pictures(unit), self.host.mask(unit)
+        shown, negative = (self.host.pictures(unit, field) for field in ("images", "negative"))
+        focus, mask = (self.host.mask(unit, field) for field in ("focus", "mask"))
         region = self._region(unit, mask.image if mask else None)
+        pictures = Pictures(
+            [x.image for x in shown], [x.image for x in negative], focus.image if focus else None
+        )
         with self.host.encoding():
-            prompt = prepare(unit, [picture.image for picture in pictures], adapter, source, region)
-        return prompt, Hashes([picture.hash for picture in pictures], mask.hash if mask else None)
+            prompt = prepare(unit, pictures, adapter, source, region)
+        others: dict[str, str | list[str]] = {"negative": [x.hash for x in negative]} if negative else {}
+        others.update((name, x.hash) for name, x in (("focus", focus), ("mask", mask)) if x)
+        return prompt, Hashes([x.hash for x in shown], others)
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
         """Where the unit acts. Raises UnitError for what inpainting redraws where nothing is inpainted."""

@@ -15,9 +15,9 @@ import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 from ..presets import KEPT
-from ..unit import FIELDS, FINE, WHERE, Field
+from ..unit import FIELDS, FINE, LOOK, WHERE, Field
 from .panel_charts import SHOWN
-from .panel_events import Paste, UnitEvents
+from .panel_events import LOOKED, Paste, UnitEvents
 from .panel_values import NO_MODEL, WEIGHTS, panel_default, slots, units_from_panel
 
 __all__ = ["Panel", "build_panel", "register_send_buttons", "units_from_panel"]
@@ -69,6 +69,7 @@ class _UnitPanel:
         self.index = index
         self.names = names
         self.inputs: dict[str, Any] = {}
+        self.below: dict[str, Any] = {}  # what puts something into a pad to paint on
         self.events = UnitEvents(index, host)
         self._default_fit = host.default_fit()
         with FormRow():
@@ -111,8 +112,10 @@ class _UnitPanel:
         return [self.inputs[name] for name in slots()]
 
     def _build(self, spec: Field) -> None:
-        if spec.kind == "images":
+        if spec.name == "images":
             self._build_images(spec)
+        elif spec.kind == "images":
+            self.inputs[spec.name] = self._files(f"{spec.label}: {spec.help}", spec.name, visible=True)
         elif spec.name == "model":
             self._build_model(spec)
         elif spec.kind == "image":
@@ -154,7 +157,9 @@ class _UnitPanel:
             self.wanted = gr.Textbox("", visible=False, elem_id=self._id("wanted"))
             self.adder = self._button("Add", "add")
             self.remove = self._button("Remove", "remove")
-        for component in (self.inputs[spec.name], self.inputs[WEIGHTS], self.inbox, self.wanted):
+            self.opener = self._button("Choose the part", "open_crop")
+            self.opened = gr.Textbox("", visible=False, elem_id=self._id("crop_source"))
+        for component in (self.inputs[spec.name], self.inputs[WEIGHTS], self.inbox, self.wanted, self.opened):
             component.do_not_save_to_config = True
 
     def _files(self, label: str, name: str, visible: bool) -> Any:
@@ -172,7 +177,8 @@ class _UnitPanel:
                 label=f"{spec.label}: {spec.help}", source="upload", tool="sketch", type="pil", image_mode="RGBA",
                 brush_color="#ffffff", height=320, elem_id=self._id(spec.name),
             )  # fmt: skip
-            self.blank = gr.Button("Blank, of the picture's size", size="sm", elem_id=self._id("blank"))
+            below, elem = _BELOW[spec.name]
+            self.below[spec.name] = gr.Button(below, size="sm", elem_id=self._id(elem))
         self.inputs[spec.name] = pad
 
     def _build_model(self, spec: Field) -> None:
@@ -197,16 +203,23 @@ class _UnitPanel:
         removed = self.remove.click(
             self.events.remove, [files, weights, self.wanted], put, _js="ipadapterRemoval", **_QUIET
         )
-        fit, edited = self.inputs["fit"].change, (weights.blur, weights.submit)
-        look = [files, weights, self.inputs["fit"], model, self.wanted]
+        looked = [self.inputs[name] for name in LOOKED]
+        edited = (weights.blur, weights.submit, *(component.change for component in looked))
+        look = [files, weights, model, self.wanted, *looked]
         shown = [weights, self.thumbs, self.note, self.clear]
-        for event in (added.then, cleared.then, removed.then, fit, *edited, self.wanted.change):
+        for event in (added.then, cleared.then, removed.then, *edited, self.wanted.change):
             event(self.events.show, look, shown, **_QUIET)
         drawn = [model, *(self.inputs[name] for name in SHOWN)]
         for component in drawn:
             component.change(self.events.charts, drawn, [self.charts], **_QUIET)
         sizes = [gr.Number(visible=False) for _ in range(2)]
-        self.blank.click(self.events.blank, sizes, [self.inputs["mask"]], _js="ipadapterSize", **_QUIET)
+        self.below["mask"].click(
+            self.events.blank, sizes, [self.inputs["mask"]], _js="ipadapterSize", **_QUIET
+        )
+        self.below["focus"].click(self.events.first, [files], [self.inputs["focus"]], **_QUIET)
+        self.opener.click(
+            self.events.whole, [files, self.opened], [self.opened], _js="ipadapterCropping", **_QUIET
+        ).then(None, [self.opened], [], _js="ipadapterCrop")
         kept = [self.inputs[name] for name in KEPT]
         said = [self.preset, self.preset_note]
         self.preset.select(self.events.choose_preset, [self.preset], [self.preset_note, *kept], **_QUIET)
@@ -235,7 +248,11 @@ _BUILDERS: dict[str, Any] = {
     "string": gr.Textbox,
     "text": gr.Textbox,
 }
-_FOLDS = {FINE: "fine", WHERE: "where"}
+_FOLDS = {LOOK: "look", FINE: "fine", WHERE: "where"}
+_BELOW = {
+    "mask": ("Blank, of the picture's size", "blank"),
+    "focus": ("The first reference", "paint_reference"),
+}
 _RADIO = 4  # choices at most; more are a dropdown
 
 

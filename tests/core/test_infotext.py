@@ -83,12 +83,14 @@ BY_KIND = {
 }  # fmt: skip
 TEXTS = {
     "layers": st.dictionaries(st.integers(0, 15), factor, max_size=6),
+    "box": st.just(""),  # whose number depends on that of the pictures
     "curve": st.dictionaries(fraction, factor, max_size=6).map(lambda points: sorted(points.items())),
 }
 
 
 def consistent(values):
     """What contradicts itself is another test's."""
+    values["negative"] = [picture["image"] for picture in values["negative"]]
     values["start"], values["end"] = sorted((values["start"], values["end"]))
     if values["layers"]:
         values["weight_type"] = "linear"
@@ -96,6 +98,12 @@ def consistent(values):
         values["region"] = "mask"
     values["invert"] = values["invert"] and bool(values["mask"] or values["region"] == "inpaint")
     return {**values, "enabled": True, "combine": "concat"}
+
+
+def others(one):
+    """Hashes of a unit's other pictures."""
+    names = {"negative": ["f" * 16] * len(one.negative), "focus": "f" * 16, "mask": "f" * 16}
+    return {name: value for name, value in names.items() if getattr(one, name)}
 
 
 units = st.fixed_dictionaries(
@@ -106,11 +114,9 @@ units = st.fixed_dictionaries(
 @given(st.lists(units, min_size=1, max_size=4))
 def test_every_field_round_trips_exactly(raw):
     made = [Unit.parse(entry) for entry in raw]
-    hashes = [
-        Hashes([f"{i:016x}" for i in range(len(one.images))], "f" * 16 if one.mask else None) for one in made
-    ]
+    hashes = [Hashes([f"{i:016x}" for i in range(len(one.images))], others(one)) for one in made]
     pasted = infotext.read(through_the_webui(infotext.to_infotext(made, hashes)))
-    assert len(pasted.notes) == sum(one.mask is not None for one in made)
+    assert len(pasted.notes) == sum(len(named.others) for named in hashes)
     assert all("f" * 16 in note for note in pasted.notes)
     for index, one in enumerate(made):
         entry = dict(pasted.units[index])

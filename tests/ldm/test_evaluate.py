@@ -30,7 +30,7 @@ from lib_ipadapter.evaluation.methods import (
     Studio,
     adapter_method,
 )
-from lib_ipadapter.prepare import prepare
+from lib_ipadapter.prepare import Pictures, prepare
 from lib_ipadapter.session import Session
 from lib_ipadapter.standalone.concat import METADATA, append, load_concat
 from lib_ipadapter.standalone.sampler import Schedule, ddim
@@ -102,7 +102,7 @@ def test_a_batch_of_references_draws_what_single_ones_do(
     together = method.draw(jobs())
     for job, picture in zip(jobs(), together):
         unit = Unit(images=(Reference(job.reference),), model=name, weight=0.8)
-        prompt = prepare(unit, [job.reference], Adapter.load(folder / f"{name}.safetensors"),
+        prompt = prepare(unit, Pictures([job.reference]), Adapter.load(folder / f"{name}.safetensors"),
                          encoders.source(method.adapter.spec))  # fmt: skip
         (alone,) = studio.host.generate(
             job.prompt, "", [prompt], steps=STEPS, cfg=studio.cfg, seed=job.seed, size=SIZE

@@ -165,6 +165,22 @@ def test_text_is_ldms_open_clip(host: Standalone, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(host.encode_text(texts), theirs.encode(texts), rtol=1e-5, atol=1e-5)
 
 
+def test_a_penultimate_text_tower_needs_no_last_block(host: Standalone) -> None:
+    """The small world's checkpoint has none."""
+    from lib_ipadapter.standalone.text import OpenClipText
+    from tests.webui.checkpoints import state_dict
+
+    prefix = "cond_stage_model."
+    state = {k[len(prefix) :]: v.float() for k, v in state_dict("sd1").items() if k.startswith(prefix)}
+    count = len({key.split(".")[3] for key in state if ".resblocks." in key})
+    for key in [key for key in state if f".resblocks.{count - 1}." in key]:
+        del state[key]
+    tower = OpenClipText({"arch": "ViT-S-32-alt", "layer": "penultimate"}, state)
+    assert torch.equal(tower.encode(["a photo of a cat"]), host.encode_text(["a photo of a cat"]))
+    with pytest.raises(ModelError, match=f"resblocks.{count - 1}.*does not|does not fit"):
+        OpenClipText({"arch": "ViT-S-32-alt", "layer": "last"}, state)
+
+
 def test_tokens_end_and_are_cut() -> None:
     assert tokenize(["cat"], True)[0, :4].tolist() == [49406, 2368, 49407, 49407]
     assert tokenize(["cat"], False)[0, :4].tolist() == [49406, 2368, 49407, 0]

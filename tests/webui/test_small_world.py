@@ -18,7 +18,7 @@ from examples.small_world import data, models
 from examples.small_world.read import read
 from lib_ipadapter.adapter import Adapter
 from lib_ipadapter.encoders import EncoderSource, register_configs
-from lib_ipadapter.prepare import prepare
+from lib_ipadapter.prepare import Pictures, prepare
 from lib_ipadapter.standalone import Standalone
 from lib_ipadapter.unit import Unit
 from tests.small_world import missing, write_stand_in
@@ -76,7 +76,9 @@ class Drawer:
         prompts = []
         if reference is not None:
             unit = Unit.parse({"model": adapter, "images": [reference]})
-            prompts.append(prepare(unit, [reference], Adapter.load(self.weights / adapter), self.source))
+            prompts.append(
+                prepare(unit, Pictures([reference]), Adapter.load(self.weights / adapter), self.source)
+            )
         drawn = self.host.generate(
             text, prompts=prompts, steps=STEPS, cfg=CFG, seed=SEED, size=(data.SIDE, data.SIDE)
         )

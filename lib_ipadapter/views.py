@@ -1,0 +1,189 @@
+"""What of a reference counts, and how it is shown to the encoder: pixels only, before anything is encoded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from . import images
+from .errors import UnitError
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of width and height
+FITS = ("crop", "pad", "stretch", "tiles")
+POSITIONS = ("center", "top", "bottom", "left", "right")
+BOX_EXPECTED = (
+    '"" (the whole), or "left, top, right, bottom" as shares from 0 to 1 with left < right and top < bottom, such '
+    'as "0.1, 0, 0.6, 0.5"; for several pictures one each with ";" between them, empty for a whole one'
+)
+MAX_TILES = 16
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a reference meets the encoder's square: one of FITS, of crop one of POSITIONS, and how much it is
+    sharpened there, 0..1."""
+
+    fit: str = "crop"
+    position: str = "center"
+    sharpen: float = 0.0
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture that is encoded, how it fits, and where it lies: its left and top edge in its own sides."""
+
+    picture: Image.Image
+    fit: str
+    left: float = 0.0
+    top: float = 0.0
+
+
+def parse_boxes(value: Any) -> str:
+    """``box`` in its normal spelling; also taken from a list of four numbers, or of such lists. Raises UnitError."""
+    boxes = [None if box is None else _checked(box, value) for box in _listed(value)]
+    text = "; ".join("" if box is None else ", ".join(map(_spelled, box)) for box in boxes)
+    return "" if not text.strip("; ") else text
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        parts = [re.split(r"[,\s]+", part.strip()) if part.strip() else None for part in value.split(";")]
+        return [None if part is None else [_number(x, value) for x in part] for part in parts]
+    if value is None or isinstance(value, Mapping) or not isinstance(value, Sequence):
+        raise UnitError("box", value, BOX_EXPECTED)
+    return list(value) if not value or isinstance(value[0], (Sequence, type(None))) else [value]
+
+
+def _number(text: str, whole: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise UnitError("box", whole, BOX_EXPECTED)
+    return float(text)
+
+
+def _checked(box: Any, value: Any) -> Box:
+    numbers = isinstance(box, Sequence) and all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) for x in box
+    )
+    if not numbers or len(box) != 4:
+        raise UnitError("box", value, BOX_EXPECTED)
+    left, top, right, bottom = map(float, box)
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise UnitError("box", value, BOX_EXPECTED)
+    return left, top, right, bottom
+
+
+def _spelled(number: float) -> str:
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def boxes(text: str, count: int) -> list[Box | None]:
+    """What a normal spelling says of ``count`` pictures; one box is that of all. Raises UnitError."""
+    parts = text.split(";")
+    if len(parts) == 1:
+        parts *= count
+    if len(parts) != count:
+        raise UnitError("box", text, f"one box for all, or {count} with ';' between them, one per picture")
+    return [_box(part) for part in parts]
+
+
+def _box(part: str) -> Box | None:
+    if not part.strip():
+        return None
+    left, top, right, bottom = map(float, part.split(","))
+    return left, top, right, bottom
+
+
+def counted(picture: Image.Image, box: Box | None, mask: Image.Image | None) -> Image.Image:
+    """The part of an RGB picture that counts: black parts of ``mask``, which lies over the whole picture, in CLIP's
+    mean colour, and of that the box."""
+    if mask is not None:
+        neutral = Image.new("RGB", picture.size, images.NEUTRAL)
+        picture = Image.composite(picture, neutral, mask.convert("L").resize(picture.size))
+    if box is None:
+        return picture
+    (width, height), (left, top, right, bottom) = picture.size, box
+    x, y = min(round(left * width), width - 1), min(round(top * height), height - 1)
+    return picture.crop((x, y, max(round(right * width), x + 1), max(round(bottom * height), y + 1)))
+
+
+def views(picture: Image.Image, look: Look) -> list[View]:
+    """What of an RGB picture is encoded."""
+    if look.fit == "tiles":
+        return _tiles(picture)
+    if look.fit == "crop" and look.position != "center":
+        picture = _toward(picture, look.position)
+    return [View(picture, look.fit)]
+
+
+def _toward(picture: Image.Image, position: str) -> Image.Image:
+    """The square at one end of a picture that is longer in that direction; another one as it is."""
+    width, height = picture.size
+    side = min(width, height)
+    if (position in ("left", "right")) != (width > height):
+        return picture
+    x, y = (width - side, height - side) if position in ("right", "bottom") else (0, 0)
+    return picture.crop((x, y, x + side, y + side))
+
+
+def _tiles(picture: Image.Image) -> list[View]:
+    """Squares that together cover the picture: of a square one 2 x 2, of a longer one as many of the shorter side as it
+    takes, overlapping evenly, at most MAX_TILES."""
+    width, height = picture.size
+    side = min(width, height)
+    if width == height:
+        side = max(1, width // 2)
+    columns, rows = (min(-(-edge // side), MAX_TILES) for edge in picture.size)
+    found = []
+    for top in _starts(height, side, rows):
+        for left in _starts(width, side, columns):
+            tile = picture.crop((left, top, left + side, top + side))
+            found.append(View(tile, "stretch", left / side, top / side))
+    return found
+
+
+def _starts(edge: int, side: int, count: int) -> list[int]:
+    if count == 1:
+        return [(edge - side) // 2]
+    return [round(i * (edge - side) / (count - 1)) for i in range(count)]
+
+
+def square(picture: Image.Image, look: Look, size: int) -> Image.Image:
+    """What the encoder sees, or in tiles: the whole."""
+    if look.fit == "tiles":
+        return images.fit(picture, size, "pad")
+    view = views(picture, look)[0]
+    return sharpened(images.fit(view.picture, size, view.fit), look.sharpen)
+
+
+def sharpened(picture: Image.Image, amount: float) -> Image.Image:
+    """Contrast-adaptive sharpening (AMD FidelityFX CAS, as ComfyUI_IPAdapter_plus has it) by 0..1; 0: as it is."""
+    if not amount:
+        return picture
+    values = np.asarray(picture, dtype=np.float64) / 255
+    height, width = values.shape[:2]
+    padded = np.pad(values, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    near = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    cross, corners = np.stack([near[i] for i in (1, 3, 4, 5, 7)]), np.stack([near[i] for i in (0, 2, 6, 8)])
+    # Twice the range: of the cross, and of cross and corners together
+    low = cross.min(0) + np.minimum(cross.min(0), corners.min(0))
+    high = cross.max(0) + np.maximum(cross.max(0), corners.max(0))
+    amplitude = np.sqrt(np.minimum(low, 2 - high).clip(0) / (high + 1e-6))
+    weight = -amplitude * (amount * (1 / 5 - 1 / 8) + 1 / 8)
+    result = ((near[1] + near[3] + near[5] + near[7]) * weight + values) / (1 + 4 * weight)
+    return Image.fromarray(np.rint(result.clip(0, 1) * 255).astype(np.uint8))
+
+
+def noised(picture: Image.Image, amount: float) -> Image.Image:
+    """The RGB picture faded by 0..1 into Gaussian noise, the same for each; 0: as it is."""
+    if not amount:
+        return picture
+    values = np.asarray(picture, dtype=np.float64)
+    noise = 127.5 + 64 * np.random.default_rng(0).standard_normal(values.shape)
+    mixed = (1 - amount) * values + amount * noise
+    return Image.fromarray(np.rint(mixed.clip(0, 255)).astype(np.uint8))
