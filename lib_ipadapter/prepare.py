@@ -15,7 +15,7 @@ from .session import ImagePrompt, Timing
 from .unit import Unit
 from .weights import Curve, LayerRule, curve_points, layers_table
 
-__all__ = ["FeatureSource", "Pictures", "combine", "prepare", "prompt_fields"]
+__all__ = ["Pictures", "combine", "prepare", "prompt_fields"]
 
 
 def prepare(

@@ -43,7 +43,7 @@ class Pictures:
 def cond_features(unit: Unit, pictures: Pictures, source: FeatureSource, spec: VariantSpec) -> list[Tensor]:
     """The feature of each reference."""
     look = views.Look(unit.fit, unit.position, unit.sharpen)
-    return [_feature(picture, look, source, spec) for picture in _counted(unit, pictures)]
+    return [feature(picture, look, source, spec) for picture in _counted(unit, pictures)]
 
 
 def uncond_feature(unit: Unit, pictures: Pictures, source: FeatureSource, spec: VariantSpec) -> Tensor:
@@ -53,7 +53,7 @@ def uncond_feature(unit: Unit, pictures: Pictures, source: FeatureSource, spec: 
         return source.unconditional(spec)
     shown = pictures.negative or _counted(unit, pictures)
     look = views.Look(unit.fit, unit.position, unit.sharpen)
-    return torch.stack([_feature(picture, look, source, spec, unit.noise) for picture in shown]).mean(0)
+    return torch.stack([feature(picture, look, source, spec, unit.noise) for picture in shown]).mean(0)
 
 
 def _counted(unit: Unit, pictures: Pictures) -> list[Image.Image]:
@@ -61,9 +61,10 @@ def _counted(unit: Unit, pictures: Pictures) -> list[Image.Image]:
     return [views.counted(picture, box, pictures.focus) for picture, box in zip(pictures.images, boxes)]
 
 
-def _feature(
+def feature(
     picture: Image.Image, look: views.Look, source: FeatureSource, spec: VariantSpec, noise: float = 0.0
 ) -> Tensor:
+    """The feature of one RGB picture, faded by ``noise`` 0..1."""
     parts = views.views(picture, look)
     features = []
     for part in parts:

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..adapter import Adapter
 from ..checkpoint import AdapterFile, open_adapter
 from ..errors import BrokenAdapter, WrongBase
-from ..prepare import FeatureSource
+from ..references import FeatureSource, feature
 from ..variant import LAYERS, PROJECTION, Shapes, identify
+from ..views import Look
 
 METADATA = {"attention": "concat"}  # of the header
 # The last layer of each projection: its length is the context
@@ -59,7 +60,7 @@ def image_tokens(
     adapter: Adapter, picture: Image.Image, source: FeatureSource, fit: str = "crop"
 ) -> tuple[Tensor, Tensor]:
     """(cond, uncond) tokens of an RGB picture, each [1, T, context] float32."""
-    cond = adapter.tokens(source.features(picture, fit, adapter.spec))
+    cond = adapter.tokens(feature(picture, Look(fit), source, adapter.spec))
     return cond, adapter.tokens(source.unconditional(adapter.spec))
 
 

@@ -60,7 +60,11 @@ def test_tiles_noise_sharpening_and_negatives_act(on_sd1: WebUI, unit, model):
 
 def test_all_of_it_comes_back_from_the_infotext(on_sd1: WebUI, unit):
     fields = {"fit": "crop", "position": "right", "box": "0.1, 0, 1, 1", "sharpen": 0.4, "noise": 0.2}
-    shown = {"images": [b64(WHOLE)], "negative": [b64(picture(9, (64, 64)))], "focus": b64(WHOLE.convert("L"))}
+    shown = {
+        "images": [b64(WHOLE)],
+        "negative": [b64(picture(9, (64, 64)))],
+        "focus": b64(WHOLE.convert("L")),
+    }
     reply = on_sd1.draw({**unit, "weight": 2, **fields, **shown})
     assert reply.status == 200, reply.body
     text = json.loads(reply.json["info"])["infotexts"][0]
