@@ -10,6 +10,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,11 +20,13 @@ pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
 from examples.emoji import prepare, retrieval
 from examples.emoji import train as emoji
-from examples.small_world import data, loop, models, train
+from examples.small_world import data, export, fine, loop, models, train
 from lib_ipadapter.checkpoint import sha256
 from lib_ipadapter.errors import DataError, DownloadError, TrainingError
 from lib_ipadapter.evaluation import Item
+from lib_ipadapter.evaluation.items import read_items
 from lib_ipadapter.standalone.text import tokenize
+from tests.small_world import write_stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = 128
@@ -240,3 +243,24 @@ def test_emoji_go_on_from_the_small_world(tmp_path, packages, few, monkeypatch):
 def test_emoji_without_data(tmp_path, capsys):
     assert emoji.main(["clip", "--folder", str(tmp_path)]) == 2
     assert "prepare.py" in capsys.readouterr().err
+
+
+def test_regions_and_types_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever draws each half's own reference is always right, and never shows the other's."""
+    export.write_held_out(tmp_path / "held-out", 6)
+    weights = write_stand_in(tmp_path / "weights")
+    items = read_items(tmp_path / "held-out")
+    drawer = fine.Drawer(weights, models.BASE_ADAPTER.name, 2)
+    drawn = fine.halves(drawer, items[0].load(), items[1].load(), 1)
+    assert [half.size for half in drawn] == [(data.SIDE, data.SIDE)] * 2
+    # Another reference in the right half changes that half more than the left one.
+    other = fine.halves(drawer, items[0].load(), items[2].load(), 1)
+    left, right = (
+        abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() for a, b in zip(drawn, other)
+    )
+    assert right > 2 * left
+    assert len(fine.types(drawer, items[:1], ["composition"])) == 2
+    monkeypatch.setattr(fine, "halves", lambda drawer, left, right, seed: [left, right])
+    for name, own, others, count in fine.regions(drawer, items):
+        assert (own, others) == (("100 %", "0 %") if int(count) else ("-", "-")), name
+        assert int(count) or name == "size"
