@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .adapter import Adapter
+from .features import FeatureSource, Pictures, cond_features, uncond_feature
 from .masks import Region
-from .references import FeatureSource, Pictures, cond_features, uncond_feature
 from .session import ImagePrompt, Timing
 from .unit import Unit
 from .weights import Curve, LayerRule, curve_points, layers_table

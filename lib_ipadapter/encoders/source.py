@@ -80,7 +80,7 @@ class EncoderPool:
 
 
 class EncoderSource:
-    """``references.FeatureSource`` by encoder files found in folders, behind a pool and a cache."""
+    """``features.FeatureSource`` by encoder files found in folders, behind a pool and a cache."""
 
     def __init__(
         self,

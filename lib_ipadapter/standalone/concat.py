@@ -15,7 +15,7 @@ from torch import Tensor
 from ..adapter import Adapter
 from ..checkpoint import AdapterFile, open_adapter
 from ..errors import BrokenAdapter, WrongBase
-from ..references import FeatureSource, feature
+from ..features import FeatureSource, feature
 from ..variant import LAYERS, PROJECTION, Shapes, identify
 from ..views import Look
 

@@ -170,7 +170,7 @@ class Host:
         """The named units, beside the adapters."""
         return Presets(Path(paths.models_path) / "ipadapter" / "presets")
 
-    # features, for references.FeatureSource
+    # features, for features.FeatureSource
 
     def adapter(self, model: str) -> Adapter:
         """The adapter of that name, open."""

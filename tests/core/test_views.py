@@ -9,7 +9,7 @@ from PIL import Image
 
 from lib_ipadapter import images, views
 from lib_ipadapter.errors import UnitError
-from lib_ipadapter.references import Pictures, cond_features, merged, uncond_feature
+from lib_ipadapter.features import Pictures, cond_features, merged, uncond_feature
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.views import Look
 from lib_ipadapter.webui import panel_html
