@@ -19,7 +19,7 @@ COMBINES = ("concat", "average", "norm average", "add", "subtract")
 SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
-FINE, WHERE = "Layers and steps", "Region"
+FINE, WHERE, FOLLOW = "Layers and steps", "Region", "In other scripts"
 MAX_IMAGES = 64
 WEIGHT_RANGE = (-1.0, 5.0)
 
@@ -162,6 +162,11 @@ FIELDS: tuple[Field, ...] = (
     Field("invert", "bool", False, "Invert", "It acts where the region is not.", group=WHERE),
     Field("feather", "number", 0.0, "Feather", "Blur of the mask's edge, in pixels of the picture.", 0.0, 256.0,
           step=1, group=WHERE),
+    Field("in_detailer", "bool", True, "In detailers",
+          "It acts in the details that ADetailer draws anew, if ADetailer is told to use ip_adapter.", group=FOLLOW),
+    Field("in_upscale", "bool", True, "In upscaling", "It acts in the tiles of SD upscale and Ultimate SD upscale.",
+          group=FOLLOW),
+    Field("in_loopback", "bool", True, "In loopback", "It acts in the passes of Loopback after the first.", group=FOLLOW),
 )  # fmt: skip
 FIELD_NAMES = tuple(field.name for field in FIELDS)
 
@@ -235,6 +240,9 @@ class Unit:
     region: str = "mask"
     invert: bool = False
     feather: float = 0.0
+    in_detailer: bool = True
+    in_upscale: bool = True
+    in_loopback: bool = True
 
     @classmethod
     def parse(cls, value: Unit | Mapping[str, Any]) -> Unit:

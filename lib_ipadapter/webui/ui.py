@@ -15,7 +15,7 @@ import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 from ..presets import KEPT
-from ..unit import FIELDS, FINE, WHERE, Field
+from ..unit import FIELDS, FINE, FOLLOW, WHERE, Field
 from .panel_charts import SHOWN
 from .panel_events import Paste, UnitEvents
 from .panel_values import NO_MODEL, WEIGHTS, panel_default, slots, units_from_panel
@@ -235,7 +235,7 @@ _BUILDERS: dict[str, Any] = {
     "string": gr.Textbox,
     "text": gr.Textbox,
 }
-_FOLDS = {FINE: "fine", WHERE: "where"}
+_FOLDS = {FINE: "fine", WHERE: "where", FOLLOW: "follow"}
 _RADIO = 4  # choices at most; more are a dropdown
 
 
