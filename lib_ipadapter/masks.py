@@ -6,6 +6,8 @@ the level above it, at the right and lower edge for what is left of them, and it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,13 @@ from .errors import RowsError
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of width and height
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 _LEVELS = 8
+
+
+def within(outer: Box, inner: Box) -> Box:
+    """``inner``, whose shares are those of ``outer``, as shares of what ``outer``'s are."""
+    (x, y, right, bottom), (left, top, end, foot) = outer, inner
+    width, height = right - x, bottom - y
+    return x + left * width, y + top * height, x + end * width, y + foot * height
 
 
 class Region:
@@ -33,18 +42,27 @@ class Region:
         self.mask = mask
         self._held.clear()
 
-    def at(self, size: tuple[int, int], tokens: int, like: Tensor, box: Box = WHOLE) -> Tensor:
+    def at(
+        self, size: tuple[int, int], tokens: int, like: Tensor, box: Box = WHOLE, tile: Box = WHOLE
+    ) -> Tensor:
         """The mask [1, tokens, 1] of a layer, in the dtype and on the device of ``like``.
 
-        size: height and width of the latents of this UNet call, which show ``box`` of the picture. Raises RowsError
-        when no level of such latents has so many tokens.
+        size: height and width of the latents of this UNet call, which are ``tile`` of latents that show ``box`` of the
+        picture. Raises RowsError when no level of such latents has so many tokens.
         """
-        box = box if self.moves else WHOLE
+        box = within(box if self.moves else WHOLE, tile)
         where = (size, tokens, box, like.dtype, like.device)
         if where not in self._held:
             held = level(self._over_latents(size, box), tokens)
             self._held[where] = held.reshape(1, tokens, 1).to(like.device, like.dtype)
         return self._held[where]
+
+    def of_rows(
+        self, size: tuple[int, int], tokens: int, like: Tensor, places: Sequence[tuple[Box, Box]]
+    ) -> Tensor:
+        """As ``at``, of rows with these boxes and tiles: [rows, tokens, 1], [1, tokens, 1] where all are the same."""
+        same = len(set(places)) == 1
+        return torch.cat([self.at(size, tokens, like, *place) for place in (places[:1] if same else places)])
 
     def _over_latents(self, size: tuple[int, int], box: Box) -> Tensor:
         """The mask's mean over each latent [h, w] of the box."""

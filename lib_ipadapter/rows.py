@@ -1,33 +1,37 @@
 """Which rows of a UNet call are cond, which uncond, of which image.
 
-A denoiser step has a pattern: one token set per row, in the order in which the host concatenates them
-(the WebUI: [cond..., uncond...]). The host may run it in one call or in many, may leave uncond out,
+A denoiser step has a pattern: what there is to know of each row (its token set, for one), in the order in which
+the host concatenates them (the WebUI: [cond..., uncond...]). The host may run it in one call or in many, may leave uncond out,
 and an extension may repeat a call's rows for each tile. A cursor follows; what it cannot explain is an
 error, not a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
 from .errors import RowsError
 
+Row = TypeVar("Row")
+Tile = TypeVar("Tile")
 
-class Rows:
-    """The cursor over one denoiser step's rows. ``current`` holds the token set of each row of the UNet
+
+class Rows(Generic[Row]):
+    """The cursor over one denoiser step's rows. ``current`` holds what there is to know of each row of the UNet
     call that is running."""
 
     def __init__(self) -> None:
         self.begin(())
 
-    def begin(self, sets: Sequence[int]) -> None:
-        """A new step, whose rows belong to these token sets."""
-        self._pattern = tuple(sets)
+    def begin(self, rows: Sequence[Row]) -> None:
+        """A new step, which has these rows."""
+        self._pattern = tuple(rows)
         self._taken = 0
-        self._chunk: tuple[int, ...] | None = None
-        self.current: tuple[int, ...] = ()
+        self._chunk: tuple[Row, ...] | None = None
+        self.current: tuple[Row, ...] = ()
 
     def chunk(self, rows: int) -> None:
         """The host hands the next ``rows`` rows to its inner model, which may call the UNet once or
@@ -48,7 +52,7 @@ class Rows:
             )
         self.current = self._chunk * repeats
 
-    def _take(self, rows: int) -> tuple[int, ...]:
+    def _take(self, rows: int) -> tuple[Row, ...]:
         part = self._pattern[self._taken : self._taken + rows]
         if len(part) != rows or not rows:
             raise RowsError(
@@ -59,8 +63,19 @@ class Rows:
         self._taken += rows
         return part
 
-    def of(self, hidden: Tensor) -> tuple[int, ...]:
-        """The token sets of ``hidden`` [rows, N, C], what a layer's ``to_q`` is called with.
+    def tile(self, tiles: Sequence[Tile], on: Callable[[Row, Tile], Row]) -> None:
+        """The rows of the running call are those of these tiles, one tile after the other; ``on``: what a row is on one
+        of them. Raises RowsError."""
+        each, rest = divmod(len(self.current), len(tiles))
+        if rest:
+            raise RowsError(
+                f"the UNet was called with {len(self.current)} rows, expected a multiple of the {len(tiles)} tiles: "
+                "another extension rearranges the batch in a way that IP-Adapter cannot follow. Disable one of the two"
+            )
+        self.current = tuple(on(row, tiles[place // each]) for place, row in enumerate(self.current))
+
+    def of(self, hidden: Tensor) -> tuple[Row, ...]:
+        """The rows of ``hidden`` [rows, N, C], what a layer's ``to_q`` is called with.
 
         Regional Prompter calls to_q on halves of a layer's rows. Halves are views into the layer's
         input, so where they begin in its storage says which rows they are.

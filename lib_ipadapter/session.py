@@ -13,8 +13,9 @@ Between ``end_step`` and ``begin_step`` the hooks are inert. The base model's we
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,8 @@ from .rows import Rows
 from .weights import ALWAYS, EVENLY, Curve, LayerRule, LayerWeight
 
 COND, UNCOND = 0, 1
+Size = tuple[int, int]  # height, width
+Tiles = Callable[[Size, Size], Sequence[Box]]
 _PENALTY_WIDTH = 1280  # of the scalings that know it (ComfyUI_IPAdapter_plus)
 _ROUNDING = 1e-6  # of fractions: 3 calls of 10 is 0.3, however it was divided
 
@@ -152,16 +155,29 @@ class _KeyValue:
         return Projected(key, value, fixed, keys_too)
 
 
-class Session:
-    """The image prompts of one generation, on whatever UNet the host is sampling with."""
+class _Row(NamedTuple):
+    """Of a UNet call: its token set, the part of the picture that the step's latents show, and the tile of the latents
+    that the call shows."""
 
-    def __init__(self, prompts: Sequence[ImagePrompt]) -> None:
+    tokens: int
+    box: Box
+    tile: Box = WHOLE
+
+
+class Session:
+    """The image prompts of one generation, on whatever UNet the host is sampling with.
+
+    tiles: of a UNet call with latents of another size (the second) than the step's (the first), what part of the
+    latents each of its tiles shows, () where that is not known.
+    """
+
+    def __init__(self, prompts: Sequence[ImagePrompt], tiles: Tiles = lambda whole, tile: ()) -> None:
         self.prompts = tuple(p for p in prompts if p.weight)  # λ = 0 is the base model
         self._kv = [_KeyValue(p) for p in self.prompts]
-        self._rows = Rows()
+        self._rows: Rows[_Row] = Rows()
+        self._tiles = tiles
         self._active: list[_KeyValue] = []
-        self._size: tuple[int, int] | None = None  # of the step's latents; None: of each call's
-        self._box = WHOLE
+        self._size: Size | None = None  # of the step's latents; None: of each call's
         self._called = (0, 0)
         self._hooks: Hooks | None = None
         self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
@@ -213,14 +229,16 @@ class Session:
         sets: Sequence[int],
         fraction: float,
         hires: bool = False,
-        size: tuple[int, int] | None = None,
-        box: Box = WHOLE,
+        size: Size | None = None,
+        boxes: Sequence[Box] = (WHOLE,),
     ) -> None:
         """The UNet calls that follow hold these rows: the token set of each. ``fraction`` 0..1 of the
         sampling, and whether it is the pass of hires fix, decide which prompts act and how strongly.
-        size: height and width of the latents, which show ``box`` of the picture: regions follow both."""
-        self._rows.begin(sets)
-        self._size, self._box = size, box
+        size: height and width of the latents; boxes: what part of the picture each row shows, or one for all of them.
+        Regions follow both."""
+        boxes = boxes if len(boxes) > 1 else [*boxes] * len(sets)
+        self._rows.begin([_Row(*row) for row in zip(sets, boxes, strict=True)])
+        self._size = size
         for kv in self._kv:
             kv.factor = kv.prompt.timing.factor_at(fraction, hires)
         self._active = [kv for kv in self._kv if kv.factor]
@@ -243,8 +261,17 @@ class Session:
         height, width = sample.shape[-2:]
         self._called = (height, width)
         if self._size not in (None, self._called) and any(kv.prompt.region for kv in self._active):
+            self._follow_tiles(self._size)
+
+    def _follow_tiles(self, size: Size) -> None:
+        """The rows show tiles of latents of this size. Raises RowsError."""
+        tiles = self._tiles(size, self._called)
+        if tiles:
+            self._rows.tile(tiles, lambda row, tile: row._replace(tile=tile))
+        else:
+            (height, width), (down, across) = self._called, size
             raise RowsError(
-                f"the UNet was called with latents of {width} x {height}, expected {self._size[1]} x {self._size[0]}: "
+                f"the UNet was called with latents of {width} x {height}, expected {across} x {down}: "
                 "another extension cuts the picture into tiles, which a region mask cannot follow. Disable it, or "
                 "take the mask out"
             )
@@ -255,11 +282,13 @@ class Session:
         for kv in self._active:
             if not kv.acts_in(layer):
                 continue
-            sets = self._rows.of(hidden)
+            rows = self._rows.of(hidden)
+            sets = tuple(row.tokens for row in rows)
             key, value = kv.at(layer, query)
             term = image_attention(query, self._gather(key, sets), self._gather(value, sets))
             if kv.prompt.region is not None:
-                term.mul_(kv.prompt.region.at(self._called, term.shape[1], term, self._box))
+                places = [(row.box, row.tile) for row in rows]
+                term.mul_(kv.prompt.region.of_rows(self._called, term.shape[1], term, places))
             total = term if total is None else total.add_(term)
         return total
 

@@ -7,114 +7,21 @@ schema and the XYZ axes are read off it; a new field is a new row here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from . import views, weights
 from .errors import IPAdapterError, UnitError
+from .fields import WEIGHT_RANGE, Field, Reference
 
 FITS = views.FITS
 COMBINES = ("concat", "average", "norm average", "add", "subtract")
 SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
-LOOK, FINE, WHERE = "What counts", "Layers and steps", "Region"
-MAX_IMAGES = 64
-WEIGHT_RANGE = (-1.0, 5.0)
+LOOK, FINE, WHERE, FOLLOW = "What counts", "Layers and steps", "Region", "In other scripts"
 
-
-@dataclass(frozen=True)
-class Field:
-    """One field of a unit: ``kind`` is bool, string, number, choice, text, image or images. A text has a ``spelling``: what
-    brings a value into its normal form or raises UnitError, and ``form``, which says in words what it may be."""
-
-    name: str
-    kind: str
-    default: Any
-    label: str
-    help: str
-    minimum: float = -math.inf
-    maximum: float = math.inf
-    step: float = 0.01
-    choices: tuple[str, ...] = ()
-    spelling: Callable[[Any], str] | None = None
-    form: str = ""
-    group: str = ""  # what the panel folds away together
-
-    @property
-    def expected(self) -> str:
-        """What a value of this field may be, in words."""
-        return {
-            "bool": "true or false",
-            "string": "a string",
-            "number": f"a number from {self.minimum:g} to {self.maximum:g}",
-            "choice": f"one of {', '.join(self.choices)}",
-            "text": self.form,
-            "image": "null, or a picture as a base64 string or a data URI",
-            "images": f"a list of 1 to {MAX_IMAGES} images, each a base64 string, a data URI or "
-            '{"image": ..., "weight": number}',
-        }[self.kind]
-
-    def parse(self, value: Any) -> Any:
-        """``value`` as this field keeps it. Raises UnitError."""
-        if self.kind == "bool" and isinstance(value, bool):
-            return value
-        if self.kind == "string" and isinstance(value, str):
-            return value.strip()
-        if self.kind == "number":
-            return self._number(value)
-        if self.kind == "choice" and isinstance(value, str) and value in self.choices:
-            return value
-        if self.spelling is not None:
-            return self.spelling(value)
-        if self.kind == "images":
-            return parse_images(value, self)
-        if self.kind == "image":
-            return None if value is None else _picture(value, self.name)
-        raise UnitError(self.name, value, self.expected)
-
-    def _number(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise UnitError(self.name, value, self.expected)
-        if not self.minimum <= value <= self.maximum:  # false for NaN as well
-            raise UnitError(self.name, value, self.expected)
-        return float(value)
-
-    def schema(self) -> dict[str, Any]:
-        """JSON schema of this field."""
-        kinds: dict[str, dict[str, Any]] = {
-            "bool": {"type": "boolean"},
-            "string": {"type": "string"},
-            "number": {"type": "number", "minimum": self.minimum, "maximum": self.maximum},
-            "choice": {"type": "string", "enum": list(self.choices)},
-            "text": {"type": ["string", "object", "array"]},
-            "image": {"type": ["string", "null"], "description": "base64 or a data URI"},
-            "images": {"type": "array", "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA},
-        }
-        default = list(self.default) if self.kind == "images" else self.default
-        return {**kinds[self.kind], "default": default, "title": self.label, "description": self.help}
-
-
-_IMAGE_SCHEMA = {
-    "oneOf": [
-        {"type": "string", "description": "base64 or a data URI"},
-        {
-            "type": "object",
-            "properties": {
-                "image": {"type": "string", "description": "base64 or a data URI"},
-                "weight": {
-                    "type": "number",
-                    "minimum": WEIGHT_RANGE[0],
-                    "maximum": WEIGHT_RANGE[1],
-                    "default": 1.0,
-                },
-            },
-            "required": ["image"],
-            "additionalProperties": False,
-        },
-    ]
-}
 
 FIELDS: tuple[Field, ...] = (
     Field("enabled", "bool", True, "Enable", "Whether this unit acts."),
@@ -174,54 +81,14 @@ FIELDS: tuple[Field, ...] = (
     Field("invert", "bool", False, "Invert", "It acts where the region is not.", group=WHERE),
     Field("feather", "number", 0.0, "Feather", "Blur of the mask's edge, in pixels of the picture.", 0.0, 256.0,
           step=1, group=WHERE),
+    Field("in_detailer", "bool", True, "In detailers",
+          "It acts in the details that ADetailer draws anew, if ADetailer is told to use ip_adapter.", group=FOLLOW),
+    Field("in_upscale", "bool", True, "In upscaling", "It acts in the tiles of SD upscale and Ultimate SD upscale.",
+          group=FOLLOW),
+    Field("in_loopback", "bool", True, "In loopback", "It acts in the passes of Loopback after the first.", group=FOLLOW),
 )  # fmt: skip
 FIELD_NAMES = tuple(field.name for field in FIELDS)
 PICTURES = tuple(field.name for field in FIELDS if field.kind in ("image", "images"))
-
-
-@dataclass(frozen=True)
-class Reference:
-    """One reference picture: base64, data URI, PIL image or array, not decoded yet, and its weight.
-
-    ``concat`` scales the values V' of this picture's tokens by the weight; ``average`` and ``norm
-    average`` take the weighted mean of the features, so there only the proportion of the weights
-    counts; ``add`` and ``subtract`` scale the features.
-    """
-
-    image: Any
-    weight: float = 1.0
-
-
-def parse_images(value: Any, field: Field) -> tuple[Reference, ...]:
-    """A list of pictures as References. A single picture is taken as a list of one."""
-    if value is None:
-        return ()
-    if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
-        value = [value]
-    if len(value) > MAX_IMAGES:
-        raise UnitError(field.name, f"{len(value)} images", field.expected)
-    return tuple(_reference(item, f"{field.name}[{i}]") for i, item in enumerate(value))
-
-
-def _reference(item: Any, where: str) -> Reference:
-    if isinstance(item, Reference):
-        return item
-    if not isinstance(item, Mapping):
-        return Reference(_picture(item, where))
-    unknown = sorted(set(item) - {"image", "weight"})
-    if unknown or "image" not in item:
-        raise UnitError(where, sorted(item), 'an object with "image" and, if wanted, "weight"')
-    weight = Field(f"{where}.weight", "number", 1.0, "", "", *WEIGHT_RANGE).parse(item.get("weight", 1.0))
-    return Reference(_picture(item["image"], f"{where}.image"), weight)
-
-
-def _picture(value: Any, where: str) -> Any:
-    """A picture of any type that images.load takes; text and emptiness are checked here."""
-    if (isinstance(value, str) and value.strip()) or isinstance(value, (bytes, bytearray)):
-        return value
-    if value is None or isinstance(value, (str, bool, int, float, Sequence)):
-        raise UnitError(where, value, "a base64 string or a data URI")
-    return value
 
 
 @dataclass(frozen=True)
@@ -254,6 +121,9 @@ class Unit:
     region: str = "mask"
     invert: bool = False
     feather: float = 0.0
+    in_detailer: bool = True
+    in_upscale: bool = True
+    in_loopback: bool = True
 
     @classmethod
     def parse(cls, value: Unit | Mapping[str, Any]) -> Unit:

@@ -15,12 +15,13 @@ from ..adapter import Adapter
 from ..checkpoint import open_adapter, sha256
 from ..encoders import EncoderSource, register_configs
 from ..errors import BrokenEncoder
+from ..fields import Reference
 from ..lru import LRU
 from ..prepare import Pictures, prepare
 from ..session import ImagePrompt
 from ..standalone import Standalone
 from ..standalone.concat import image_tokens, is_concat, load_concat
-from ..unit import Reference, Unit
+from ..unit import Unit
 from ..variant import VariantSpec
 from .items import Item
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from .. import __version__, images
 from ..errors import ConfigError, IPAdapterError, ModelError
-from ..unit import WEIGHT_RANGE
+from ..fields import WEIGHT_RANGE
 from . import figures
 from .items import Item
 from .methods import Job, Method

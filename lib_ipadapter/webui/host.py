@@ -6,26 +6,22 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from modules import devices, lowvram, paths, sd_unet, shared
-from PIL import Image
 from torch import nn
 
-from .. import images
 from .. import inspect as inspection
 from ..adapter import Adapter
 from ..checkpoint import open_adapter
 from ..download import download_encoder
 from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, register_archs, register_configs
-from ..errors import EncoderMissing, ImageError, IPAdapterError, UnsupportedModel
+from ..errors import EncoderMissing, IPAdapterError, UnsupportedModel
 from ..library import Folder, Library
 from ..lru import LRU
 from ..presets import Presets
-from ..unit import Unit
 from ..variant import VariantSpec, identify
 from . import settings
 
@@ -178,15 +174,6 @@ class Host:
         register_configs(_encoder_folders())
         return self._adapters.get(_version_of(path), lambda: Adapter.load(path))
 
-    def pictures(self, unit: Unit, field: str = "images") -> list[Picture]:
-        """The unit's references, or what else it has many of, decoded. Raises ImageError."""
-        return [_picture(ref.image, f"{field}[{i}]") for i, ref in enumerate(getattr(unit, field))]
-
-    def mask(self, unit: Unit, field: str = "mask") -> Picture | None:
-        """The unit's mask of that name, transparent parts black. Raises ImageError."""
-        given = getattr(unit, field)
-        return None if given is None else _picture(given, field, images.BLACK)
-
     def source(self) -> EncoderSource:
         """Where ``prepare`` gets features, on the device and in the dtype of the moment."""
         device = devices.get_device_for("ipadapter")
@@ -247,48 +234,3 @@ def _encoder_folders() -> list[Path]:
     )
     own = [models / name for name in ENCODER_FOLDERS]
     return [*own, *map(Path, settings.folders("ipadapter_encoder_folders")), annotator / "clip_vision"]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A decoded reference: RGB, and the hash of its content."""
-
-    image: Image.Image
-    hash: str
-
-
-def _picture(value: Any, where: str, background: images.Colour = images.WHITE) -> Picture:
-    try:
-        image = images.load(_fetch(value) if _is_url(value) else value, background)
-    except ImageError as error:
-        error.detail.update(field=where)
-        raise
-    return Picture(image, images.content_hash(image))
-
-
-def _is_url(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(("http://", "https://"))
-
-
-def _fetch(url: str) -> bytes:
-    """The bytes behind a URL, under the WebUI's own options, bounded. Raises ImageError."""
-    import requests
-    from modules.api.api import verify_url
-
-    if not shared.opts.api_enable_requests:
-        raise ImageError(
-            f"{url}: the WebUI's option to fetch images from URLs is off; send the image as base64"
-        )
-    if shared.opts.api_forbid_local_requests and not verify_url(url):
-        raise ImageError(
-            f"{url}: the WebUI's options forbid requests to local resources; send the image as base64"
-        )
-    headers = {"user-agent": shared.opts.api_useragent} if shared.opts.api_useragent else {}
-    try:
-        # A redirect could lead where verify_url has not looked.
-        with requests.get(url, timeout=30, headers=headers, stream=True, allow_redirects=False) as response:
-            response.raise_for_status()
-            data: bytes = response.raw.read(images.MAX_BYTES + 1, decode_content=True)
-    except (requests.RequestException, OSError) as error:
-        raise ImageError(f"{url}: could not be fetched ({error})") from error
-    return data

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnitError
-from ..unit import FIELDS, PICTURES, WEIGHT_RANGE, Field, Unit
+from ..fields import WEIGHT_RANGE, Field
+from ..unit import FIELDS, PICTURES, Unit
 
 KEY = "IP-Adapter"
 _FIELDS = {f.name: f for f in FIELDS if f.name not in PICTURES and f.name != "enabled"}

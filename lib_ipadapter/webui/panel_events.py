@@ -14,9 +14,10 @@ from PIL import Image
 
 from .. import images, views
 from ..errors import IPAdapterError, UnitError
+from ..fields import Field
 from ..library import SUFFIXES
 from ..presets import KEPT
-from ..unit import FIELDS, Field
+from ..unit import FIELDS
 from ..weights import SD, SDXL
 from . import panel_html
 from .infotext import KEY, match, read, weights_text

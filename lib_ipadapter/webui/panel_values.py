@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnitError
-from ..unit import FIELDS, Field
+from ..fields import Field
+from ..unit import FIELDS
 
 NO_MODEL = "None"
 WEIGHTS = "image weights"

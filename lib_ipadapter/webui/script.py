@@ -18,11 +18,13 @@ from torch import nn
 from ..errors import IPAdapterError, UnitError, WrongBase
 from ..layers import Layer, check_fit, cross_attention_layers
 from ..masks import WHOLE, Box, Region, finished, of_picture
-from ..prepare import Pictures, prepare, prompt_fields
+from ..prepare import prepare, prompt_fields
 from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
+from .following import PLACE_UNKNOWN, Following, Place, boxes_of, image_rows, latent_tiles
 from .host import Host, logger
 from .infotext import KEY, Hashes, to_infotext
+from .pictures import held_by
 from .request import requested_units
 from .xyz import cell_values, over_units
 
@@ -35,6 +37,8 @@ class Run:
     def __init__(self, p: Any, host: Host) -> None:
         self.p = p
         self.host = host
+        self.place = Place()
+        self.boxes: tuple[Box, ...] = (WHOLE,)  # what part of the picture the last step's latents showed
         self.session = Session(())
         self.infotext: str | None = None
         self._alive = True
@@ -46,7 +50,8 @@ class Run:
 
     def start(self, units: Sequence[Unit]) -> None:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
-        layers = cross_attention_layers(self.host.unet())
+        acting = any(unit.enabled and self.place.lets(unit) for unit in units)
+        layers = cross_attention_layers(self.host.unet()) if acting else []
         prompts, hashes = [], []
         for index, unit in enumerate(units):
             try:
@@ -56,26 +61,25 @@ class Run:
             prompts += [prompt] if prompt else []
             hashes.append(names)
         self.infotext = to_infotext(units, hashes)
-        self.session = Session(prompts)
+        self.session = Session(prompts, latent_tiles)
+        if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
+            self.p.comment(PLACE_UNKNOWN)
 
-    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, Hashes]:
-        """The unit's image prompt and its pictures' hashes. What can be refused without encoding is first."""
+    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt | None, Hashes]:
+        """The unit's image prompt, None where its switches are off, and its pictures' hashes. What can be refused
+        without encoding is first."""
+        if not self.place.lets(unit):
+            return None, held_by(unit).hashes()
         adapter = self.host.adapter(unit.model)
         check_fit(adapter.spec, layers, unit.model)
         prompt_fields(unit)[0].of(unit.weight, layers)
         source = self.host.source()
         source.path(adapter.spec)
-        shown, negative = (self.host.pictures(unit, field) for field in ("images", "negative"))
-        focus, mask = (self.host.mask(unit, field) for field in ("focus", "mask"))
-        region = self._region(unit, mask.image if mask else None)
-        pictures = Pictures(
-            [x.image for x in shown], [x.image for x in negative], focus.image if focus else None
-        )
+        held = held_by(unit)
+        region = self._region(unit, held.mask.image if held.mask else None)
         with self.host.encoding():
-            prompt = prepare(unit, pictures, adapter, source, region)
-        others: dict[str, str | list[str]] = {"negative": [x.hash for x in negative]} if negative else {}
-        others.update((name, x.hash) for name, x in (("focus", focus), ("mask", mask)) if x)
-        return prompt, Hashes([x.hash for x in shown], others)
+            prompt = prepare(unit, held.pictures(), adapter, source, region)
+        return prompt, held.hashes()
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
         """Where the unit acts. Raises UnitError for what inpainting redraws where nothing is inpainted."""
@@ -87,24 +91,7 @@ class Run:
             return region
         if mask is None:
             return None
-        # The feather is in pixels of the picture: the one that is cut out of, where only the masked part is drawn.
-        cut = getattr(self.p, "inpaint_full_res", False) and getattr(self.p, "image_mask", None)
-        width = cut.width if cut else self.p.width
-        return Region(of_picture(mask, unit.invert, unit.feather * mask.width / width))
-
-    def _box(self) -> Box:
-        """What part of the picture the latents show: of one whose masked part alone is inpainted, that part; in
-        the first pass of a hires fix that cuts edges off, more than the picture."""
-        p = self.p
-        cut, image_mask = getattr(p, "paste_to", None), getattr(p, "image_mask", None)
-        if getattr(p, "inpaint_full_res", False) and cut and image_mask is not None:
-            (x, y, w, h), (width, height) = cut, image_mask.size
-            return x / width, y / height, (x + w) / width, (y + h) / height
-        if getattr(p, "enable_hr", False) and not p.is_hr_pass and (p.truncate_x or p.truncate_y):
-            across, down = p.hr_upscale_to_x // 8 - p.truncate_x, p.hr_upscale_to_y // 8 - p.truncate_y
-            left, top = p.truncate_x // 2 / across, p.truncate_y // 2 / down
-            return -left, -top, 1 + p.truncate_x / across - left, 1 + p.truncate_y / down - top
-        return WHOLE
+        return Region(of_picture(mask, unit.invert, unit.feather * mask.width / self.place.width))
 
     def before_sample(self) -> None:
         """``p.sample`` is called next, and ours in its place: for this one call, because what copies ``p``
@@ -112,8 +99,11 @@ class Run:
         if not isinstance(vars(self.p).get("sample"), _Replacement):
             self._replace("sample", self._sample)
 
-    def fail(self, error: BaseException) -> None:
-        """Raises ``error`` where the user sees it: from ``p.init``."""
+    def refuse(self, error: BaseException) -> None:
+        """Raises ``error`` where the user sees it: from ``p.init``; of a job inside another one, whose script may
+        swallow it, below the picture too."""
+        if self.place.around is not None:
+            self.place.around.comment(f"IP-Adapter stopped a job inside this one: {error}")
 
         def init(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self._alive:
@@ -182,7 +172,9 @@ class Run:
         fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
         hires = bool(getattr(self.p, "is_hr_pass", False))
         height, width = params.x.shape[-2:]
-        self.session.begin_step(sets, fraction, hires, (height, width), self._box())
+        self.boxes = boxes_of(self.p, self.place.boxes)
+        boxes = [self.boxes[i] for i in image_rows(cond, len(sets), len(self.boxes))]
+        self.session.begin_step(sets, fraction, hires, (height, width), boxes)
 
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
@@ -243,6 +235,7 @@ class Lifecycle:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.armed: Run | None = None
+        self.following = Following()
 
     def process(self, p: Any, args: Sequence[Any]) -> None:
         """Once per job, checkpoint loaded and options set. Never raises: errors surface from p.init."""
@@ -251,6 +244,7 @@ class Lifecycle:
         p.extra_generation_params.pop(KEY, None)
         run = Run(p, self.host)
         try:
+            run.place = self.following.place(p, self.run_of)
             given = requested_units(args, self.host.presets().over)
             units = parse_units(self._with_defaults(over_units(cell_values(p), given)))
             if not any(unit.enabled for unit in units):
@@ -259,11 +253,17 @@ class Lifecycle:
             p.extra_generation_params[KEY] = run.infotext
         except IPAdapterError as error:
             logger.error("%s", error)
-            run.fail(error)
+            run.refuse(error)
         except Exception as error:
             logger.error("unexpected error\n%s", traceback.format_exc())
-            run.fail(error)
+            run.refuse(error)
         setattr(p, _RUN, run)
+
+    @staticmethod
+    def run_of(p: Any) -> Run | None:
+        """The Run that is p's own: a shallow copy of p carries the Run of the p that it was made of."""
+        run: Run | None = vars(p).get(_RUN)
+        return run if run is not None and run.p is p else None
 
     def _with_defaults(self, units: Sequence[Any]) -> list[Any]:
         """The settings' own default of fit, for the panel and for requests alike."""

@@ -14,8 +14,9 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
+from ..fields import Field
 from ..presets import KEPT
-from ..unit import FIELDS, FINE, LOOK, WHERE, Field
+from ..unit import FIELDS, FINE, FOLLOW, LOOK, WHERE
 from .panel_charts import SHOWN
 from .panel_events import LOOKED, Paste, UnitEvents
 from .panel_values import NO_MODEL, WEIGHTS, panel_default, slots, units_from_panel
@@ -248,7 +249,7 @@ _BUILDERS: dict[str, Any] = {
     "string": gr.Textbox,
     "text": gr.Textbox,
 }
-_FOLDS = {LOOK: "look", FINE: "fine", WHERE: "where"}
+_FOLDS = {LOOK: "look", FINE: "fine", WHERE: "where", FOLLOW: "follow"}
 _BELOW = {
     "mask": ("Blank, of the picture's size", "blank"),
     "focus": ("The first reference", "paint_reference"),

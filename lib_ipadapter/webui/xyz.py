@@ -12,7 +12,8 @@ from typing import Any
 
 from .. import images
 from ..errors import ImageError, UnitError
-from ..unit import FIELDS, Field
+from ..fields import Field
+from ..unit import FIELDS
 
 _ATTRIBUTE = "_ipadapter_axes"
 _OFF, _ON = "off", "on"

@@ -1,0 +1,190 @@
+"""Where a job stands: inside another one, in a script's pass, on a tile of a larger picture.
+
+The WebUI does not tell a Script who started a job, and after an exception no callback comes that would end a record of
+the jobs under way. What is true of them at any moment is the call stack, so it is read there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ..errors import RowsError
+from ..masks import WHOLE, Box, within
+from ..unit import Unit
+
+_UPSCALE, _LOOPBACK = "upscal", "loopback"  # what a script's title has
+PLACE_UNKNOWN = "IP-Adapter: which part of the picture this script draws is not known, so the mask was laid over each part"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of one job. around: the job that it is nested in; boxes: the part of the picture that each of the batch's images
+    is, or one for all, and whether that is known; width: of that picture, in pixels."""
+
+    detailer: bool = False
+    upscale: bool = False
+    loopback: bool = False  # a pass after the first
+    around: Any = None
+    boxes: tuple[Box, ...] = (WHOLE,)
+    known: bool = True
+    width: int = 1
+
+    def lets(self, unit: Unit) -> bool:
+        """Whether the unit's switches let it act here."""
+        held = (
+            (self.detailer, unit.in_detailer),
+            (self.upscale, unit.in_upscale),
+            (self.loopback, unit.in_loopback),
+        )
+        return all(wanted for here, wanted in held if here)
+
+
+class Following:
+    """Says where jobs stand. Keeps what the running script's first pass began with."""
+
+    def __init__(self) -> None:
+        self._first: tuple[Any, Any] = (None, None)
+
+    def place(self, p: Any, run_of: Callable[[Any], Any]) -> Place:
+        """Of ``p``, to be called while it is processed. run_of: a job's Run, or None."""
+        frames = list(_callers())
+        jobs = _jobs(frames)
+        around = jobs[1] if len(jobs) > 1 else None
+        title, run = _script(frames)
+        upscale = _UPSCALE in title
+        loopback = _LOOPBACK in title and not upscale and self._repeats(run, jobs[-1] if jobs else p)
+        detailer = around is not None or bool(getattr(p, "_ad_inner", False))
+        outer = run_of(around) if around is not None else None
+        if outer is not None:
+            image = getattr(around, "batch_index", 0) if len(outer.boxes) > 1 else 0
+            known, width = True, outer.place.width
+            boxes: tuple[Box, ...] = (outer.boxes[image],)
+        else:
+            boxes, width = _tiles(frames, p) if upscale else ((), 0)
+            known = not upscale or bool(boxes) or is_cut(p)
+        return Place(detailer, upscale, loopback, around, boxes or (WHOLE,), known, width or _width(p))
+
+    def _repeats(self, run: Any, p: Any) -> bool:
+        """Whether a pass of the script's run draws over another picture than its first one."""
+        image = (getattr(p, "init_images", None) or [None])[0]
+        if self._first[0] is not run:
+            self._first = run, image
+        return self._first[1] is not image
+
+
+def _callers() -> Iterator[FrameType]:
+    """The call stack, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is(frame: FrameType, module: str, *names: str) -> bool:
+    return frame.f_code.co_name in names and frame.f_globals.get("__name__") == module
+
+
+def _jobs(frames: Sequence[FrameType]) -> list[Any]:
+    """The jobs that are processed, innermost first."""
+    jobs: list[Any] = []
+    for frame in frames:
+        if _is(frame, "modules.processing", "process_images", "process_images_inner"):
+            p = frame.f_locals["p"]
+            jobs += [p] if not jobs or jobs[-1] is not p else []
+    return jobs
+
+
+def _script(frames: Sequence[FrameType]) -> tuple[str, Any]:
+    """Of the script chosen under the panel, where one is running: its title in lower case, and an object that is this
+    run's own."""
+    for frame in frames:
+        if _is(frame, "modules.scripts", "run"):
+            script = frame.f_locals.get("script")
+            return str(script.title()).lower() if script else "", frame.f_locals.get("script_args")
+    return "", None
+
+
+def _tiles(frames: Sequence[FrameType], p: Any) -> tuple[tuple[Box, ...], int]:
+    """The boxes of the init images that are tiles of a grid (modules.images.split_grid) of the running script, and the
+    whole picture's width; ((), 0) where they are none."""
+    images = getattr(p, "init_images", None) or []
+    for frame in frames:
+        for grid in list(frame.f_locals.values()):
+            if type(grid).__name__ != "Grid":
+                continue
+            boxes = {id(tile): _box(grid, x, y) for y, _, row in grid.tiles for x, _, tile in row}
+            if images and all(id(image) in boxes for image in images):
+                return tuple(boxes[id(image)] for image in images), grid.image_w
+    return (), 0
+
+
+def _box(grid: Any, x: int, y: int) -> Box:
+    return _shares((x, y, grid.tile_w, grid.tile_h), (grid.image_w, grid.image_h))
+
+
+def _shares(part: tuple[int, int, int, int], whole: tuple[int, int]) -> Box:
+    (x, y, w, h), (width, height) = part, whole
+    return x / width, y / height, (x + w) / width, (y + h) / height
+
+
+def is_cut(p: Any) -> bool:
+    """Whether p itself says what part of its picture it draws, as Ultimate SD upscale's jobs do."""
+    return bool(getattr(p, "inpaint_full_res", False)) and getattr(p, "image_mask", None) is not None
+
+
+def _width(p: Any) -> int:
+    """Of p's whole picture: the one that is cut out of, where a part is drawn."""
+    width: int = p.image_mask.width if is_cut(p) else p.width
+    return width
+
+
+def shown(p: Any) -> Box:
+    """What part of p's picture the latents show: of one whose masked part alone is inpainted, that part; in the first
+    pass of a hires fix that cuts edges off, more than the picture."""
+    cut = getattr(p, "paste_to", None)
+    if is_cut(p) and cut:
+        return _shares(cut, p.image_mask.size)
+    if getattr(p, "enable_hr", False) and not p.is_hr_pass and (p.truncate_x or p.truncate_y):
+        across, down = p.hr_upscale_to_x // 8 - p.truncate_x, p.hr_upscale_to_y // 8 - p.truncate_y
+        left, top = p.truncate_x // 2 / across, p.truncate_y // 2 / down
+        return -left, -top, 1 + p.truncate_x / across - left, 1 + p.truncate_y / down - top
+    return WHOLE
+
+
+def boxes_of(p: Any, around: Sequence[Box]) -> tuple[Box, ...]:
+    """What part of the whole picture the latents show; ``around``: what parts of it p's pictures are."""
+    box = shown(p)
+    return tuple(within(outer, box) for outer in around)
+
+
+def image_rows(cond: int, rows: int, images: int) -> list[int]:
+    """Of each row of a denoiser step its image's place in the batch of ``images``: first ``cond`` rows, image by image,
+    then uncond rows, all images again and again. Raises RowsError."""
+    each, rest = divmod(cond, images)
+    if rest:
+        raise RowsError(
+            f"{cond} prompts for {images} tiles, expected as many for each: the prompts of one batch have unequal "
+            "numbers of AND. Set the batch size to 1"
+        )
+    return [row // each for row in range(cond)] + [row % images for row in range(rows - cond)]
+
+
+def latent_tiles(whole: tuple[int, int], tile: tuple[int, int]) -> tuple[Box, ...]:
+    """The boxes of the tiles that the UNet is called with, side by side; () where they are not known. Sizes are
+    heights and widths of latents. Of Tiled Diffusion (MultiDiffusion, Mixture of Diffusers): its functions hold a call's
+    tiles as ``bboxes``, or a region's one as ``bbox``."""
+    for frame in _callers():
+        held = frame.f_locals
+        if not {"bboxes", "bbox"} & held.keys():
+            continue
+        tiles = held["bboxes"] if "bboxes" in held else [held["bbox"]]
+        if not isinstance(tiles, list) or not all(
+            (getattr(box, "h", None), getattr(box, "w", None)) == tile for box in tiles
+        ):
+            return ()
+        return tuple(_shares((box.x, box.y, box.w, box.h), (whole[1], whole[0])) for box in tiles)
+    return ()

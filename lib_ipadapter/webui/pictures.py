@@ -1,0 +1,97 @@
+"""A unit's pictures, decoded and named by their content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modules import shared
+from PIL import Image
+
+from .. import images
+from ..errors import ImageError
+from ..features import Pictures
+from ..unit import Unit
+from .infotext import Hashes
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, and the hash of its content."""
+
+    image: Image.Image
+    hash: str
+
+
+@dataclass(frozen=True)
+class Held:
+    """All pictures of a unit: its references in their order, what it should not look like, and its masks."""
+
+    images: Sequence[Picture]
+    negative: Sequence[Picture] = ()
+    focus: Picture | None = None
+    mask: Picture | None = None
+
+    def pictures(self) -> Pictures:
+        """What is encoded, and how."""
+        focus = self.focus.image if self.focus else None
+        return Pictures([x.image for x in self.images], [x.image for x in self.negative], focus)
+
+    def hashes(self) -> Hashes:
+        """What the infotext keeps."""
+        others: dict[str, str | list[str]] = {}
+        if self.negative:
+            others["negative"] = [x.hash for x in self.negative]
+        others.update((name, x.hash) for name, x in (("focus", self.focus), ("mask", self.mask)) if x)
+        return Hashes([x.hash for x in self.images], others)
+
+
+def held_by(unit: Unit) -> Held:
+    """Raises ImageError, which names the field. Transparent parts are white, of masks black."""
+
+    def many(field: str) -> list[Picture]:
+        return [_picture(ref.image, f"{field}[{i}]") for i, ref in enumerate(getattr(unit, field))]
+
+    def single(field: str) -> Picture | None:
+        given = getattr(unit, field)
+        return None if given is None else _picture(given, field, images.BLACK)
+
+    return Held(many("images"), many("negative"), single("focus"), single("mask"))
+
+
+def _picture(value: Any, where: str, background: images.Colour = images.WHITE) -> Picture:
+    try:
+        image = images.load(_fetch(value) if _is_url(value) else value, background)
+    except ImageError as error:
+        error.detail.update(field=where)
+        raise
+    return Picture(image, images.content_hash(image))
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip()[:8].lower().startswith(("http://", "https://"))
+
+
+def _fetch(url: str) -> bytes:
+    """The bytes behind a URL, under the WebUI's own options, bounded. Raises ImageError."""
+    import requests
+    from modules.api.api import verify_url
+
+    if not shared.opts.api_enable_requests:
+        raise ImageError(
+            f"{url}: the WebUI's option to fetch images from URLs is off; send the image as base64"
+        )
+    if shared.opts.api_forbid_local_requests and not verify_url(url):
+        raise ImageError(
+            f"{url}: the WebUI's options forbid requests to local resources; send the image as base64"
+        )
+    headers = {"user-agent": shared.opts.api_useragent} if shared.opts.api_useragent else {}
+    try:
+        # A redirect could lead where verify_url has not looked.
+        with requests.get(url, timeout=30, headers=headers, stream=True, allow_redirects=False) as response:
+            response.raise_for_status()
+            data: bytes = response.raw.read(images.MAX_BYTES + 1, decode_content=True)
+    except (requests.RequestException, OSError) as error:
+        raise ImageError(f"{url}: could not be fetched ({error})") from error
+    return data
