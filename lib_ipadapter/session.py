@@ -26,6 +26,7 @@ from .hooks import Hooks
 from .layers import Layer, check_fit, cross_attention_layers
 from .masks import WHOLE, Box, Region
 from .rows import Rows
+from .seeing import Recorder
 from .weights import ALWAYS, EVENLY, Curve, LayerRule, LayerWeight
 
 COND, UNCOND = 0, 1
@@ -63,7 +64,8 @@ class ImagePrompt:
     tokens: [S, T, context] float32, the token sets (COND, UNCOND); token_weights: [T], each token's
     share of V', the weight of the picture it comes from; weight: λ; rule: λ over the layers; timing: λ
     over the steps; region: where in the picture, None for everywhere; scaling: what λ scales, one of
-    unit.SCALINGS; label: how errors name it.
+    unit.SCALINGS; label: how errors name it; maps: of how many references, side by side in the tokens, it is
+    recorded where they act, 0 for not at all.
     """
 
     adapter: Adapter
@@ -75,6 +77,7 @@ class ImagePrompt:
     region: Region | None = None
     scaling: str = "V only"
     label: str = "the adapter"
+    maps: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,8 @@ class Session:
         self._called = (0, 0)
         self._hooks: Hooks | None = None
         self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        maps = [(p.maps, p.tokens.shape[1]) for p in self.prompts]
+        self.recorder = Recorder(maps) if any(p.maps for p in self.prompts) else None
 
     @property
     def projections(self) -> int:
@@ -199,7 +204,9 @@ class Session:
         weights = [prompt.rule.of(prompt.weight, layers) for prompt in self.prompts]
         for kv, held in zip(self._kv, weights):
             kv.fit(held)
-        self._hooks = Hooks(unet, layers, self)
+        if self.recorder:
+            self.recorder.fit(layers, [kv.acts_in for kv in self._kv])
+        self._hooks = Hooks(unet, layers, self, self.recorder.see if self.recorder else None)
 
     def detach(self) -> None:
         """Takes the hooks off. The projected K' and V' stay: another model of the same shape reuses them."""
@@ -215,15 +222,21 @@ class Session:
         hires: bool = False,
         size: tuple[int, int] | None = None,
         box: Box = WHOLE,
+        pictures: Sequence[int] | None = None,
     ) -> None:
         """The UNet calls that follow hold these rows: the token set of each. ``fraction`` 0..1 of the
         sampling, and whether it is the pass of hires fix, decide which prompts act and how strongly.
-        size: height and width of the latents, which show ``box`` of the picture: regions follow both."""
+        size: height and width of the latents, which show ``box`` of the picture: regions follow both.
+        pictures: which picture of the batch each cond row belongs to, for the maps; by default one row each."""
         self._rows.begin(sets)
         self._size, self._box = size, box
         for kv in self._kv:
             kv.factor = kv.prompt.timing.factor_at(fraction, hires)
         self._active = [kv for kv in self._kv if kv.factor]
+        if self.recorder and self._hooks:
+            rows = [i for i, held in enumerate(sets) if held == COND]
+            acting = [bool(kv.factor) for kv in self._kv]
+            self.recorder.step(rows, pictures, fraction, hires, size, acting)
 
     def chunk(self, rows: int) -> None:
         """The next ``rows`` of the step's rows go to the host's inner model. Optional: see Rows."""
@@ -242,6 +255,8 @@ class Session:
         self._rows.call(sample.shape[0])
         height, width = sample.shape[-2:]
         self._called = (height, width)
+        if self.recorder:
+            self.recorder.call(self._called, self._size in (None, self._called))
         if self._size not in (None, self._called) and any(kv.prompt.region for kv in self._active):
             raise RowsError(
                 f"the UNet was called with latents of {width} x {height}, expected {self._size[1]} x {self._size[0]}: "
@@ -257,9 +272,12 @@ class Session:
                 continue
             sets = self._rows.of(hidden)
             key, value = kv.at(layer, query)
-            term = image_attention(query, self._gather(key, sets), self._gather(value, sets))
+            key = self._gather(key, sets)
+            term = image_attention(query, key, self._gather(value, sets))
             if kv.prompt.region is not None:
                 term.mul_(kv.prompt.region.at(self._called, term.shape[1], term, self._box))
+            if kv.prompt.maps and self.recorder:
+                self.recorder.term(self._kv.index(kv), layer, self._rows.places_of(hidden), query, key, term)
             total = term if total is None else total.add_(term)
         return total
 

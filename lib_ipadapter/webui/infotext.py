@@ -17,7 +17,7 @@ from ..errors import UnitError
 from ..unit import FIELDS, WEIGHT_RANGE, Field, Unit
 
 KEY = "IP-Adapter"
-_FIELDS = {f.name: f for f in FIELDS if f.kind not in ("image", "images") and f.name != "enabled"}
+_FIELDS = {f.name: f for f in FIELDS if f.told and f.kind not in ("image", "images") and f.name != "enabled"}
 _WEIGHT = Field("images.weight", "number", 1.0, "", "", *WEIGHT_RANGE)
 _MAX_UNITS = 100
 
