@@ -23,6 +23,7 @@ from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
 from .host import Host, logger
 from .infotext import KEY, Hashes, to_infotext
+from .maps import Sheets, pictures_of_rows, shown_in
 from .request import requested_units
 from .xyz import cell_values, over_units
 
@@ -36,6 +37,7 @@ class Run:
         self.p = p
         self.host = host
         self.session = Session(())
+        self.sheets = Sheets(self.session, ())
         self.infotext: str | None = None
         self._alive = True
         self._refused: nn.Module | None = None
@@ -47,16 +49,18 @@ class Run:
     def start(self, units: Sequence[Unit]) -> None:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
         layers = cross_attention_layers(self.host.unet())
-        prompts, hashes = [], []
+        prompts, hashes, shown = [], [], []
         for index, unit in enumerate(units):
             try:
                 prompt, names = self._prepare(unit, layers) if unit.enabled else (None, Hashes())
             except IPAdapterError as error:
                 raise error.in_unit(index) from error.__cause__
             prompts += [prompt] if prompt else []
+            shown += [(index, unit, prompt)] if prompt else []
             hashes.append(names)
         self.infotext = to_infotext(units, hashes)
         self.session = Session(prompts)
+        self.sheets = Sheets(self.session, shown)
 
     def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, Hashes]:
         """The unit's image prompt and its pictures' hashes. What can be refused without encoding is first."""
@@ -89,16 +93,23 @@ class Run:
     def _box(self) -> Box:
         """What part of the picture the latents show: of one whose masked part alone is inpainted, that part; in
         the first pass of a hires fix that cuts edges off, more than the picture."""
-        p = self.p
-        cut, image_mask = getattr(p, "paste_to", None), getattr(p, "image_mask", None)
-        if getattr(p, "inpaint_full_res", False) and cut and image_mask is not None:
-            (x, y, w, h), (width, height) = cut, image_mask.size
-            return x / width, y / height, (x + w) / width, (y + h) / height
+        p, cut = self.p, self.cut()
+        if cut is not None:
+            return cut
         if getattr(p, "enable_hr", False) and not p.is_hr_pass and (p.truncate_x or p.truncate_y):
             across, down = p.hr_upscale_to_x // 8 - p.truncate_x, p.hr_upscale_to_y // 8 - p.truncate_y
             left, top = p.truncate_x // 2 / across, p.truncate_y // 2 / down
             return -left, -top, 1 + p.truncate_x / across - left, 1 + p.truncate_y / down - top
         return WHOLE
+
+    def cut(self) -> Box | None:
+        """The part that is inpainted alone and put back into the picture."""
+        p = self.p
+        cut, image_mask = getattr(p, "paste_to", None), getattr(p, "image_mask", None)
+        if not getattr(p, "inpaint_full_res", False) or not cut or image_mask is None:
+            return None
+        (x, y, w, h), (width, height) = cut, image_mask.size
+        return x / width, y / height, (x + w) / width, (y + h) / height
 
     def before_sample(self) -> None:
         """``p.sample`` is called next, and ours in its place: for this one call, because what copies ``p``
@@ -142,7 +153,10 @@ class Run:
             for region, unit in self._redrawn:
                 region.show(self._inpainted(unit))
             self.session.attach(self.host.unet())
-            return original(*args, **kwargs)
+            self.sheets.begin()
+            samples = original(*args, **kwargs)
+            self.sheets.end(self.p.iteration)
+            return samples
         finally:
             self.restore_methods()
             self.stop()
@@ -176,7 +190,8 @@ class Run:
         fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
         hires = bool(getattr(self.p, "is_hr_pass", False))
         height, width = params.x.shape[-2:]
-        self.session.begin_step(sets, fraction, hires, (height, width), self._box())
+        pictures = pictures_of_rows(self.p, cond) if self.session.recorder else None
+        self.session.begin_step(sets, fraction, hires, (height, width), self._box(), pictures)
 
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
@@ -249,7 +264,7 @@ class Lifecycle:
             units = parse_units(self._with_defaults(over_units(cell_values(p), given)))
             if not any(unit.enabled for unit in units):
                 return
-            run.start(units)
+            run.start(shown_in(p, units))
             p.extra_generation_params[KEY] = run.infotext
         except IPAdapterError as error:
             logger.error("%s", error)
@@ -269,6 +284,19 @@ class Lifecycle:
         run = vars(p).get(_RUN)
         if run is not None and run.p is p and run.session.prompts:
             run.before_sample()
+
+    def finished(self, p: Any, picture: Image.Image) -> None:
+        """A picture of a job is as it will be returned."""
+        run = vars(p).get(_RUN)
+        if run is not None and run.p is p:
+            run.sheets.picture(p.iteration, p.batch_index, picture)
+
+    def postprocess(self, p: Any, processed: Any) -> None:
+        """After a job."""
+        run = vars(p).get(_RUN)
+        if run is not None and run.p is p:
+            run.sheets.append_to(processed, run.cut(), self.host)
+        self.forget(p)
 
     def forget(self, p: Any) -> None:
         """Restores ``p`` and the model after a job, or before ``p`` is used again."""
