@@ -28,12 +28,19 @@ class Terms(Protocol):
         """The term [B, N, width] for ``query`` [B, N, width] = to_q(``hidden``), or None for none."""
 
 
+# Is shown, after a term was made, what the layer's own attention gave: Z [B, N, width] in front of ``to_out``
+See = Callable[[Layer, Tensor], None]
+
+
 class Hooks:
     """Hooks on one UNet; ``remove`` takes all of them off. Making them is all or nothing."""
 
-    def __init__(self, unet: nn.Module, layers: Sequence[Layer], terms: Terms) -> None:
+    def __init__(
+        self, unet: nn.Module, layers: Sequence[Layer], terms: Terms, see: See | None = None
+    ) -> None:
         self.unet = unet
         self._terms = terms
+        self._see = see
         self._pending: dict[int, Tensor] = {}
         self._handles: list[RemovableHandle] = [
             unet.register_forward_pre_hook(self._on_call, with_kwargs=True)
@@ -70,6 +77,10 @@ class Hooks:
     def _add(self, layer: Layer) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
             term = self._pending.pop(layer.position, None)
-            return None if term is None else (add_term(args[0], term), *args[1:])
+            if term is None:
+                return None
+            if self._see is not None:
+                self._see(layer, args[0])
+            return add_term(args[0], term), *args[1:]
 
         return hook

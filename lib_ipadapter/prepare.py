@@ -37,7 +37,13 @@ def prepare(
         region,
         unit.scaling,
         unit.model,
+        maps_of(unit),
     )
+
+
+def maps_of(unit: Unit) -> int:
+    """How many maps show where the unit acts: one for each reference whose tokens are its own."""
+    return 0 if not unit.maps else len(unit.images) if unit.combine == "concat" else 1
 
 
 def prompt_fields(unit: Unit) -> tuple[LayerRule, Timing]:

@@ -27,6 +27,7 @@ from .hooks import Hooks
 from .layers import Layer, check_fit, cross_attention_layers
 from .masks import WHOLE, Box, Region
 from .rows import Rows
+from .seeing import Recorder
 from .weights import ALWAYS, EVENLY, Curve, LayerRule, LayerWeight
 
 COND, UNCOND = 0, 1
@@ -66,7 +67,8 @@ class ImagePrompt:
     tokens: [S, T, context] float32, the token sets (COND, UNCOND); token_weights: [T], each token's
     share of V', the weight of the picture it comes from; weight: λ; rule: λ over the layers; timing: λ
     over the steps; region: where in the picture, None for everywhere; scaling: what λ scales, one of
-    unit.SCALINGS; label: how errors name it.
+    unit.SCALINGS; label: how errors name it; maps: of how many references, side by side in the tokens, it is
+    recorded where they act, 0 for not at all.
     """
 
     adapter: Adapter
@@ -78,6 +80,7 @@ class ImagePrompt:
     region: Region | None = None
     scaling: str = "V only"
     label: str = "the adapter"
+    maps: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,9 +159,10 @@ class _KeyValue:
 
 
 class _Row(NamedTuple):
-    """Of a UNet call: its token set, the part of the picture that the step's latents show, and the tile of the latents
-    that the call shows."""
+    """Of a UNet call: its place in the step, its token set, the part of the picture that the step's latents show, and
+    the tile of the latents that the call shows."""
 
+    place: int
     tokens: int
     box: Box
     tile: Box = WHOLE
@@ -181,6 +185,8 @@ class Session:
         self._called = (0, 0)
         self._hooks: Hooks | None = None
         self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        maps = [(p.maps, p.tokens.shape[1]) for p in self.prompts]
+        self.recorder = Recorder(maps) if any(p.maps for p in self.prompts) else None
 
     @property
     def projections(self) -> int:
@@ -215,7 +221,9 @@ class Session:
         weights = [prompt.rule.of(prompt.weight, layers) for prompt in self.prompts]
         for kv, held in zip(self._kv, weights):
             kv.fit(held)
-        self._hooks = Hooks(unet, layers, self)
+        if self.recorder:
+            self.recorder.fit(layers, [kv.acts_in for kv in self._kv])
+        self._hooks = Hooks(unet, layers, self, self.recorder.see if self.recorder else None)
 
     def detach(self) -> None:
         """Takes the hooks off. The projected K' and V' stay: another model of the same shape reuses them."""
@@ -231,17 +239,23 @@ class Session:
         hires: bool = False,
         size: Size | None = None,
         boxes: Sequence[Box] = (WHOLE,),
+        pictures: Sequence[int] | None = None,
     ) -> None:
         """The UNet calls that follow hold these rows: the token set of each. ``fraction`` 0..1 of the
         sampling, and whether it is the pass of hires fix, decide which prompts act and how strongly.
         size: height and width of the latents; boxes: what part of the picture each row shows, or one for all of them.
-        Regions follow both."""
+        Regions follow both. pictures: which picture of the batch each cond row belongs to, for the maps; by default
+        one row each."""
         boxes = boxes if len(boxes) > 1 else [*boxes] * len(sets)
-        self._rows.begin([_Row(*row) for row in zip(sets, boxes, strict=True)])
+        self._rows.begin([_Row(*row) for row in zip(range(len(sets)), sets, boxes, strict=True)])
         self._size = size
         for kv in self._kv:
             kv.factor = kv.prompt.timing.factor_at(fraction, hires)
         self._active = [kv for kv in self._kv if kv.factor]
+        if self.recorder and self._hooks:
+            rows = [i for i, held in enumerate(sets) if held % 2 == COND]
+            acting = [bool(kv.factor) for kv in self._kv]
+            self.recorder.step(rows, pictures, fraction, hires, size, acting)
 
     def chunk(self, rows: int) -> None:
         """The next ``rows`` of the step's rows go to the host's inner model. Optional: see Rows."""
@@ -260,6 +274,8 @@ class Session:
         self._rows.call(sample.shape[0])
         height, width = sample.shape[-2:]
         self._called = (height, width)
+        if self.recorder:
+            self.recorder.call(self._called, self._size in (None, self._called))
         if self._size not in (None, self._called) and any(kv.prompt.region for kv in self._active):
             self._follow_tiles(self._size)
 
@@ -285,10 +301,14 @@ class Session:
             rows = self._rows.of(hidden)
             sets = tuple(row.tokens for row in rows)
             key, value = kv.at(layer, query)
-            term = image_attention(query, self._gather(key, sets), self._gather(value, sets))
+            key = self._gather(key, sets)
+            term = image_attention(query, key, self._gather(value, sets))
             if kv.prompt.region is not None:
                 places = [(row.box, row.tile) for row in rows]
                 term.mul_(kv.prompt.region.of_rows(self._called, term.shape[1], term, places))
+            if kv.prompt.maps and self.recorder:
+                held = tuple(row.place for row in rows)
+                self.recorder.term(self._kv.index(kv), layer, held, query, key, term)
             total = term if total is None else total.add_(term)
         return total
 

@@ -75,6 +75,8 @@ FIELDS: tuple[Field, ...] = (
     Field("hires_factor", "number", 1.0, "Hires factor", "Factor of the weight in the hires pass.", 0.0, 5.0, group=FINE),
     Field("scaling", "choice", "V only", "Scaling", "What the weight scales: values, or keys too.", choices=SCALINGS,
           group=FINE),
+    Field("maps", "bool", False, "Show where it acts", "Maps of where each reference acted, beside the pictures.",
+          group=FINE, told=False),
     Field("mask", "image", None, "Mask", "Where in the picture it acts: white acts, black does not.", group=WHERE),
     Field("region", "choice", "mask", "Region", "The mask above (everywhere without one), or what inpainting redraws.",
           choices=REGIONS, group=WHERE),
@@ -117,6 +119,7 @@ class Unit:
     passes: str = "both"
     hires_factor: float = 1.0
     scaling: str = "V only"
+    maps: bool = False
     mask: Any = None
     region: str = "mask"
     invert: bool = False
@@ -179,7 +182,7 @@ class Unit:
         return {
             f.name: getattr(self, f.name)
             for f in FIELDS
-            if f.name not in PICTURES and getattr(self, f.name) != f.default
+            if f.told and f.name not in PICTURES and getattr(self, f.name) != f.default
         }
 
 

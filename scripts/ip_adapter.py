@@ -40,5 +40,8 @@ class IPAdapterScript(scripts.Script):
     def process_batch(self, p, *args, **kwargs):
         lifecycle.process_batch(p)
 
+    def postprocess_image_after_composite(self, p, pp, *args):
+        lifecycle.finished(p, pp.image)
+
     def postprocess(self, p, processed, *args):
-        lifecycle.forget(p)
+        lifecycle.postprocess(p, processed)

@@ -142,12 +142,18 @@ def _width(p: Any) -> int:
     return width
 
 
+def cut_of(p: Any) -> Box | None:
+    """The part that is inpainted alone and put back into the picture."""
+    cut = getattr(p, "paste_to", None)
+    return _shares(cut, p.image_mask.size) if is_cut(p) and cut else None
+
+
 def shown(p: Any) -> Box:
     """What part of p's picture the latents show: of one whose masked part alone is inpainted, that part; in the first
     pass of a hires fix that cuts edges off, more than the picture."""
-    cut = getattr(p, "paste_to", None)
-    if is_cut(p) and cut:
-        return _shares(cut, p.image_mask.size)
+    cut = cut_of(p)
+    if cut is not None:
+        return cut
     if getattr(p, "enable_hr", False) and not p.is_hr_pass and (p.truncate_x or p.truncate_y):
         across, down = p.hr_upscale_to_x // 8 - p.truncate_x, p.hr_upscale_to_y // 8 - p.truncate_y
         left, top = p.truncate_x // 2 / across, p.truncate_y // 2 / down

@@ -138,6 +138,24 @@ class Host:
         """The panel's default fit."""
         return str(settings.get("ipadapter_default_fit"))
 
+    def pastes_inpainted(self) -> bool:
+        """Whether what is inpainted is put back into its picture."""
+        return bool(shared.opts.overlay_inpaint)
+
+    def writes_infotext(self) -> bool:
+        """Whether pictures carry their infotext."""
+        return bool(shared.opts.enable_pnginfo)
+
+    def report(self, message: str) -> None:
+        """Logs an error that was caught, with its traceback."""
+        logger.exception(message)
+
+    def font(self, size: int) -> Any:
+        """The WebUI's own, for captions."""
+        from modules.images import get_font
+
+        return get_font(size)
+
     # the model at hand
 
     def unet(self) -> nn.Module:

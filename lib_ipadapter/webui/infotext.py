@@ -18,7 +18,7 @@ from ..fields import WEIGHT_RANGE, Field
 from ..unit import FIELDS, PICTURES, Unit
 
 KEY = "IP-Adapter"
-_FIELDS = {f.name: f for f in FIELDS if f.name not in PICTURES and f.name != "enabled"}
+_FIELDS = {f.name: f for f in FIELDS if f.told and f.name not in PICTURES and f.name != "enabled"}
 _LABELS = {f.name: f"the {f.label.lower()}" for f in FIELDS if f.name in PICTURES}
 _WEIGHT = Field("images.weight", "number", 1.0, "", "", *WEIGHT_RANGE)
 _MAX_UNITS = 100

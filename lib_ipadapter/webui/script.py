@@ -21,9 +21,10 @@ from ..masks import WHOLE, Box, Region, finished, of_picture
 from ..prepare import prepare, prompt_fields
 from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
-from .following import PLACE_UNKNOWN, Following, Place, boxes_of, image_rows, latent_tiles
+from .following import PLACE_UNKNOWN, Following, Place, boxes_of, cut_of, image_rows, latent_tiles
 from .host import Host, logger
 from .infotext import KEY, Hashes, to_infotext
+from .maps import Sheets, pictures_of_rows, shown_in
 from .pictures import held_by
 from .request import requested_units
 from .xyz import cell_values, over_units
@@ -40,6 +41,7 @@ class Run:
         self.place = Place()
         self.boxes: tuple[Box, ...] = (WHOLE,)  # what part of the picture the last step's latents showed
         self.session = Session(())
+        self.sheets = Sheets(self.session, ())
         self.infotext: str | None = None
         self._alive = True
         self._refused: nn.Module | None = None
@@ -52,16 +54,18 @@ class Run:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
         acting = any(unit.enabled and self.place.lets(unit) for unit in units)
         layers = cross_attention_layers(self.host.unet()) if acting else []
-        prompts, hashes = [], []
+        prompts, hashes, shown = [], [], []
         for index, unit in enumerate(units):
             try:
                 prompt, names = self._prepare(unit, layers) if unit.enabled else (None, Hashes())
             except IPAdapterError as error:
                 raise error.in_unit(index) from error.__cause__
             prompts += [prompt] if prompt else []
+            shown += [(index, unit, prompt)] if prompt else []
             hashes.append(names)
         self.infotext = to_infotext(units, hashes)
         self.session = Session(prompts, latent_tiles)
+        self.sheets = Sheets(self.session, shown)
         if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
             self.p.comment(PLACE_UNKNOWN)
 
@@ -92,6 +96,15 @@ class Run:
         if mask is None:
             return None
         return Region(of_picture(mask, unit.invert, unit.feather * mask.width / self.place.width))
+
+    def cut(self) -> Box | None:
+        """The part that is inpainted alone and put back into the picture."""
+        p = self.p
+        cut, image_mask = getattr(p, "paste_to", None), getattr(p, "image_mask", None)
+        if not getattr(p, "inpaint_full_res", False) or not cut or image_mask is None:
+            return None
+        (x, y, w, h), (width, height) = cut, image_mask.size
+        return x / width, y / height, (x + w) / width, (y + h) / height
 
     def before_sample(self) -> None:
         """``p.sample`` is called next, and ours in its place: for this one call, because what copies ``p``
@@ -138,7 +151,10 @@ class Run:
             for region, unit in self._redrawn:
                 region.show(self._inpainted(unit))
             self.session.attach(self.host.unet())
-            return original(*args, **kwargs)
+            self.sheets.begin()
+            samples = original(*args, **kwargs)
+            self.sheets.end(self.p.iteration)
+            return samples
         finally:
             self.restore_methods()
             self.stop()
@@ -174,7 +190,8 @@ class Run:
         height, width = params.x.shape[-2:]
         self.boxes = boxes_of(self.p, self.place.boxes)
         boxes = [self.boxes[i] for i in image_rows(cond, len(sets), len(self.boxes))]
-        self.session.begin_step(sets, fraction, hires, (height, width), boxes)
+        pictures = pictures_of_rows(self.p, cond) if self.session.recorder else None
+        self.session.begin_step(sets, fraction, hires, (height, width), boxes, pictures)
 
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
@@ -249,7 +266,7 @@ class Lifecycle:
             units = parse_units(self._with_defaults(over_units(cell_values(p), given)))
             if not any(unit.enabled for unit in units):
                 return
-            run.start(units)
+            run.start(shown_in(p, units, inside=run.place.around is not None))
             p.extra_generation_params[KEY] = run.infotext
         except IPAdapterError as error:
             logger.error("%s", error)
@@ -275,6 +292,19 @@ class Lifecycle:
         run = vars(p).get(_RUN)
         if run is not None and run.p is p and run.session.prompts:
             run.before_sample()
+
+    def finished(self, p: Any, picture: Image.Image) -> None:
+        """A picture of a job is as it will be returned."""
+        run = vars(p).get(_RUN)
+        if run is not None and run.p is p:
+            run.sheets.picture(p.iteration, p.batch_index, picture)
+
+    def postprocess(self, p: Any, processed: Any) -> None:
+        """After a job."""
+        run = vars(p).get(_RUN)
+        if run is not None and run.p is p:
+            run.sheets.append_to(processed, cut_of(p), self.host)
+        self.forget(p)
 
     def forget(self, p: Any) -> None:
         """Restores ``p`` and the model after a job, or before ``p`` is used again."""

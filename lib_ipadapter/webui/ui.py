@@ -235,7 +235,7 @@ class _UnitPanel:
     def infotext_fields(self, paste: Paste) -> Iterator[tuple[Any, Any]]:
         """What a pasted text sets in this unit: all but the pictures."""
         for spec in FIELDS:
-            if spec.kind not in ("image", "images"):
+            if spec.told and spec.kind not in ("image", "images"):
                 component = self.inputs[spec.name]
                 yield component, paste.field(spec, self.index, component)
         yield self.inputs[WEIGHTS], paste.weights(self.index)

@@ -1,0 +1,128 @@
+"""One job's maps of where references acted, and the sheets that are returned beside its pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from ..heat import Font, figures, sheet
+from ..masks import WHOLE, Box
+from ..seeing import Maps
+from ..session import ImagePrompt, Session
+from ..unit import Unit
+
+TEXT = "IP-Adapter maps"  # in a sheet's PNG: its figures, JSON
+_LEFT_OUT = (
+    "IP-Adapter: some of what the model drew is not in the maps of where the references acted, because another "
+    "extension draws in tiles or changes the attention"
+)
+
+
+def scripted(p: Any) -> bool:
+    """Whether a script of the dropdown draws the job. Those make grids and join tiles of all the pictures that a run
+    returns, so a sheet among them would spoil what they make."""
+    args = list(getattr(p, "script_args", None) or ())
+    return bool(args) and isinstance(args[0], int) and args[0] > 0  # the script's number
+
+
+def shown_in(p: Any, units: Sequence[Unit], inside: bool = False) -> list[Unit]:
+    """The units, of which none is shown in a job ``inside`` another one, or where that would spoil what a script
+    draws."""
+    if not (inside or scripted(p)) or not any(unit.enabled and unit.maps for unit in units):
+        return list(units)
+    if not inside:
+        p.comment("IP-Adapter does not show where references acted in what a script of the list draws")
+    return [replace(unit, maps=False) for unit in units]
+
+
+def pictures_of_rows(p: Any, rows: int) -> list[int]:
+    """Which picture of the batch each cond row belongs to: with AND a picture has several. [] where that is not known."""
+    conds = getattr(p, "hr_c" if getattr(p, "is_hr_pass", False) else "c", None)
+    parts = getattr(conds, "batch", None) or ()
+    pictures = [picture for picture, prompts in enumerate(parts) for _ in prompts]
+    return pictures if len(pictures) == rows else []
+
+
+class Sheets:
+    """The maps of each batch of a job, and the pictures that they lie over. shown: the units and their prompts."""
+
+    def __init__(self, session: Session, shown: Sequence[tuple[int, Unit, ImagePrompt]]) -> None:
+        places = {id(prompt): place for place, prompt in enumerate(session.prompts)}
+        # A prompt of weight 0 is not the session's: it acts nowhere.
+        self._shown = [entry for entry in shown if entry[2].maps and id(entry[2]) in places]
+        self._places = [places[id(prompt)] for _, _, prompt in self._shown]
+        self._session = session
+        self._batches: dict[int, list[list[Maps | None]]] = {}
+        self._pictures: list[tuple[int, int, Image.Image]] = []
+        self._left_out = False
+
+    def begin(self) -> None:
+        """A batch is about to be sampled."""
+        if self._session.recorder:
+            self._session.recorder.clear()
+
+    def end(self, iteration: int) -> None:
+        """The batch was sampled."""
+        recorder = self._session.recorder
+        if recorder is None:
+            return
+        self._batches[iteration] = [recorder.maps(place) for place in self._places]
+        self._left_out = self._left_out or bool(recorder.left_out)
+        recorder.clear()
+
+    def picture(self, iteration: int, index: int, picture: Image.Image) -> None:
+        """A finished picture of a batch."""
+        if self._shown:
+            self._pictures.append((iteration, index, picture))
+
+    def append_to(self, processed: Any, cut: Box | None, host: Any) -> None:
+        """Adds the sheets behind the pictures, each with its picture's infotext. cut: the part that was inpainted
+        alone. Never raises."""
+        if self._left_out:
+            processed.comments += f"{_LEFT_OUT}\n"
+        box = cut if cut and host.pastes_inpainted() else WHOLE
+        try:
+            self._append(processed, box, host.font, host.writes_infotext())
+        except Exception as error:
+            host.report("no maps of where the references acted")
+            processed.comments += f"IP-Adapter could not show where the references acted: {error}\n"
+
+    def _append(self, processed: Any, box: Box, font: Font, texts: bool) -> None:
+        first = processed.index_of_first_image
+        for place, (iteration, index, picture) in enumerate(self._pictures):
+            infotext = (processed.infotexts[first + place :] or processed.infotexts)[0]
+            for number, maps in self._of(iteration, index):
+                made = self._sheet(number, maps, place, picture, box, font)
+                if texts:
+                    made.info["parameters"] = infotext
+                # Other scripts add images without texts.
+                missing = len(processed.images) - len(processed.infotexts)
+                processed.infotexts += [infotext] * (missing + 1)
+                processed.images.append(made)
+
+    def _of(self, iteration: int, index: int) -> list[tuple[int, Maps]]:
+        """(place among the shown units, maps) of one picture."""
+        found = []
+        for number, batch in enumerate(self._batches.get(iteration, [])):
+            maps = batch[index] if index < len(batch) else None
+            if maps is not None:
+                found.append((number, maps))
+        return found
+
+    def _sheet(
+        self, number: int, maps: Maps, place: int, picture: Image.Image, box: Box, font: Font
+    ) -> Image.Image:
+        index, unit, prompt = self._shown[number]
+        title = f"IP-Adapter unit {index + 1}, {unit.model}: where it acted in picture {place + 1}"
+        labels = [f"reference {i + 1}" for i in range(prompt.maps)]
+        if prompt.maps < len(unit.images):
+            labels = [f"{len(unit.images)} references\n{unit.combine}"]
+        made = sheet(picture, maps, title, labels, box, font)
+        made.info[TEXT] = json.dumps(
+            {"unit": index, "picture": place, "scale": round(maps.top, 5), "references": figures(maps)}
+        )
+        return made

@@ -1,0 +1,376 @@
+"""Maps of where each reference acted, against a plain softmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lib_ipadapter import seeing, session
+from lib_ipadapter.attention import add_term, fill_vector, image_attention
+from lib_ipadapter.layers import cross_attention_layers
+from lib_ipadapter.masks import Region
+from lib_ipadapter.prepare import maps_of
+from lib_ipadapter.seeing import COLUMNS, Level, Maps
+from lib_ipadapter.session import ImagePrompt, Session
+from lib_ipadapter.unit import Unit
+from lib_ipadapter.weights import LayerRule
+from tests.tiny import CONTEXT, Block, prompt
+
+WIDTH = 16
+
+
+class UNet(nn.Module):
+    """Five layers at three levels, halved rounding up: sizes as a real UNet has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.input_blocks = nn.ModuleList(Block(WIDTH, 2) for _ in range(2))
+        self.middle_block = nn.ModuleList([Block(WIDTH, 2)])
+        self.output_blocks = nn.ModuleList(Block(WIDTH, 2) for _ in range(2))
+
+    def forward(self, x: Tensor, timesteps: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        def on(block: nn.Module, x: Tensor) -> Tensor:
+            return block(x.flatten(2).transpose(1, 2), context).transpose(1, 2).view_as(x)
+
+        sizes = [x.shape[-2:]]
+        for block in self.input_blocks:
+            x = F.avg_pool2d(on(block, x), 2, ceil_mode=True, count_include_pad=False)
+            sizes.append(x.shape[-2:])
+        x = on(self.middle_block[0], x)
+        for block, size in zip(self.output_blocks, sizes[-2::-1]):
+            x = on(block, F.interpolate(x, scale_factor=2)[..., : size[0], : size[1]])
+        return x
+
+
+@pytest.fixture
+def unet() -> UNet:
+    return UNet().eval().requires_grad_(False)
+
+
+def inputs(rows: int, size: tuple[int, int] = (9, 6)) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(rows, WIDTH, *size, generator=generator)
+    return x, torch.randn(rows, 5, CONTEXT, generator=generator)
+
+
+def run(unet: nn.Module, held: Session, x: Tensor, context: Tensor, **more: object) -> Tensor:
+    step = {"sets": [0] * (len(x) // 2) + [1] * (len(x) - len(x) // 2), "fraction": 0.0, **more}
+    with held.attached(unet):
+        held.begin_step(**step)
+        out = unet(x, context=context)
+        held.end_step()
+    return out
+
+
+class Watch:
+    """q and Z of every layer, as the model alone makes them; to be made before the session attaches."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        self.query: dict[int, Tensor] = {}
+        self.text: dict[int, Tensor] = {}
+        for layer in cross_attention_layers(unet):
+            at = layer.position
+            layer.module.to_q.register_forward_hook(lambda m, args, q, at=at: self.query.update({at: q}))
+            layer.module.to_out[0].register_forward_pre_hook(
+                lambda m, args, at=at: self.text.update({at: args[0].clone()})
+            )
+
+
+def plain(layer, prompt: ImagePrompt, query: Tensor, text: Tensor, references: int) -> Tensor:
+    """The map [references, N] of one row, written out: query and text are [N, width]."""
+    w_k, w_v = prompt.adapter.weights(layer.position)
+    tokens = prompt.tokens[0]
+    key, value = F.linear(tokens, w_k), F.linear(tokens, w_v) * prompt.token_weights[:, None]
+    d, masses, terms = query.shape[1] // layer.heads, [], []
+    for head in range(layer.heads):
+        at = slice(head * d, (head + 1) * d)
+        attention = (query[:, at] @ key[:, at].T / d**0.5).softmax(-1)
+        each = len(tokens) // references
+        masses.append(
+            torch.stack([attention[:, r * each : (r + 1) * each].sum(1) for r in range(references)])
+        )
+        terms.append(attention @ value[:, at])
+    term = (prompt.weight * torch.cat(terms, 1)).norm(dim=1)
+    return torch.stack(masses).mean(0) * term / (term + text.norm(dim=1))
+
+
+def upsampled(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """[R, N] to [R, H, W] by where each latent's token is."""
+    level = Level.of(size, values.shape[1])
+    assert level is not None
+    grid = values.view(-1, *level.size)
+    rows, columns = (torch.arange(n) // 2**level.depth for n in size)
+    return grid[:, rows][:, :, columns]
+
+
+def expected(
+    unet, watch: Watch, prompt: ImagePrompt, row: int, references: int, size, part: str = ""
+) -> Tensor:
+    layers = [layer for layer in cross_attention_layers(unet) if part in ("", layer.part)]
+    found = [
+        upsampled(plain(la, prompt, watch.query[la.position][row], watch.text[la.position][row], references), size)
+        for la in layers
+    ]  # fmt: skip
+    return torch.stack(found).mean(0)
+
+
+def close(values: object, wanted: Tensor) -> None:
+    torch.testing.assert_close(torch.as_tensor(values), wanted, rtol=1e-4, atol=1e-6)
+
+
+def seen(held: Session, number: int = 0, picture: int = 0) -> dict:
+    assert held.recorder is not None
+    maps = held.recorder.maps(number)[picture]
+    assert maps is not None
+    return maps.columns
+
+
+@pytest.mark.parametrize("size", [(9, 6), (65, 64), (8, 8)], ids=str)
+@pytest.mark.parametrize("weight", [1.0, 0.3, -0.7])
+def test_equals_the_formula_in_each_part(unet, size, weight):
+    p = prompt(unet, tokens=8, weight=weight, maps=2, token_weights=torch.tensor([1.0] * 4 + [0.5] * 4))
+    watch, held = Watch(unet), Session([p])
+    run(unet, held, *inputs(2, size))
+    columns = seen(held)
+    for name, part in {"all": "", "in": "input", "mid": "middle", "out": "output"}.items():
+        assert columns[name].shape == (2, *size)
+        close(columns[name], expected(unet, watch, p, 0, 2, size, part))
+    close(columns["early"], torch.as_tensor(columns["all"]))
+    assert columns["middle"] is None
+    assert columns["late"] is None
+
+
+@pytest.mark.parametrize(("tokens", "references"), [(4, 1), (8, 1), (8, 2), (16, 4), (9, 3), (2, 2)])
+def test_tokens_that_were_repeated_count_once(unet, tokens, references):
+    """On the CPU few tokens are repeated to 16."""
+    assert fill_vector(torch.zeros(1, 1, tokens, 1)).shape[2] in (tokens, 16)
+    p = prompt(unet, tokens=tokens, maps=references)
+    watch, held = Watch(unet), Session([p])
+    run(unet, held, *inputs(2))
+    close(seen(held)["all"], expected(unet, watch, p, 0, references, (9, 6)))
+
+
+def test_shares_are_the_same_in_pieces(monkeypatch):
+    query, key = torch.randn(2, 30, WIDTH), torch.randn(2, 2, 8, 8)
+    whole = seeing.shares(query, key, 2, 8)
+    torch.testing.assert_close(whole.sum(1), torch.ones(2, 30))
+    monkeypatch.setattr(seeing, "_SCORES", 100)
+    torch.testing.assert_close(seeing.shares(query, key, 2, 8), whole)
+
+
+@pytest.mark.parametrize("split", [[4], [2, 2], [1, 1, 1, 1], [3, 1], [1, 3]], ids=str)
+def test_each_picture_of_a_batch_has_its_own_however_the_rows_are_split(unet, split):
+    p = prompt(unet, tokens=8, maps=2)
+    watch, held = Watch(unet), Session([p])
+    x, context = inputs(4)
+    run(unet, held, x, context)
+    wanted = [expected(unet, watch, p, row, 2, (9, 6)) for row in (0, 1)]
+    assert not torch.allclose(wanted[0], wanted[1])
+    with held.attached(unet):
+        held.begin_step([0, 0, 1, 1], 0.0, size=(9, 6))
+        for a, b in zip(x.split(split), context.split(split)):
+            unet(a, context=b)
+    for picture in (0, 1):
+        close(seen(held, picture=picture)["all"], wanted[picture])
+
+
+def test_sub_prompts_count_for_their_picture(unet):
+    """AND: the rows of a step are those of picture 0, then those of picture 1."""
+    p = prompt(unet, maps=1)
+    watch, held = Watch(unet), Session([p])
+    x, context = inputs(5)
+    run(unet, held, x, context, sets=[0, 0, 0, 1, 1], pictures=[0, 0, 1])
+    rows = [expected(unet, watch, p, row, 1, (9, 6)) for row in range(3)]
+    close(seen(held)["all"], (rows[0] + rows[1]) / 2)
+    close(seen(held, picture=1)["all"], rows[2])
+    assert len(held.recorder.maps(0)) == 2
+
+
+def test_halves_of_the_rows_and_attention_that_runs_twice(unet):
+    p = prompt(unet, maps=1)
+    x, context = inputs(4)
+    whole, halves, twice = Session([p]), Session([p]), Session([p])
+    run(unet, whole, x, context)
+    modules = [layer.module for layer in cross_attention_layers(unet)]
+    for module in modules:
+        own = module.forward
+        module.forward = lambda x, context=None, own=own: torch.cat(
+            [own(a, b) for a, b in zip(x.chunk(2), context.chunk(2))]
+        )
+    run(unet, halves, x, context)
+    close(seen(halves, picture=1)["all"], torch.as_tensor(seen(whole, picture=1)["all"]))
+    for module in modules:
+        del module.forward
+    own_twice = modules[0].forward
+    modules[0].forward = lambda x, context=None: own_twice(x, context) + own_twice(x, context)
+    watch = Watch(unet)
+    run(unet, twice, x, context)
+    assert seen(twice)["in"].shape == (1, 9, 6)
+    assert twice.recorder.left_out == 1
+    del modules[0].forward
+    second = cross_attention_layers(unet)[1]
+    values = plain(second, p, watch.query[1][0], watch.text[1][0], 1)
+    close(seen(twice)["in"], upsampled(values, (9, 6)))
+
+
+def test_tiles_are_left_out(unet):
+    p = prompt(unet, maps=1)
+    x, context = inputs(2)
+    repeated = Session([p])
+    with repeated.attached(unet):
+        repeated.begin_step([0, 1], 0.0, size=(9, 6))
+        repeated.chunk(2)
+        unet(x.repeat(3, 1, 1, 1), context=context.repeat(3, 1, 1))
+    cut = Session([p])
+    with cut.attached(unet):
+        cut.begin_step([0, 1], 0.0, size=(9, 6))
+        cut.chunk(2)
+        for tile in (x[..., :4], x[..., 2:]):
+            unet(tile, context=context)
+    for held in (repeated, cut):
+        assert held.recorder.left_out > 0
+        assert held.recorder.maps(0) == []
+
+
+def test_unknown_rows_are_left_out(unet):
+    held = Session([prompt(unet, maps=1)])
+    run(unet, held, *inputs(5), sets=[0, 0, 0, 1, 1], pictures=[])
+    assert held.recorder.left_out
+    assert held.recorder.maps(0) == []
+
+
+def test_outside_a_region_it_is_zero(unet):
+    mask = torch.zeros(9, 6)
+    mask[:, :3] = 1
+    whole, held = (Session([prompt(unet, maps=1, region=region)]) for region in (None, Region(mask)))
+    run(unet, whole, *inputs(2))
+    run(unet, held, *inputs(2))
+    columns = seen(held)
+    # A token of the middle stands for 4 x 4 latents, so the edge is not sharp there.
+    assert not columns["all"][:, :, 4:].any()
+    assert columns["all"][:, :, :2].min() > 0
+    assert seen(whole)["all"][:, :, 4:].min() > 0
+
+
+def test_steps_and_layers_where_it_does_not_act_count_as_zero(unet):
+    p = prompt(unet, maps=1, start=0.5, rule=LayerRule(table=((0, 1.0),)))
+    watch, held = Watch(unet), Session([p])
+    with held.attached(unet):
+        for fraction in (0.0, 1 / 3, 2 / 3):
+            held.begin_step([0, 1], fraction)
+            unet(*inputs(2)[:1], context=inputs(2)[1])
+            held.end_step()
+    columns = seen(held)
+    first = cross_attention_layers(unet)[0]
+    once = upsampled(plain(first, p, watch.query[0][0], watch.text[0][0], 1), (9, 6))
+    assert not columns["early"].any()
+    assert not columns["middle"].any()
+    assert not columns["mid"].any()
+    assert not columns["out"].any()
+    close(columns["late"], once / 5)  # one layer of five
+    close(columns["in"], once / 2 / 3)
+    close(columns["all"], once / 5 / 3)
+
+
+def test_the_last_pass_is_shown(unet):
+    p = prompt(unet, maps=1)
+    held, alone = Session([p]), Session([p])
+    run(unet, held, *inputs(2, (9, 6)), size=(9, 6))
+    run(unet, held, *inputs(2, (18, 12)), size=(18, 12), hires=True)
+    run(unet, alone, *inputs(2, (18, 12)), size=(18, 12), hires=True)
+    close(seen(held)["all"], torch.as_tensor(seen(alone)["all"]))
+    # A unit that acts in the first pass only is dark in the last.
+    first = Session([prompt(unet, maps=1, hires=0.0)])
+    run(unet, first, *inputs(2, (9, 6)), size=(9, 6))
+    assert seen(first)["all"].any()
+    run(unet, first, *inputs(2, (18, 12)), size=(18, 12), hires=True)
+    assert seen(first)["all"].shape == (1, 18, 12)
+    assert not seen(first)["all"].any()
+
+
+def test_several_units_have_maps_of_their_own(unet):
+    prompts = [prompt(unet, 0, maps=1), prompt(unet, 1, weight=0.5), prompt(unet, 2, tokens=8, maps=2)]
+    watch, held = Watch(unet), Session(prompts)
+    run(unet, held, *inputs(2))
+    close(seen(held, 0)["all"], expected(unet, watch, prompts[0], 0, 1, (9, 6)))
+    close(seen(held, 2)["all"], expected(unet, watch, prompts[2], 0, 2, (9, 6)))
+    assert held.recorder.maps(1) == []
+
+
+def test_half_precision(unet):
+    p = prompt(unet, tokens=8, maps=2)
+    exact, half = Session([p]), Session([p])
+    x, context = inputs(2)
+    run(unet, exact, x, context)
+    run(unet.bfloat16(), half, x.bfloat16(), context.bfloat16())
+    found = torch.as_tensor(seen(half)["all"])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.as_tensor(seen(exact)["all"]), rtol=0.05, atol=0.01)
+
+
+def test_the_picture_is_the_same_bit_for_bit(unet):
+    x, context = inputs(4, (65, 64))
+    fields = {"tokens": 8, "region": Region(torch.rand(65, 64))}
+    on, off = Session([prompt(unet, maps=2, **fields)]), Session([prompt(unet, **fields)])
+    assert torch.equal(run(unet, on, x, context), run(unet, off, x, context))
+
+
+class Count(TorchDispatchMode):
+    """How many tensor operations run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.operations += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(function) -> int:
+    with Count() as count:
+        function()
+    return count.operations
+
+
+def test_off_it_costs_nothing(unet, monkeypatch):
+    """Not one operation in a step beyond the base model's and, for each layer, the term's and the sum's."""
+    x, context = inputs(2)
+    layers = cross_attention_layers(unet)
+    base = counted(lambda: unet(x, context=context))
+    query, key = torch.randn(2, 54, WIDTH), torch.randn(2, 2, 16, 8)
+    each = counted(lambda: add_term(query, image_attention(query, key, key)))
+
+    def step(held: Session) -> int:
+        with held.attached(unet):
+            held.begin_step([0, 1], 0.0, size=(9, 6))
+            unet(x, context=context)  # projects K' and V'
+            held.begin_step([0, 1], 0.5, size=(9, 6))
+            return counted(lambda: unet(x, context=context))
+
+    assert step(Session([prompt(unet, maps=1)])) > base + each * len(layers)
+    monkeypatch.setattr(session, "Recorder", None)  # it is not even made
+    assert step(Session([prompt(unet)])) == base + each * len(layers)
+
+
+def test_one_map_for_each_reference_whose_tokens_are_its_own():
+    unit = {"model": "m", "images": ["a", "b", "c"]}
+    assert maps_of(Unit.parse(unit)) == 0
+    assert maps_of(Unit.parse({**unit, "maps": True})) == 3
+    assert maps_of(Unit.parse({**unit, "maps": True, "combine": "average"})) == 1
+    assert "maps" not in Unit.parse({**unit, "maps": True}).changed()
+
+
+def test_levels():
+    assert Level.of((65, 64), 33 * 32) == Level((33, 32), 1)
+    assert Level.of((65, 64), 33 * 33) is None
+    values = torch.arange(6.0).view(1, 6).numpy()
+    assert Level((3, 2), 1).over(values, (5, 3)).tolist() == [
+        [[0, 0, 1], [0, 0, 1], [2, 2, 3], [2, 2, 3], [4, 4, 5]]
+    ]
+    assert COLUMNS == ("all", "in", "mid", "out", "early", "middle", "late")
+    assert Maps({"all": values, "late": None}).top == 5
