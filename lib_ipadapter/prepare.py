@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from .adapter import Adapter
+from .embeds import Encoded, features_of, nothing_of
 from .masks import Region
 from .session import ImagePrompt, Timing
 from .unit import Unit
@@ -30,19 +31,18 @@ class FeatureSource(Protocol):
 
 def prepare(
     unit: Unit,
-    pictures: Sequence[Image.Image],
+    pictures: Sequence[Image.Image | Encoded],
     adapter: Adapter,
     source: FeatureSource,
     region: Region | None = None,
 ) -> ImagePrompt:
-    """The image prompt of ``unit``, whose references are ``pictures`` (RGB, in the unit's order), acting in
+    """The image prompt of ``unit``, whose references are ``pictures`` (RGB or encoded, in the unit's order), acting in
     ``region``."""
     spec = adapter.spec
-    features = [source.features(picture, unit.fit, spec) for picture in pictures]
+    features = features_of(pictures, unit.fit, spec, source)
     weights = torch.tensor([reference.weight for reference in unit.images])
-    cond, uncond, token_weights = combine(
-        unit.combine, features, weights, source.unconditional(spec), adapter
-    )
+    nothing = nothing_of(pictures, spec, source)
+    cond, uncond, token_weights = combine(unit.combine, features, weights, nothing, adapter)
     rule, timing = prompt_fields(unit)
     return ImagePrompt(
         adapter,

@@ -13,12 +13,14 @@ from typing import Any
 
 from . import weights
 from .errors import IPAdapterError, UnitError
+from .names import KINDS, Named, image_schema
 
 FITS = ("crop", "pad", "stretch")
 COMBINES = ("concat", "average", "norm average", "add", "subtract")
 SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
+DISTRIBUTIONS = ("together", "one per picture")
 FINE, WHERE = "Layers and steps", "Region"
 MAX_IMAGES = 64
 WEIGHT_RANGE = (-1.0, 5.0)
@@ -53,7 +55,7 @@ class Field:
             "text": self.form,
             "image": "null, or a picture as a base64 string or a data URI",
             "images": f"a list of 1 to {MAX_IMAGES} images, each a base64 string, a data URI or "
-            '{"image": ..., "weight": number}',
+            '{"image": ..., "weight": number}, with "embeds" or "folder" and a name in the place of "image" if wanted',
         }[self.kind]
 
     def parse(self, value: Any) -> Any:
@@ -90,31 +92,11 @@ class Field:
             "choice": {"type": "string", "enum": list(self.choices)},
             "text": {"type": ["string", "object", "array"]},
             "image": {"type": ["string", "null"], "description": "base64 or a data URI"},
-            "images": {"type": "array", "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA},
+            "images": {"type": "array", "maxItems": MAX_IMAGES, "items": image_schema(WEIGHT_RANGE)},
         }
         default = list(self.default) if self.kind == "images" else self.default
         return {**kinds[self.kind], "default": default, "title": self.label, "description": self.help}
 
-
-_IMAGE_SCHEMA = {
-    "oneOf": [
-        {"type": "string", "description": "base64 or a data URI"},
-        {
-            "type": "object",
-            "properties": {
-                "image": {"type": "string", "description": "base64 or a data URI"},
-                "weight": {
-                    "type": "number",
-                    "minimum": WEIGHT_RANGE[0],
-                    "maximum": WEIGHT_RANGE[1],
-                    "default": 1.0,
-                },
-            },
-            "required": ["image"],
-            "additionalProperties": False,
-        },
-    ]
-}
 
 FIELDS: tuple[Field, ...] = (
     Field("enabled", "bool", True, "Enable", "Whether this unit acts."),
@@ -141,6 +123,8 @@ FIELDS: tuple[Field, ...] = (
         "Several images: their tokens side by side, or those of the mean, sum or difference of their features.",
         choices=COMBINES,
     ),
+    Field("distribute", "choice", "together", "References", "All of them in each picture, or in turn: the first in the "
+          "job's first picture, the second in its second, and so on.", choices=DISTRIBUTIONS),
     Field("weight_type", "choice", "linear", "Weight type", "How the weight is spread over the UNet's layers.",
           choices=weights.TYPES, group=FINE),
     Field("composition", "number", 1.0, "Composition weight",
@@ -168,7 +152,7 @@ FIELD_NAMES = tuple(field.name for field in FIELDS)
 
 @dataclass(frozen=True)
 class Reference:
-    """One reference picture: base64, data URI, PIL image or array, not decoded yet, and its weight.
+    """One reference picture: base64, data URI, PIL image or array, not decoded yet, and its weight; or what is Named.
 
     ``concat`` scales the values V' of this picture's tokens by the weight; ``average`` and ``norm
     average`` take the weighted mean of the features, so there only the proportion of the weights
@@ -195,11 +179,22 @@ def _reference(item: Any, where: str) -> Reference:
         return item
     if not isinstance(item, Mapping):
         return Reference(_picture(item, where))
-    unknown = sorted(set(item) - {"image", "weight"})
-    if unknown or "image" not in item:
-        raise UnitError(where, sorted(item), 'an object with "image" and, if wanted, "weight"')
+    key = next((kind for kind in KINDS if kind in item), "image")
+    unknown = sorted(set(item) - {key, "weight"})
+    if unknown or key not in item:
+        raise UnitError(
+            where, sorted(item), 'an object with "image" (or "embeds", or "folder") and, if wanted, "weight"'
+        )
     weight = Field(f"{where}.weight", "number", 1.0, "", "", *WEIGHT_RANGE).parse(item.get("weight", 1.0))
+    if key in KINDS:
+        return Reference(_named(key, item[key], where), weight)
     return Reference(_picture(item["image"], f"{where}.image"), weight)
+
+
+def _named(kind: str, name: Any, where: str) -> Named:
+    if not isinstance(name, str) or not name.strip():
+        raise UnitError(f"{where}.{kind}", name, "a name")
+    return Named(kind, name.strip())
 
 
 def _picture(value: Any, where: str) -> Any:
@@ -223,6 +218,7 @@ class Unit:
     end: float = 1.0
     fit: str = "crop"
     combine: str = "concat"
+    distribute: str = "together"
     weight_type: str = "linear"
     composition: float = 1.0
     layers: str = ""
@@ -262,6 +258,11 @@ class Unit:
             raise UnitError("mask", "a picture", 'null, since region is inpaint; or region "mask"')
         if self.invert and self.mask is None and self.region == "mask":
             raise UnitError("invert", True, "false, since there is no mask to invert")
+        if self.distribute == "together" and not any(isinstance(r.image, Named) for r in self.images):
+            self.check_images()
+
+    def check_images(self) -> None:
+        """What the images must satisfy together; of those that are Named, once they are there. Raises UnitError."""
         if self.combine == "subtract" and len(self.images) < 2:
             raise UnitError("images", "1 image", "at least two, since combine is subtract")
         if self.combine in ("average", "norm average") and math.isclose(

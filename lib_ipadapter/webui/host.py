@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from modules import devices, lowvram, paths, sd_unet, shared
-from PIL import Image
 from torch import nn
 
 from .. import images
@@ -20,6 +19,7 @@ from .. import inspect as inspection
 from ..adapter import Adapter
 from ..checkpoint import open_adapter
 from ..download import download_encoder
+from ..embeds import Encoded
 from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, register_archs, register_configs
 from ..errors import EncoderMissing, ImageError, IPAdapterError, UnsupportedModel
 from ..library import Folder, Library
@@ -28,6 +28,7 @@ from ..presets import Presets
 from ..unit import Unit
 from ..variant import VariantSpec, identify
 from . import settings
+from .shelf import HostShelf
 
 logger = logging.getLogger("ip-adapter")
 logger.propagate = False
@@ -170,6 +171,10 @@ class Host:
         """The named units, beside the adapters."""
         return Presets(Path(paths.models_path) / "ipadapter" / "presets")
 
+    def shelf(self) -> HostShelf:
+        """Saved embeds and folders of pictures, beside the adapters."""
+        return HostShelf(Path(paths.models_path) / "ipadapter", self)
+
     # features, for prepare.FeatureSource
 
     def adapter(self, model: str) -> Adapter:
@@ -250,18 +255,22 @@ def _encoder_folders() -> list[Path]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded reference: RGB, and the hash of its content."""
+    """A decoded picture, and the hash of its content."""
 
-    image: Image.Image
+    image: Any  # RGB; of references, what was Encoded before too
     hash: str
 
 
 def _picture(value: Any, where: str, background: images.Colour = images.WHITE) -> Picture:
+    if isinstance(value, Encoded):
+        return Picture(value, value.hash)
     try:
         image = images.load(_fetch(value) if _is_url(value) else value, background)
     except ImageError as error:
+        if isinstance(value, Path) and value.name not in str(error):
+            error = ImageError(f"{value.name}: {error}")
         error.detail.update(field=where)
-        raise
+        raise error from error.__cause__
     return Picture(image, images.content_hash(image))
 
 

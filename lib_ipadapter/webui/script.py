@@ -15,12 +15,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..embeds import Encoded
 from ..errors import IPAdapterError, UnitError, WrongBase
 from ..layers import Layer, check_fit, cross_attention_layers
 from ..masks import WHOLE, Box, Region, finished, of_picture
+from ..names import Named
 from ..prepare import prepare, prompt_fields
+from ..references import expanded, in_turn, singles
 from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
+from . import turns
 from .host import Host, logger
 from .infotext import KEY, Hashes, to_infotext
 from .request import requested_units
@@ -36,7 +40,7 @@ class Run:
         self.p = p
         self.host = host
         self.session = Session(())
-        self.infotext: str | None = None
+        self.infotext: str | list[str] | None = None  # a list: of each picture
         self._alive = True
         self._refused: nn.Module | None = None
         self._error: BaseException | None = None
@@ -47,29 +51,61 @@ class Run:
     def start(self, units: Sequence[Unit]) -> None:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
         layers = cross_attention_layers(self.host.unet())
-        prompts, hashes = [], []
+        prompts, told = [], []
         for index, unit in enumerate(units):
             try:
-                prompt, names = self._prepare(unit, layers) if unit.enabled else (None, Hashes())
+                prompt, said = self._prepare(unit, layers) if unit.enabled else (None, [(unit, Hashes())])
             except IPAdapterError as error:
                 raise error.in_unit(index) from error.__cause__
             prompts += [prompt] if prompt else []
-            hashes.append(names)
-        self.infotext = to_infotext(units, hashes)
+            told.append(said)
+        self.infotext = self._texts(told)
         self.session = Session(prompts)
 
-    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, Hashes]:
-        """The unit's image prompt and its pictures' hashes. What can be refused without encoding is first."""
+    def _texts(self, told: Sequence[Sequence[tuple[Unit, Hashes]]]) -> str | list[str]:
+        """The infotext's value, for each picture of the job where references take turns."""
+        turning = any(len(said) > 1 for said in told)
+        shown = [[said[k % len(said)] for said in told] for k in range(turns.count(self.p) if turning else 1)]
+        texts = [to_infotext([unit for unit, _ in one], [names for _, names in one]) for one in shown]
+        return texts if turning else texts[0]
+
+    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, list[tuple[Unit, Hashes]]]:
+        """The unit's image prompt, and as what it stands in the infotext of each picture in turn. What can be refused
+        without encoding is first."""
         adapter = self.host.adapter(unit.model)
         check_fit(adapter.spec, layers, unit.model)
         prompt_fields(unit)[0].of(unit.weight, layers)
         source = self.host.source()
-        source.path(adapter.spec)
-        pictures, mask = self.host.pictures(unit), self.host.mask(unit)
+        units = self._taking_turns(unit)
+        full = [expanded(one, self.host.shelf()) for one in units]
+        if any(not isinstance(reference.image, Encoded) for one in full for reference in one.images):
+            source.path(adapter.spec)
+        held, mask = [self.host.pictures(one) for one in full], self.host.mask(unit)
         region = self._region(unit, mask.image if mask else None)
         with self.host.encoding():
-            prompt = prepare(unit, [picture.image for picture in pictures], adapter, source, region)
-        return prompt, Hashes([picture.hash for picture in pictures], mask.hash if mask else None)
+            prompts = [
+                prepare(one, [picture.image for picture in pictures], adapter, source, region)
+                for one, pictures in zip(full, held)
+            ]
+        said = []
+        for one, whole, pictures in zip(units, full, held):
+            known = {id(reference): picture.hash for reference, picture in zip(whole.images, pictures)}
+            names = [known.get(id(reference), "") for reference in one.images]
+            said.append((one, Hashes(names, mask.hash if mask else None)))
+        return in_turn(prompts), said
+
+    def _taking_turns(self, unit: Unit) -> list[Unit]:
+        """A unit for each reference, where they take turns. Says which files of its folders are no pictures."""
+        shelf = self.host.shelf()
+        folders = [
+            named for ref in unit.images if isinstance(named := ref.image, Named) and named.kind == "folder"
+        ]
+        for name in (folder.name for folder in folders):
+            if others := shelf.folders.others(name):
+                self.p.comment(
+                    f"IP-Adapter left out of the folder {name}, as no pictures: {', '.join(others)}"
+                )
+        return [unit] if unit.distribute == "together" else singles(unit, turns.places(self.p), shelf)
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
         """Where the unit acts. Raises UnitError for what inpainting redraws where nothing is inpainted."""
@@ -173,6 +209,8 @@ class Run:
         self._watch(denoiser.inner_model)
         cond = params.text_cond.shape[0]
         sets = [COND] * cond + [UNCOND] * (params.x.shape[0] - cond)
+        if any(len(prompt.tokens) > 2 for prompt in self.session.prompts):
+            sets = turns.rows(self.p, params)
         fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
         hires = bool(getattr(self.p, "is_hr_pass", False))
         height, width = params.x.shape[-2:]
