@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import UnitError
 from ..names import KINDS, Named
 from ..unit import FIELDS, WEIGHT_RANGE, Field, Reference, Unit
+from .panel_values import shown_name
 
 KEY = "IP-Adapter"
 _FIELDS = {f.name: f for f in FIELDS if f.kind not in ("image", "images") and f.name != "enabled"}
@@ -121,14 +122,18 @@ def _images(value: Any, index: int, notes: list[str]) -> list[dict[str, Any]]:
     return images
 
 
-def pictures_first(images: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """References as ``read`` gives them in the panel's order: what is named comes behind the pictures."""
-    return sorted(images, key=lambda image: "hash" not in image)
+def _named(image: Mapping[str, Any]) -> bool:
+    return any(kind in image for kind in KINDS)
+
+
+def named_texts(images: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The panel's "Saved references" of references as ``read`` gives them."""
+    return [shown_name(Named(kind, image[kind])) for image in images for kind in KINDS if kind in image]
 
 
 def weights_text(images: Sequence[Mapping[str, Any]]) -> str:
-    """The panel's "Image weights" of pictures as ``read`` gives them: "" where all are 1."""
-    weights = [float(image["weight"]) for image in images]
+    """The panel's "Image weights" of references as ``read`` gives them, pictures first: "" where all are 1."""
+    weights = [float(image["weight"]) for image in sorted(images, key=_named)]
     return "" if all(weight == 1.0 for weight in weights) else ", ".join(map(_number, weights))
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from .. import images
 from ..errors import ImageError, UnitError
-from ..names import KINDS, Named
+from ..names import Named
 from ..unit import FIELDS, Field, Reference
+from .panel_values import named_in
 
 _ATTRIBUTE = "_ipadapter_axes"
 _OFF, _ON = "off", "on"
@@ -106,8 +107,7 @@ class Axis:
 
 def _reference(value: str) -> Any:
     """A picture's path, or what "embeds: NAME" and "folder: NAME" name."""
-    kind, separator, name = value.partition(": ")
-    return {kind: name} if separator and kind in KINDS else _file(value)
+    return named_in(value) or _file(value)
 
 
 def _file(value: str) -> Path:

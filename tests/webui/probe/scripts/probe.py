@@ -3,7 +3,6 @@ model. Script "Probe", args: [command]."""
 
 import copy
 
-from fastapi import Body
 from modules import call_queue, img2img, processing, script_callbacks, scripts, sd_unet, shared
 from modules.api import api
 
@@ -93,7 +92,7 @@ def on_app_started(demo, app):
         return {"unet": hooks_on(unet()), "inside": Probe.inside}
 
     @app.post("/probe/batch")
-    def batch(body: dict = Body(...)):
+    def batch(body: dict):
         """img2img's batch tab on a folder, with one unit."""
         runner = scripts.scripts_img2img
         if not runner.scripts:
