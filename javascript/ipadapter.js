@@ -144,13 +144,13 @@
     };
 
     // gradio calls these with a handler's inputs and then its outputs; what we know goes in an input's place.
-    window.ipadapterAdding = (inbox, files, weights) => [pending, files, weights];
+    window.ipadapterAdding = (inbox, files, weights, saved) => [pending, files, weights, saved];
     window.ipadapterAdded = () => whenAdded();
     window.ipadapterSize = () => {
         const tab = TABS.find(name => visible(accordion(name)));
         return ["width", "height"].map(side => Number(byId(`${tab}_${side}`)?.querySelector("input")?.value) || 512);
     };
-    window.ipadapterRemoval = (files, weights) => [files, weights, removal];
+    window.ipadapterRemoval = (files, weights, saved) => [files, weights, saved, removal];
 
     // Beside gradio's own elements: what it draws itself must not be touched.
     function showNote(prefix, text) {

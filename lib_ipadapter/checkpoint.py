@@ -73,7 +73,7 @@ def open_adapter(path: Path | str) -> AdapterFile:
     # A safetensors file begins with its header's length, whose first byte may look like a pickle's.
     if head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":
         return _open_pickle(path)
-    return _open_safetensors(path)
+    return open_safetensors(path)
 
 
 def _head(path: Path) -> bytes:
@@ -98,7 +98,8 @@ def _head(path: Path) -> bytes:
     return head
 
 
-def _open_safetensors(path: Path) -> AdapterFile:
+def open_safetensors(path: Path) -> AdapterFile:
+    """Opens a safetensors file, and nothing else. Raises UnsafeFile."""
     header = _header(path)
     metadata = header.pop("__metadata__", {})
     source = _normalised(header)

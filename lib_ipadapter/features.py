@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from . import images, views
+from .embeds import Embeds, Encoded, Source
+from .errors import UnitError
 from .unit import Unit
 from .variant import VariantSpec
 
@@ -32,33 +34,62 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True)
 class Pictures:
-    """The decoded pictures of a unit, RGB: the references in its order, what it should not look like, and the mask
-    over the references (any mode; white counts)."""
+    """The decoded pictures of a unit, RGB: the references in its order, which may be encoded already, what it should not
+    look like, and the mask over the references (any mode; white counts)."""
 
-    images: Sequence[Image.Image]
+    images: Sequence[Image.Image | Encoded]
     negative: Sequence[Image.Image] = ()
     focus: Image.Image | None = None
 
 
 def cond_features(unit: Unit, pictures: Pictures, source: FeatureSource, spec: VariantSpec) -> list[Tensor]:
-    """The feature of each reference."""
+    """The feature of each reference. Raises FileError for embeds that the adapter does not take."""
     look = views.Look(unit.fit, unit.position, unit.sharpen)
-    return [feature(picture, look, source, spec) for picture in _counted(unit, pictures)]
+    return [
+        part.for_adapter(spec) if isinstance(part, Encoded) else feature(part, look, source, spec)
+        for part in _counted(unit, pictures)
+    ]
 
 
 def uncond_feature(unit: Unit, pictures: Pictures, source: FeatureSource, spec: VariantSpec) -> Tensor:
     """The feature of the unconditional side: of the negative references, else, with noise, of the references, the
-    mean of all, faded into noise; without either, of no picture."""
+    mean of all, faded into noise; without either, of no picture. Raises UnitError for noise on embeds alone."""
     if not pictures.negative and not unit.noise:
-        return source.unconditional(spec)
-    shown = pictures.negative or _counted(unit, pictures)
+        return _nothing(pictures.images, source, spec)
+    shown = pictures.negative or [x for x in _counted(unit, pictures) if not isinstance(x, Encoded)]
+    if not shown:
+        raise UnitError(
+            "noise", unit.noise, "0, or negative references: saved embeds hold no picture to fade"
+        )
     look = views.Look(unit.fit, unit.position, unit.sharpen)
     return torch.stack([feature(picture, look, source, spec, unit.noise) for picture in shown]).mean(0)
 
 
-def _counted(unit: Unit, pictures: Pictures) -> list[Image.Image]:
+def _counted(unit: Unit, pictures: Pictures) -> list[Image.Image | Encoded]:
     boxes = views.boxes(unit.box, len(pictures.images))
-    return [views.counted(picture, box, pictures.focus) for picture, box in zip(pictures.images, boxes)]
+    return [
+        part if isinstance(part, Encoded) else views.counted(part, box, pictures.focus)
+        for part, box in zip(pictures.images, boxes)
+    ]
+
+
+def _nothing(references: Sequence[Image.Image | Encoded], source: FeatureSource, spec: VariantSpec) -> Tensor:
+    """The feature of no picture; of references that are all encoded, without an encoder."""
+    held = [part.unconditional for part in references if isinstance(part, Encoded)]
+    if len(held) == len(references) and held[0] is not None:
+        return held[0]
+    return source.unconditional(spec)
+
+
+def embeds(
+    name: str, unit: Unit, pictures: Pictures, hashes: Sequence[str], source: FeatureSource, spec: VariantSpec,
+    title: str = "",
+) -> Embeds:  # fmt: skip
+    """The references of ``unit`` to be saved, for adapters like ``spec``."""
+    nothing = _nothing(pictures.images, source, spec) if spec.feature == "penultimate" else None
+    weights = tuple(reference.weight for reference in unit.images)
+    features = tuple(cond_features(unit, pictures, source, spec))
+    return Embeds(name, title or name, Source.of(spec, unit.fit), tuple(hashes), weights, features, nothing)
 
 
 def feature(

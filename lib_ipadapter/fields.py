@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import UnitError
+from .names import KINDS, Named, image_schema
 
 MAX_IMAGES = 64
 WEIGHT_RANGE = (-1.0, 5.0)
@@ -43,7 +44,7 @@ class Field:
             "text": self.form,
             "image": "null, or a picture as a base64 string or a data URI",
             "images": f"a list of 1 to {MAX_IMAGES} images, each a base64 string, a data URI or "
-            '{"image": ..., "weight": number}',
+            '{"image": ..., "weight": number}, with "embeds" or "folder" and a name in the place of "image" if wanted',
         }[self.kind]
 
     def parse(self, value: Any) -> Any:
@@ -80,36 +81,15 @@ class Field:
             "choice": {"type": "string", "enum": list(self.choices)},
             "text": {"type": ["string", "object", "array"]},
             "image": {"type": ["string", "null"], "description": "base64 or a data URI"},
-            "images": {"type": "array", "maxItems": MAX_IMAGES, "items": _IMAGE_SCHEMA},
+            "images": {"type": "array", "maxItems": MAX_IMAGES, "items": image_schema(WEIGHT_RANGE)},
         }
         default = list(self.default) if self.kind == "images" else self.default
         return {**kinds[self.kind], "default": default, "title": self.label, "description": self.help}
 
 
-_IMAGE_SCHEMA = {
-    "oneOf": [
-        {"type": "string", "description": "base64 or a data URI"},
-        {
-            "type": "object",
-            "properties": {
-                "image": {"type": "string", "description": "base64 or a data URI"},
-                "weight": {
-                    "type": "number",
-                    "minimum": WEIGHT_RANGE[0],
-                    "maximum": WEIGHT_RANGE[1],
-                    "default": 1.0,
-                },
-            },
-            "required": ["image"],
-            "additionalProperties": False,
-        },
-    ]
-}
-
-
 @dataclass(frozen=True)
 class Reference:
-    """One reference picture: base64, data URI, PIL image or array, not decoded yet, and its weight.
+    """One reference picture: base64, data URI, PIL image or array, not decoded yet, and its weight; or what is Named.
 
     ``concat`` scales the values V' of this picture's tokens by the weight; ``average`` and ``norm
     average`` take the weighted mean of the features, so there only the proportion of the weights
@@ -136,11 +116,22 @@ def _reference(item: Any, where: str) -> Reference:
         return item
     if not isinstance(item, Mapping):
         return Reference(_picture(item, where))
-    unknown = sorted(set(item) - {"image", "weight"})
-    if unknown or "image" not in item:
-        raise UnitError(where, sorted(item), 'an object with "image" and, if wanted, "weight"')
+    key = next((kind for kind in KINDS if kind in item), "image")
+    unknown = sorted(set(item) - {key, "weight"})
+    if unknown or key not in item:
+        raise UnitError(
+            where, sorted(item), 'an object with "image" (or "embeds", or "folder") and, if wanted, "weight"'
+        )
     weight = Field(f"{where}.weight", "number", 1.0, "", "", *WEIGHT_RANGE).parse(item.get("weight", 1.0))
+    if key in KINDS:
+        return Reference(_named(key, item[key], where), weight)
     return Reference(_picture(item["image"], f"{where}.image"), weight)
+
+
+def _named(kind: str, name: Any, where: str) -> Named:
+    if not isinstance(name, str) or not name.strip():
+        raise UnitError(f"{where}.{kind}", name, "a name")
+    return Named(kind, name.strip())
 
 
 def _picture(value: Any, where: str) -> Any:

@@ -16,6 +16,7 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 # What only adapter files hold, in any of the layouts that checkpoint.py reads or names.
 _MARKS = (b"ip_adapter", b"image_proj", b"adapter_modules", b"id_adapter")
 _MAX_HEADER = 32 << 20
+ASIDE = ("embeds", "references")  # what is kept beside the adapters and is none
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Library:
         if not folder.path.is_dir():
             return
         for path in sorted(folder.path.rglob("*")):
+            if path.relative_to(folder.path).parts[0] in ASIDE:
+                continue
             if path.suffix.lower() in SUFFIXES and path.is_file() and (not folder.shared or self._look(path)):
                 yield path
 

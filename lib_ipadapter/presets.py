@@ -5,20 +5,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import FileError, UnitError
+from .names import checked_name
 from .unit import FIELDS, PICTURES
 
 # What makes a preset: not which pictures, nor whether the unit is on
 _ASIDE = {"enabled", *PICTURES}
 KEPT = {field.name: field for field in FIELDS if field.name not in _ASIDE}
-_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|.][^\x00-\x1f\x7f/\\:*?\"<>|]{0,79}")
 _MAX_BYTES = 2**16
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
 
 class Presets:
@@ -79,10 +77,7 @@ class Presets:
         return {**self.load(unit["preset"]), **given} if unit.get("preset") else given
 
     def _path(self, name: Any) -> Path:
-        usable = isinstance(name, str) and _NAME.fullmatch(name) and name == name.rstrip(" .")
-        if not usable or name.casefold() in _RESERVED:
-            raise UnitError("preset", name, 'a name of 1 to 80 characters without any of / \\ : * ? " < > |')
-        return self.folder / f"{name}.json"
+        return self.folder / f"{checked_name('preset', name)}.json"
 
 
 def checked(fields: Mapping[str, Any]) -> dict[str, Any]:

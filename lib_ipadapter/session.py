@@ -64,11 +64,11 @@ _ALL_ALONG = Timing()
 class ImagePrompt:
     """One unit, ready to run.
 
-    tokens: [S, T, context] float32, the token sets (COND, UNCOND); token_weights: [T], each token's
-    share of V', the weight of the picture it comes from; weight: λ; rule: λ over the layers; timing: λ
-    over the steps; region: where in the picture, None for everywhere; scaling: what λ scales, one of
-    unit.SCALINGS; label: how errors name it; maps: of how many references, side by side in the tokens, it is
-    recorded where they act, 0 for not at all.
+    tokens: [S, T, context] float32, the token sets (COND, UNCOND), or such a pair for each of several pictures to
+    draw; token_weights: [T] or [S, T], each token's share of V', the weight of the picture it comes from;
+    weight: λ; rule: λ over the layers; timing: λ over the steps; region: where in the picture, None for
+    everywhere; scaling: what λ scales, one of unit.SCALINGS; label: how errors name it; maps: of how many
+    references, side by side in the tokens, it is recorded where they act, 0 for not at all.
     """
 
     adapter: Adapter
@@ -103,7 +103,8 @@ class Projected:
 
 def _precise(value: Tensor) -> Tensor:
     """Nothing for cond, cond's for uncond."""
-    return torch.stack([torch.zeros_like(value[COND]), value[COND]])
+    cond = value[COND::2]
+    return torch.stack([torch.zeros_like(cond), cond], 1).flatten(0, 1)
 
 
 class _KeyValue:
@@ -144,7 +145,7 @@ class _KeyValue:
         keys_too = prompt.scaling != "V only"
         # K' and V' are linear in their tokens, so scaling those scales them, in float32.
         key = project(tokens * scale if keys_too else tokens, to_k, layer.heads, query)
-        tokens = tokens * prompt.token_weights.to(query.device)[:, None]
+        tokens = tokens * prompt.token_weights.to(query.device)[..., None]
         fixed: Tensor | None = None
         if prompt.scaling.startswith("K+mean"):
             mean = tokens.mean(1, keepdim=True)
@@ -153,7 +154,7 @@ class _KeyValue:
         value = fill_vector(project(tokens * scale, to_v, layer.heads, query))
         key = fill_vector(key)
         if weight.precise:
-            key, value = key[[COND, COND]], _precise(value)
+            key, value = key[COND::2].repeat_interleave(2, 0), _precise(value)
             fixed = None if fixed is None else _precise(fixed)
         return Projected(key, value, fixed, keys_too)
 
@@ -241,8 +242,9 @@ class Session:
         boxes: Sequence[Box] = (WHOLE,),
         pictures: Sequence[int] | None = None,
     ) -> None:
-        """The UNet calls that follow hold these rows: the token set of each. ``fraction`` 0..1 of the
-        sampling, and whether it is the pass of hires fix, decide which prompts act and how strongly.
+        """The UNet calls that follow hold these rows: the token set of each, modulo the number that a prompt has;
+        picture k's are 2k + COND and 2k + UNCOND. ``fraction`` 0..1 of the sampling, and whether it is the
+        pass of hires fix, decide which prompts act and how strongly.
         size: height and width of the latents; boxes: what part of the picture each row shows, or one for all of them.
         Regions follow both. pictures: which picture of the batch each cond row belongs to, for the maps; by default
         one row each."""
@@ -313,7 +315,9 @@ class Session:
         return total
 
     def _gather(self, x: Tensor, sets: tuple[int, ...]) -> Tensor:
-        """Rows ``sets`` of x [S, heads, T, d]; without a copy where that can be."""
+        """Rows ``sets`` of x [S, heads, T, d], counted modulo S; without a copy where that can be."""
+        if max(sets) >= x.shape[0]:
+            sets = tuple(row % x.shape[0] for row in sets)
         if sets == tuple(range(x.shape[0])):
             return x
         if sets.count(sets[0]) == len(sets):

@@ -14,12 +14,14 @@ from typing import Any
 from . import views, weights
 from .errors import IPAdapterError, UnitError
 from .fields import WEIGHT_RANGE, Field, Reference
+from .names import Named
 
 FITS = views.FITS
 COMBINES = ("concat", "average", "norm average", "add", "subtract")
 SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
+DISTRIBUTIONS = ("together", "one per picture")
 LOOK, FINE, WHERE, FOLLOW = "What counts", "Layers and steps", "Region", "In other scripts"
 
 
@@ -48,6 +50,8 @@ FIELDS: tuple[Field, ...] = (
         "Several images: their tokens side by side, or those of the mean, sum or difference of their features.",
         choices=COMBINES,
     ),
+    Field("distribute", "choice", "together", "References", "All of them in each picture, or in turn: the first in the "
+          "job's first picture, the second in its second, and so on.", choices=DISTRIBUTIONS),
     Field("position", "choice", "center", "Crop position", "Where the square of fit crop lies in a longer picture.",
           choices=views.POSITIONS, group=LOOK),
     Field("box", "text", "", "Crop box",
@@ -105,6 +109,7 @@ class Unit:
     end: float = 1.0
     fit: str = "crop"
     combine: str = "concat"
+    distribute: str = "together"
     position: str = "center"
     box: str = ""
     sharpen: float = 0.0
@@ -150,13 +155,20 @@ class Unit:
         if not self.images:
             raise UnitError("images", [], "at least one reference image")
         self.check_weights()
-        views.boxes(self.box, len(self.images))
         if any(reference.weight != 1 for reference in self.negative):
             raise UnitError("negative", "a weight", "pictures without weights: their mean counts")
+        if any(isinstance(reference.image, Named) for reference in self.negative):
+            raise UnitError("negative", "embeds or a folder", "pictures")
         if self.mask is not None and self.region == "inpaint":
             raise UnitError("mask", "a picture", 'null, since region is inpaint; or region "mask"')
         if self.invert and self.mask is None and self.region == "mask":
             raise UnitError("invert", True, "false, since there is no mask to invert")
+        if self.distribute == "together" and not any(isinstance(r.image, Named) for r in self.images):
+            self.check_images()
+
+    def check_images(self) -> None:
+        """What the images must satisfy together; of those that are Named, once they are there. Raises UnitError."""
+        views.boxes(self.box, len(self.images))
         if self.combine == "subtract" and len(self.images) < 2:
             raise UnitError("images", "1 image", "at least two, since combine is subtract")
         if self.combine in ("average", "norm average") and math.isclose(

@@ -83,13 +83,19 @@ def _spelled(number: float) -> str:
 
 
 def boxes(text: str, count: int) -> list[Box | None]:
-    """What a normal spelling says of ``count`` pictures; one box is that of all. Raises UnitError."""
+    """What a normal spelling says of ``count`` pictures: one box is that of all; where there are several, those that
+    are left out are whole. Raises UnitError."""
     parts = text.split(";")
-    if len(parts) == 1:
-        parts *= count
-    if len(parts) != count:
+    if len(parts) > max(count, 1):
         raise UnitError("box", text, f"one box for all, or {count} with ';' between them, one per picture")
-    return [_box(part) for part in parts]
+    rest = parts if len(parts) == 1 else [""]
+    return [_box(part) for part in [*parts, *rest * count][:count]]
+
+
+def box_at(text: str, index: int, count: int) -> str:
+    """The box of one of ``count`` pictures, in its normal spelling. Raises UnitError."""
+    box = boxes(text, count)[index]
+    return "" if box is None else parse_boxes(box)
 
 
 def _box(part: str) -> Box | None:

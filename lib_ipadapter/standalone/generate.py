@@ -17,10 +17,13 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import images
 from ..adapter import Adapter
+from ..embeds import Embeds, Encoded
+from ..embeds import read as read_embeds
 from ..encoders import EncoderSource, identify_encoder, register_configs
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
 from ..masks import Region, of_picture
 from ..prepare import Pictures, prepare
+from ..references import PictureFolders, expanded
 from ..session import ImagePrompt
 from ..unit import COMBINES, FITS, PICTURES, Unit, parse_units
 from ..variant import VariantSpec
@@ -145,6 +148,16 @@ def _opened(item: Any) -> Any:
     return item
 
 
+class _Paths:
+    """references.Shelf: whoever starts the program may name any file and folder."""
+
+    def embeds(self, name: str) -> Embeds:
+        return read_embeds(Path(name))
+
+    def folder(self, name: str) -> list[Path]:
+        return PictureFolders(Path(name).parent).pictures(Path(name).name)
+
+
 class _OneEncoder(EncoderSource):
     """Features by the file of --encoder, whatever its name."""
 
@@ -170,7 +183,11 @@ def image_prompts(units: Sequence[Unit], args: argparse.Namespace, device: torch
     source = _OneEncoder(args.encoder, device) if args.encoder else EncoderSource(folders, device=device)
     prompts = []
     for unit in units:
-        loaded, negative = ([images.load(ref.image) for ref in refs] for refs in (unit.images, unit.negative))
+        unit = expanded(unit, _Paths())
+        loaded, negative = (
+            [x if isinstance(x, Encoded) else images.load(x) for x in (ref.image for ref in refs)]
+            for refs in (unit.images, unit.negative)
+        )
         focus, mask = (x if x is None else images.load(x, images.BLACK) for x in (unit.focus, unit.mask))
         # The feather is in pixels of the mask here: the picture's size is not known yet.
         region = Region(of_picture(mask, unit.invert, unit.feather)) if mask else None

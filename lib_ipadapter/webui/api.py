@@ -54,10 +54,35 @@ def register(app: FastAPI, host: Host) -> None:
 
         return _answer(delete)
 
+    def embeds() -> Any:
+        return _answer(lambda: {"embeds": host.shelf().saved.reports()})
+
+    def save_embeds(body: Any = Body(...)) -> Any:
+        given = body if isinstance(body, dict) else {}
+        unit = given.get("unit")
+        if not isinstance(unit, dict):
+            return _answer(lambda: _refuse("unit", unit, 'a JSON object {"name": ..., "unit": {...}}'))
+        return _answer(lambda: {"embeds": host.shelf().save(given.get("name"), unit, given.get("title", ""))})
+
+    def delete_embeds(name: str) -> Any:
+        def delete() -> dict[str, Any]:
+            host.shelf().saved.remove(name)
+            return {"deleted": name}
+
+        return _answer(delete)
+
+    def folders() -> Any:
+        held = host.shelf().folders
+        return _answer(lambda: {"folders": {name: len(held.pictures(name)) for name in held.names()}})
+
     add("version", version, "GET")
     add("presets", presets, "GET")
     add("presets", save_preset, "POST")
     add("presets", delete_preset, "DELETE")
+    add("embeds", embeds, "GET")
+    add("embeds", save_embeds, "POST")
+    add("embeds/{name}", delete_embeds, "DELETE")
+    add("folders", folders, "GET")
     add("model_list", model_list, "GET")
     add("schema", schema, "GET")
     add("inspect", inspect, "POST")

@@ -24,6 +24,7 @@ from ..lru import LRU
 from ..presets import Presets
 from ..variant import VariantSpec, identify
 from . import settings
+from .shelf import HostShelf
 
 logger = logging.getLogger("ip-adapter")
 logger.propagate = False
@@ -183,6 +184,10 @@ class Host:
     def presets(self) -> Presets:
         """The named units, beside the adapters."""
         return Presets(Path(paths.models_path) / "ipadapter" / "presets")
+
+    def shelf(self) -> HostShelf:
+        """Saved embeds and folders of pictures, beside the adapters."""
+        return HostShelf(Path(paths.models_path) / "ipadapter", self)
 
     # features, for features.FeatureSource
 

@@ -3,7 +3,8 @@
 ``[{"model": ..., "weight": ..., "images": [hash]}]``: one object per enabled unit with the fields that
 differ from their defaults. ``unit`` (counted from 1, as people see it) stands where it is not the object's
 place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` where its weight is not 1; so is a
-``mask`` and the other pictures of a unit. Pictures themselves cannot be kept in a text.
+``mask`` and the other pictures of a unit. Pictures themselves cannot be kept in a text; what is named is
+``{"embeds": name}`` or ``{"folder": name}``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnitError
-from ..fields import WEIGHT_RANGE, Field
+from ..fields import WEIGHT_RANGE, Field, Reference
+from ..names import KINDS, Named
 from ..unit import FIELDS, PICTURES, Unit
+from .panel_values import shown_name
 
 KEY = "IP-Adapter"
 _FIELDS = {f.name: f for f in FIELDS if f.told and f.name not in PICTURES and f.name != "enabled"}
@@ -34,7 +37,8 @@ class Pasted:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Of a unit's references, in their order, and of its other pictures by their fields: a hash, or a list of them."""
+    """Of a unit's references, in their order ("" for what is named), and of its other pictures by their fields: a hash,
+    or a list of them."""
 
     images: Sequence[str] = ()
     others: Mapping[str, str | list[str]] = field(default_factory=dict)
@@ -46,18 +50,21 @@ def to_infotext(units: Sequence[Unit], hashes: Sequence[Hashes]) -> str:
     for index, (unit, names) in enumerate(zip(units, hashes, strict=True)):
         if unit.enabled:
             place = {} if index == len(entries) else {"unit": index + 1}
-            images = [_picture(name, ref.weight) for name, ref in zip(names.images, unit.images, strict=True)]
+            images = [_picture(name, ref) for name, ref in zip(names.images, unit.images, strict=True)]
             entries.append({**place, **unit.changed(), **names.others, "images": images})
     return json.dumps(entries, ensure_ascii=False)
 
 
-def _picture(name: str, weight: float) -> Any:
-    return name if weight == 1.0 else {"hash": name, "weight": weight}
+def _picture(name: str, reference: Reference) -> Any:
+    weight = {} if reference.weight == 1.0 else {"weight": reference.weight}
+    if isinstance(reference.image, Named):
+        return {reference.image.kind: reference.image.name, **weight}
+    return {"hash": name, **weight} if weight else name
 
 
 def from_infotext(text: str) -> list[dict[str, Any]]:
     """Unit objects as the text gives them, each with its 0-based ``unit`` and with ``images`` as a list of
-    ``{"hash", "weight"}``; [] for a value that is not ours. Never raises."""
+    ``{"hash", "weight"}`` or ``{"embeds" or "folder", "weight"}``; [] for a value that is not ours. Never raises."""
     return [{"unit": index, **entry} for index, entry in read(text).units.items()]
 
 
@@ -116,16 +123,26 @@ def _images(value: Any, index: int, notes: list[str]) -> list[dict[str, Any]]:
             weight = _WEIGHT.parse(pair.get("weight", 1.0))
         except UnitError:
             weight = None
-        if weight is None or not isinstance(pair.get("hash"), str):
+        kind = next((kind for kind in KINDS if kind in pair), "hash")
+        if weight is None or not isinstance(pair.get(kind), str):
             notes.append(f"unit {index + 1}: a picture's entry cannot be read and was ignored")
             continue
-        images.append({"hash": pair["hash"], "weight": weight})
+        images.append({kind: pair[kind], "weight": weight})
     return images
 
 
+def _named(image: Mapping[str, Any]) -> bool:
+    return any(kind in image for kind in KINDS)
+
+
+def named_texts(images: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The panel's "Saved references" of references as ``read`` gives them."""
+    return [shown_name(Named(kind, image[kind])) for image in images for kind in KINDS if kind in image]
+
+
 def weights_text(images: Sequence[Mapping[str, Any]]) -> str:
-    """The panel's "Image weights" of pictures as ``read`` gives them: "" where all are 1."""
-    weights = [float(image["weight"]) for image in images]
+    """The panel's "Image weights" of references as ``read`` gives them, pictures first: "" where all are 1."""
+    weights = [float(image["weight"]) for image in sorted(images, key=_named)]
     return "" if all(weight == 1.0 for weight in weights) else ", ".join(map(_number, weights))
 
 

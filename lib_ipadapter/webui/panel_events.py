@@ -20,7 +20,7 @@ from ..presets import KEPT
 from ..unit import FIELDS
 from ..weights import SD, SDXL
 from . import panel_html
-from .infotext import KEY, match, read, weights_text
+from .infotext import KEY, match, named_texts, read, weights_text
 from .panel_charts import SHOWN, charts
 from .panel_values import NO_MODEL, panel_default, parse_weights
 
@@ -37,28 +37,32 @@ class UnitEvents:
 
     # pictures: ``files`` are gradio's file objects. Each change is followed by ``show``.
 
-    def add(self, new: Any, files: Any, weights: Any) -> list[Any]:
+    def add(self, new: Any, files: Any, weights: Any, saved: Any) -> list[Any]:
         """Pictures from the drop zone go behind those at hand; the unit is switched on."""
-        held, added = _paths(files), _paths(new)
-        return [held + added, _extended(str(weights or ""), len(held), len(added)), True]
+        held, added = paths_of(files), paths_of(new)
+        return [held + added, extended(str(weights or ""), len(held), len(added), len(saved or [])), True]
 
-    def remove(self, files: Any, weights: Any, place: Any) -> list[Any]:
+    def remove(self, files: Any, weights: Any, saved: Any, place: Any) -> list[Any]:
         """Takes one picture out, by its place; only the first unit stays on without pictures."""
-        paths = _paths(files)
+        paths, named = paths_of(files), len(saved or [])
         kept = [i for i in range(len(paths)) if str(i) != str(place)]
-        if not kept:
-            return self.clear()
-        return [[paths[i] for i in kept], _without(str(weights or ""), len(paths), kept), gr.update()]
+        if not kept and not named:
+            return self.clear()[:3]
+        places = [*kept, *range(len(paths), len(paths) + named)]
+        text = _without(str(weights or ""), len(paths) + named, places)
+        return [[paths[i] for i in kept] or None, text, gr.update()]
 
     def clear(self) -> list[Any]:
-        """Takes all pictures out."""
-        return [None, "", panel_default(_ENABLED, self.index)]
+        """Takes all references out."""
+        return [None, "", panel_default(_ENABLED, self.index), []]
 
-    def show(self, files: Any, weights: Any, model: Any, wanted: Any, *look: Any) -> list[Any]:
+    def show(self, files: Any, weights: Any, model: Any, wanted: Any, saved: Any, *look: Any) -> list[Any]:
         """Thumbnails as the encoder will see them, and whether they are those of a pasted text. look: the values of
         LOOKED."""
-        paths, text = _paths(files), str(weights or "")
-        numbers, problem = _numbers(text, len(paths))
+        paths, text = paths_of(files), str(weights or "")
+        count = len(paths) + len(saved or [])
+        numbers, problem = _numbers(text, count)
+        numbers = numbers[: len(paths)]
         fit, position, sharpen, box = look
         try:
             boxes = views.boxes(views.parse_boxes(box or ""), len(paths))
@@ -67,15 +71,15 @@ class UnitEvents:
         size = self.host.encoder_size(model) if is_model(model) else 224
         remark = panel_html.note(match(_wanted(wanted), [panel_html.picture_hash(path) for path in paths]))
         return [
-            gr.update(visible=len(paths) > 1 or bool(text.strip())),
+            gr.update(visible=count > 1 or bool(saved) or bool(text.strip())),
             panel_html.thumbnails(paths, numbers, size, views.Look(fit, position, sharpen), boxes),
             (panel_html.failure(problem) if problem else "") + remark,
-            gr.update(visible=bool(paths)),
+            gr.update(visible=count > 0),
         ]
 
     def whole(self, files: Any, place: Any) -> str:
         """The picture whose thumbnail was clicked, for the page to draw a box on; "" for one that cannot be read."""
-        paths = _paths(files)
+        paths = paths_of(files)
         try:
             return panel_html.whole(paths[int(place)])
         except (IPAdapterError, OSError, ValueError, IndexError):
@@ -137,7 +141,7 @@ class UnitEvents:
 
     def first(self, files: Any) -> Image.Image | None:
         """The first reference, to paint on which part of it counts."""
-        paths = _paths(files)
+        paths = paths_of(files)
         try:
             return images.load(Path(paths[0])) if paths else None
         except (IPAdapterError, OSError):
@@ -194,7 +198,7 @@ def description(host: Any, model: Any) -> dict[str, Any] | None:
         return {"title": model, "encoder": "", "encoder_found": False, "error": str(error)}
 
 
-def _paths(files: Any) -> list[str]:
+def paths_of(files: Any) -> list[str]:
     items = [] if files is None else files if isinstance(files, list) else [files]
     return [item.name for item in items]
 
@@ -206,10 +210,13 @@ def _numbers(text: str, count: int) -> tuple[list[float | None], str]:
         return [None] * count, str(error)
 
 
-def _extended(text: str, held: int, added: int) -> str:
-    """The weights' text for more pictures; one that was pasted with enough numbers stays."""
-    numbers, problem = _numbers(text, held)
-    return text if problem or not held or not text.strip() else _joined([*numbers, *[1.0] * added])
+def extended(text: str, held: int, added: int, behind: int = 0) -> str:
+    """The weights' text for more pictures, in front of those ``behind``; one that was pasted with enough numbers
+    stays."""
+    numbers, problem = _numbers(text, held + behind)
+    if problem or not held + behind or not text.strip():
+        return text
+    return _joined([*numbers[:held], *[1.0] * added, *numbers[held:]])
 
 
 def _without(text: str, count: int, kept: Sequence[int]) -> str:
@@ -294,12 +301,25 @@ class Paste:
 
         return value
 
+    def saved(self, index: int, component: Any) -> Any:
+        """The function for the saved references of one unit; those that are gone are kept, and generating says so."""
+
+        def value(params: Mapping[str, Any]) -> Any:
+            unit = read(params.get(KEY, "[]")).units.get(index)
+            return None if unit is None else gr.update(value=named_texts(unit["images"]))
+
+        return value
+
     def wanted(self, index: int) -> Any:
         """The function for the hidden list of hashes of one unit's pictures, JSON; "" without any."""
 
         def value(params: Mapping[str, Any]) -> str:
             unit = read(params.get(KEY, "[]")).units.get(index)
-            return "" if unit is None else json.dumps([image["hash"] for image in unit["images"]])
+            return (
+                ""
+                if unit is None
+                else json.dumps([image["hash"] for image in unit["images"] if "hash" in image])
+            )
 
         return value
 

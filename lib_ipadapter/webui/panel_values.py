@@ -1,6 +1,7 @@
 """The panel's values as unit objects. Pure: the order of components per unit is read off ``unit.FIELDS``.
 
-A unit has one component per field, in the table's order; ``images`` has two: the files and their weights.
+A unit has one component per field, in the table's order; ``images`` has three: the files, what is chosen by name
+behind them, and the weights of all.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from typing import Any
 
 from ..errors import UnitError
 from ..fields import Field
+from ..names import KINDS, Named
 from ..unit import FIELDS
 
 NO_MODEL = "None"
 WEIGHTS = "image weights"
+SAVED = "saved references"
 
 
 def slots() -> list[str]:
-    """Names of one unit's components in order: the fields' names, ``image weights`` behind ``images``."""
+    """Names of one unit's components in order: the fields' names, SAVED and WEIGHTS behind ``images``."""
     names: list[str] = []
     for field in FIELDS:
-        names += [field.name, WEIGHTS] if field.name == "images" else [field.name]
+        names += [field.name, SAVED, WEIGHTS] if field.name == "images" else [field.name]
     return names
 
 
@@ -58,8 +61,8 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
     try:
         for field in FIELDS:
             if field.kind == "images":
-                weights = values[WEIGHTS] if field.name == "images" else None
-                unit[field.name] = pictures(values[field.name], weights)
+                more = (values[WEIGHTS], values[SAVED]) if field.name == "images" else (None, None)
+                unit[field.name] = pictures(values[field.name], *more)
             if field.kind == "image":
                 unit[field.name] = drawn(values[field.name])
     except UnitError as error:
@@ -67,14 +70,33 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
     return unit
 
 
-def pictures(files: Any, weights: Any) -> list[dict[str, Any]]:
-    """Files and the weights' text as ``{"image", "weight"}`` objects.
+def shown_name(named: Named) -> str:
+    """A choice of the panel's saved references."""
+    return f"{named.kind}: {named.name}"
+
+
+def named_in(text: Any) -> dict[str, str] | None:
+    """The entry of ``images`` that such a choice means; None for another text."""
+    kind, separator, name = text.partition(": ") if isinstance(text, str) else ("", "", "")
+    return {kind: name} if separator and kind in KINDS else None
+
+
+def _chosen(choices: Any) -> list[dict[str, str]]:
+    items = [] if choices is None else choices if isinstance(choices, (list, tuple)) else [choices]
+    found = [named_in(item) for item in items]
+    if None in found:
+        raise UnitError(SAVED, items, 'a list of texts such as "embeds: NAME" or "folder: NAME"')
+    return [entry for entry in found if entry is not None]
+
+
+def pictures(files: Any, weights: Any, saved: Any = None) -> list[dict[str, Any]]:
+    """Files, what is chosen by name, and the weights' text as entries of ``images``.
 
     ``files``: None, one or a list of gradio's file objects (their ``name`` is a path), or what an API
     request puts in their place, which is passed on for ``Unit.parse`` to judge. Raises UnitError.
     """
     items = [] if files is None else files if isinstance(files, (list, tuple)) else [files]
-    sources = [_source(item) for item in items]
+    sources = [*(_source(item) for item in items), *_chosen(saved)]
     numbers = parse_weights(weights, len(sources)) if sources else []
     return [_weighted(source, weight) for source, weight in zip(sources, numbers, strict=True)]
 

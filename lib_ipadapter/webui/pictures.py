@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from modules import shared
-from PIL import Image
 
 from .. import images
+from ..embeds import Encoded
 from ..errors import ImageError
 from ..features import Pictures
+from ..references import Shelf, expanded
 from ..unit import Unit
 from .infotext import Hashes
 
@@ -20,35 +22,44 @@ from .infotext import Hashes
 class Picture:
     """A decoded picture, and the hash of its content."""
 
-    image: Image.Image
+    image: Any  # RGB; of references, what was Encoded before too
     hash: str
 
 
 @dataclass(frozen=True)
 class Held:
-    """All pictures of a unit: its references in their order, what it should not look like, and its masks."""
+    """A unit, what it names in its place, and all its pictures: the references in their order, what it should not look
+    like, and its masks."""
 
+    unit: Unit
     images: Sequence[Picture]
     negative: Sequence[Picture] = ()
     focus: Picture | None = None
     mask: Picture | None = None
+
+    @property
+    def encodes(self) -> bool:
+        """Whether anything needs an encoder."""
+        return bool(self.negative) or any(not isinstance(x.image, Encoded) for x in self.images)
 
     def pictures(self) -> Pictures:
         """What is encoded, and how."""
         focus = self.focus.image if self.focus else None
         return Pictures([x.image for x in self.images], [x.image for x in self.negative], focus)
 
-    def hashes(self) -> Hashes:
-        """What the infotext keeps."""
+    def hashes(self, asked: Unit) -> Hashes:
+        """What the infotext keeps, for the unit that was asked for, which may name its references."""
         others: dict[str, str | list[str]] = {}
         if self.negative:
             others["negative"] = [x.hash for x in self.negative]
         others.update((name, x.hash) for name, x in (("focus", self.focus), ("mask", self.mask)) if x)
-        return Hashes([x.hash for x in self.images], others)
+        known = {id(reference): x.hash for reference, x in zip(self.unit.images, self.images)}
+        return Hashes([known.get(id(reference), "") for reference in asked.images], others)
 
 
-def held_by(unit: Unit) -> Held:
-    """Raises ImageError, which names the field. Transparent parts are white, of masks black."""
+def held_by(unit: Unit, shelf: Shelf) -> Held:
+    """Raises ImageError, which names the field, and UnitError and FileError for what is named. Transparent parts are
+    white, of masks black."""
 
     def many(field: str) -> list[Picture]:
         return [_picture(ref.image, f"{field}[{i}]") for i, ref in enumerate(getattr(unit, field))]
@@ -57,15 +68,20 @@ def held_by(unit: Unit) -> Held:
         given = getattr(unit, field)
         return None if given is None else _picture(given, field, images.BLACK)
 
-    return Held(many("images"), many("negative"), single("focus"), single("mask"))
+    unit = expanded(unit, shelf)
+    return Held(unit, many("images"), many("negative"), single("focus"), single("mask"))
 
 
 def _picture(value: Any, where: str, background: images.Colour = images.WHITE) -> Picture:
+    if isinstance(value, Encoded):
+        return Picture(value, value.hash)
     try:
         image = images.load(_fetch(value) if _is_url(value) else value, background)
     except ImageError as error:
+        if isinstance(value, Path) and value.name not in str(error):
+            error = ImageError(f"{value.name}: {error}")
         error.detail.update(field=where)
-        raise
+        raise error from error.__cause__
     return Picture(image, images.content_hash(image))
 
 

@@ -55,7 +55,9 @@ def _over_panel(units: Sequence[Any], panel: Sequence[Mapping[str, Any]], fill: 
             merged.append(unit)
             continue
         base = panel[index] if index < len(panel) else {}
-        kept = {name: value for name, value in base.items() if name not in ("enabled", "images")}
+        kept = {
+            name: value for name, value in base.items() if name != "enabled" and (name != "images" or value)
+        }
         try:
             merged.append({**kept, **fill(unit)})
         except IPAdapterError as error:

@@ -19,8 +19,10 @@ from ..errors import IPAdapterError, UnitError, WrongBase
 from ..layers import Layer, check_fit, cross_attention_layers
 from ..masks import WHOLE, Box, Region, finished, of_picture
 from ..prepare import prepare, prompt_fields
+from ..references import in_turn
 from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
+from . import turns
 from .following import PLACE_UNKNOWN, Following, Place, boxes_of, cut_of, image_rows, latent_tiles
 from .host import Host, logger
 from .infotext import KEY, Hashes, to_infotext
@@ -29,6 +31,7 @@ from .pictures import held_by
 from .request import requested_units
 from .xyz import cell_values, over_units
 
+Said = tuple[Unit, Hashes]  # a unit as the infotext has it
 _RUN = "_ipadapter_run"
 
 
@@ -42,7 +45,7 @@ class Run:
         self.boxes: tuple[Box, ...] = (WHOLE,)  # what part of the picture the last step's latents showed
         self.session = Session(())
         self.sheets = Sheets(self.session, ())
-        self.infotext: str | None = None
+        self.infotext: str | list[str] | None = None  # a list: of each picture
         self._alive = True
         self._refused: nn.Module | None = None
         self._error: BaseException | None = None
@@ -54,36 +57,45 @@ class Run:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
         acting = any(unit.enabled and self.place.lets(unit) for unit in units)
         layers = cross_attention_layers(self.host.unet()) if acting else []
-        prompts, hashes, shown = [], [], []
+        told, shown = [], []
         for index, unit in enumerate(units):
             try:
-                prompt, names = self._prepare(unit, layers) if unit.enabled else (None, Hashes())
+                prompt, said = self._prepare(unit, layers) if unit.enabled else (None, [(unit, Hashes())])
             except IPAdapterError as error:
                 raise error.in_unit(index) from error.__cause__
-            prompts += [prompt] if prompt else []
             shown += [(index, unit, prompt)] if prompt else []
-            hashes.append(names)
-        self.infotext = to_infotext(units, hashes)
+            told.append(said)
+        self.infotext = self._texts(told)
+        prompts = [prompt for _, _, prompt in shown]
         self.session = Session(prompts, latent_tiles)
         self.sheets = Sheets(self.session, shown)
         if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
             self.p.comment(PLACE_UNKNOWN)
 
-    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt | None, Hashes]:
-        """The unit's image prompt, None where its switches are off, and its pictures' hashes. What can be refused
-        without encoding is first."""
+    def _texts(self, told: Sequence[Sequence[Said]]) -> str | list[str]:
+        """The infotext's value, for each picture of the job where references take turns."""
+        turning = any(len(said) > 1 for said in told)
+        shown = [[said[k % len(said)] for said in told] for k in range(turns.count(self.p) if turning else 1)]
+        texts = [to_infotext([unit for unit, _ in one], [names for _, names in one]) for one in shown]
+        return texts if turning else texts[0]
+
+    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt | None, list[Said]]:
+        """The unit's image prompt, None where its switches are off, and as what it stands in the infotext of each
+        picture in turn. What can be refused without encoding is first."""
         if not self.place.lets(unit):
-            return None, held_by(unit).hashes()
+            return None, [(unit, held_by(unit, self.host.shelf()).hashes(unit))]
         adapter = self.host.adapter(unit.model)
         check_fit(adapter.spec, layers, unit.model)
         prompt_fields(unit)[0].of(unit.weight, layers)
-        source = self.host.source()
-        source.path(adapter.spec)
-        held = held_by(unit)
-        region = self._region(unit, held.mask.image if held.mask else None)
+        source, shelf = self.host.source(), self.host.shelf()
+        turn = turns.taken(self.p, unit, shelf)
+        held = [held_by(one, shelf) for one in turn]
+        if any(one.encodes for one in held):
+            source.path(adapter.spec)
+        region = self._region(unit, held[0].mask.image if held[0].mask else None)
         with self.host.encoding():
-            prompt = prepare(unit, held.pictures(), adapter, source, region)
-        return prompt, held.hashes()
+            prompts = [prepare(one.unit, one.pictures(), adapter, source, region) for one in held]
+        return in_turn(prompts), [(one, its.hashes(one)) for one, its in zip(turn, held)]
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
         """Where the unit acts. Raises UnitError for what inpainting redraws where nothing is inpainted."""
@@ -185,6 +197,8 @@ class Run:
         self._watch(denoiser.inner_model)
         cond = params.text_cond.shape[0]
         sets = [COND] * cond + [UNCOND] * (params.x.shape[0] - cond)
+        if any(len(prompt.tokens) > 2 for prompt in self.session.prompts):
+            sets = turns.rows(self.p, params)
         fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
         hires = bool(getattr(self.p, "is_hr_pass", False))
         height, width = params.x.shape[-2:]

@@ -19,7 +19,8 @@ from ..presets import KEPT
 from ..unit import FIELDS, FINE, FOLLOW, LOOK, WHERE
 from .panel_charts import SHOWN
 from .panel_events import LOOKED, Paste, UnitEvents
-from .panel_values import NO_MODEL, WEIGHTS, panel_default, slots, units_from_panel
+from .panel_saved import SavedEvents
+from .panel_values import NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
 
 __all__ = ["Panel", "build_panel", "register_send_buttons", "units_from_panel"]
 
@@ -72,6 +73,7 @@ class _UnitPanel:
         self.inputs: dict[str, Any] = {}
         self.below: dict[str, Any] = {}  # what puts something into a pad to paint on
         self.events = UnitEvents(index, host)
+        self.saved_events = SavedEvents(host)
         self._default_fit = host.default_fit()
         with FormRow():
             self.preset = gr.Dropdown(
@@ -150,6 +152,20 @@ class _UnitPanel:
             self.inbox = self._files(f"{spec.label}: drop, paste or choose", "inbox", visible=True)
             self.inputs[spec.name] = self._files(spec.label, spec.name, visible=False)
             self.thumbs = gr.HTML("", elem_id=self._id("thumbnails"))
+            with FormRow():
+                self.inputs[SAVED] = gr.Dropdown(
+                    self.saved_events.names(), value=[], multiselect=True, elem_id=self._id(SAVED),
+                    label="Saved references", info="Embeds, and folders of pictures; behind the pictures above.",
+                )  # fmt: skip
+                self.title = gr.Textbox(
+                    "", label="Save as embeds", info="A name for these references.", max_lines=1,
+                    elem_id=self._id("embeds_name"),
+                )  # fmt: skip
+                self.keep = ToolButton("\U0001f4be", elem_id=self._id("save_embeds"), tooltip="Embeds: save")
+                self.drop = ToolButton(
+                    "\U0001f5d1\ufe0f", elem_id=self._id("delete_embeds"), tooltip="Embeds: delete"
+                )
+            self.saved_note = gr.HTML("", elem_id=self._id("saved_note"))
             self.inputs[WEIGHTS] = gr.Textbox(
                 "", label="Image weights", placeholder='all 1; or one each: "1, 0.5"', visible=False,
                 max_lines=1, elem_id=self._id(WEIGHTS))  # fmt: skip
@@ -160,7 +176,8 @@ class _UnitPanel:
             self.remove = self._button("Remove", "remove")
             self.opener = self._button("Choose the part", "open_crop")
             self.opened = gr.Textbox("", visible=False, elem_id=self._id("crop_source"))
-        for component in (self.inputs[spec.name], self.inputs[WEIGHTS], self.inbox, self.wanted, self.opened):
+        hidden = [self.inputs[name] for name in (spec.name, WEIGHTS, SAVED)]
+        for component in (*hidden, self.inbox, self.wanted, self.title, self.opened):
             component.do_not_save_to_config = True
 
     def _files(self, label: str, name: str, visible: bool) -> Any:
@@ -195,20 +212,22 @@ class _UnitPanel:
 
     def _bind(self) -> None:
         files, weights, model = self.inputs["images"], self.inputs[WEIGHTS], self.inputs["model"]
-        put = [files, weights, self.inputs["enabled"]]
+        saved, enabled = self.inputs[SAVED], self.inputs["enabled"]
+        put = [files, weights, enabled]
         added = self.adder.click(
-            self.events.add, [self.inbox, files, weights], put, _js="ipadapterAdding", **_QUIET
+            self.events.add, [self.inbox, files, weights, saved], put, _js="ipadapterAdding", **_QUIET
         )
         added.then(None, [], [], _js="ipadapterAdded")
-        cleared = self.clear.click(self.events.clear, [], put, **_QUIET)
+        cleared = self.clear.click(self.events.clear, [], [*put, saved], **_QUIET)
         removed = self.remove.click(
-            self.events.remove, [files, weights, self.wanted], put, _js="ipadapterRemoval", **_QUIET
+            self.events.remove, [files, weights, saved, self.wanted], put, _js="ipadapterRemoval", **_QUIET
         )
         looked = [self.inputs[name] for name in LOOKED]
-        edited = (weights.blur, weights.submit, *(component.change for component in looked))
-        look = [files, weights, model, self.wanted, *looked]
+        chosen = saved.select(self.saved_events.choose, [weights, saved, files], [weights, enabled], **_QUIET)
+        edited = (weights.blur, weights.submit, saved.change, *(component.change for component in looked))
+        look = [files, weights, model, self.wanted, saved, *looked]
         shown = [weights, self.thumbs, self.note, self.clear]
-        for event in (added.then, cleared.then, removed.then, *edited, self.wanted.change):
+        for event in (added.then, cleared.then, removed.then, chosen.then, *edited, self.wanted.change):
             event(self.events.show, look, shown, **_QUIET)
         drawn = [model, *(self.inputs[name] for name in SHOWN)]
         for component in drawn:
@@ -224,6 +243,10 @@ class _UnitPanel:
         kept = [self.inputs[name] for name in KEPT]
         said = [self.preset, self.preset_note]
         self.preset.select(self.events.choose_preset, [self.preset], [self.preset_note, *kept], **_QUIET)
+        kept_now = [saved, self.saved_note]
+        given = [self.title, files, weights, saved, model, self.inputs["focus"], *looked]
+        self.keep.click(self.saved_events.save, given, kept_now, **_QUIET)
+        self.drop.click(self.saved_events.delete, [self.title], kept_now, **_QUIET)
         self.save.click(self.events.save_preset, [self.preset, *kept], said, **_QUIET)
         self.delete.click(self.events.delete_preset, [self.preset], said, **_QUIET)
         described = [self.info, self.download]
@@ -238,6 +261,7 @@ class _UnitPanel:
             if spec.told and spec.kind not in ("image", "images"):
                 component = self.inputs[spec.name]
                 yield component, paste.field(spec, self.index, component)
+        yield self.inputs[SAVED], paste.saved(self.index, self.inputs[SAVED])
         yield self.inputs[WEIGHTS], paste.weights(self.index)
         yield self.wanted, paste.wanted(self.index)
 
@@ -258,18 +282,20 @@ _RADIO = 4  # choices at most; more are a dropdown
 
 
 def _refresh_all(units: Sequence[_UnitPanel], host: Any) -> None:
-    """Any unit's refresh button lists the models for all of them."""
-    dropdowns = [unit.inputs["model"] for unit in units]
+    """Any unit's refresh button lists models and saved references for all of them."""
+    dropdowns, saved = ([unit.inputs[name] for unit in units] for name in ("model", SAVED))
 
     def refresh() -> list[Any]:
         host.refresh()
-        choices = [NO_MODEL, *host.model_names()]
+        choices, named = [NO_MODEL, *host.model_names()], units[0].saved_events.names()
         for dropdown in dropdowns:
             dropdown.choices = choices  # what a page that is loaded later gets
-        return [gr.update(choices=choices) for _ in dropdowns]
+        for dropdown in saved:
+            dropdown.choices = named
+        return [*(gr.update(choices=choices) for _ in dropdowns), *(gr.update(choices=named) for _ in saved)]
 
     for unit in units:
-        unit.refresh.click(refresh, [], dropdowns, show_progress=False).then(
+        unit.refresh.click(refresh, [], [*dropdowns, *saved], show_progress=False).then(
             unit.events.describe, [unit.inputs["model"]], [unit.info, unit.download], **_QUIET
         )
 

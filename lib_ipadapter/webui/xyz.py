@@ -12,8 +12,10 @@ from typing import Any
 
 from .. import images
 from ..errors import ImageError, UnitError
-from ..fields import Field
+from ..fields import Field, Reference
+from ..names import Named
 from ..unit import FIELDS
+from .panel_values import named_in
 
 _ATTRIBUTE = "_ipadapter_axes"
 _OFF, _ON = "off", "on"
@@ -74,6 +76,13 @@ class Axis:
             meant = self.field.parse(meant)
             if self.field.name == "model":
                 self.host.find(meant)
+            if self.field.kind == "images":
+                self._check_named(meant)
+
+    def _check_named(self, references: Sequence[Reference]) -> None:
+        for named in (reference.image for reference in references):
+            if isinstance(named, Named):
+                self.host.shelf().check(named)
 
     def shown(self, p: Any, option: Any, value: Any) -> str:
         """A cell's caption."""
@@ -93,15 +102,21 @@ class Axis:
                 raise UnitError(self.field.name, value, f"{_ON} or {_OFF}")
             return value == _ON
         if self.field.kind == "images":
-            return [_file(value)]
+            return [_reference(value)]
         return value
+
+
+def _reference(value: str) -> Any:
+    """A picture's path, or what "embeds: NAME" and "folder: NAME" name."""
+    return named_in(value) or _file(value)
 
 
 def _file(value: str) -> Path:
     path = Path(value)
     if not path.is_file():
         raise ImageError(
-            f"{value}: there is no such file; the axis takes paths of pictures on the WebUI's machine"
+            f"{value}: there is no such file; the axis takes paths of pictures on the WebUI's machine, "
+            "embeds: NAME or folder: NAME"
         )
     images.load(path)
     return path

@@ -64,6 +64,18 @@ def test_weights_of_pictures():
     assert infotext.weights_text([{"hash": "a", "weight": 1.0}]) == ""
 
 
+def test_what_is_named_comes_back_whole():
+    named = unit(images=[{"embeds": "a, b", "weight": 0.5}, "aGk=", {"folder": "trip"}])
+    text = infotext.to_infotext([named], [Hashes(["", "c", ""])])
+    assert json.loads(text)[0]["images"] == [{"embeds": "a, b", "weight": 0.5}, "c", {"folder": "trip"}]
+    images = infotext.from_infotext(through_the_webui(text))[0]["images"]
+    assert images == [
+        {"embeds": "a, b", "weight": 0.5}, {"hash": "c", "weight": 1.0}, {"folder": "trip", "weight": 1.0}
+    ]  # fmt: skip
+    assert infotext.named_texts(images) == ["embeds: a, b", "folder: trip"]
+    assert infotext.weights_text(images) == "1, 0.5, 1"  # the picture first, as the panel has them
+
+
 def test_a_hash_is_missing_is_our_mistake_and_said():
     with pytest.raises(ValueError, match="zip"):
         infotext.to_infotext([unit()], [Hashes()])

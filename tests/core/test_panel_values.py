@@ -10,6 +10,7 @@ from PIL import Image
 from lib_ipadapter.errors import UnitError
 from lib_ipadapter.unit import FIELD_NAMES, FIELDS, Unit
 from lib_ipadapter.webui.panel_values import (
+    SAVED,
     WEIGHTS,
     drawn,
     is_drawing,
@@ -21,7 +22,7 @@ from lib_ipadapter.webui.panel_values import (
 
 def values(**changes):
     """One unit's values in the panel's order, on and complete; ``changes`` by field name."""
-    base = {field.name: field.default for field in FIELDS} | {WEIGHTS: "", "images": None}
+    base = {field.name: field.default for field in FIELDS} | {WEIGHTS: "", SAVED: [], "images": None}
     base |= {"enabled": True, "model": "m", **changes}
     return [base[name] for name in slots()]
 
@@ -31,8 +32,8 @@ def file(path="/tmp/x.png"):
 
 
 def test_slots_follow_the_field_table():
-    assert [name for name in slots() if name != WEIGHTS] == list(FIELD_NAMES)
-    assert slots().index(WEIGHTS) == slots().index("images") + 1
+    assert [name for name in slots() if name not in (SAVED, WEIGHTS)] == list(FIELD_NAMES)
+    assert slots()[slots().index("images") :][1:3] == [SAVED, WEIGHTS]
 
 
 def test_a_unit_with_files_is_ready_to_be_parsed():
@@ -40,6 +41,16 @@ def test_a_unit_with_files_is_ready_to_be_parsed():
     unit = Unit.parse(raw[0])
     assert (unit.weight, unit.model, [ref.weight for ref in unit.images]) == (0.25, "m", [1.0, 0.5])
     assert str(unit.images[0].image).endswith("a.png")
+
+
+def test_saved_references_come_behind_the_files():
+    chosen = {SAVED: ["embeds: a, b", "folder: trip"], WEIGHTS: "1, 0.5, 2"}
+    raw = units_from_panel(values(images=[file("/tmp/a.png")], **chosen))
+    assert raw[0]["images"][1:] == [{"embeds": "a, b", "weight": 0.5}, {"folder": "trip", "weight": 2}]
+    assert units_from_panel(values(**{SAVED: ["embeds: x"]}))[0]["images"] == [{"embeds": "x"}]
+    for bad in (["x"], ["image: x"], "/etc/passwd", [3]):
+        with pytest.raises(UnitError, match="saved references"):
+            units_from_panel(values(**{SAVED: bad}))
 
 
 def test_units_that_are_off_keep_their_place():

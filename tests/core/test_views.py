@@ -57,8 +57,10 @@ def test_one_box_is_for_all_and_several_are_one_each() -> None:
     assert views.boxes("0, 0, 1, 0.5", 2) == [(0, 0, 1, 0.5)] * 2
     assert views.boxes("; 0, 0, 1, 0.5", 2) == [None, (0, 0, 1, 0.5)]
     assert views.boxes("", 3) == [None] * 3
-    with pytest.raises(UnitError, match="one box for all, or 3"):
-        Unit.parse({"model": "m", "images": ["aGk="] * 3, "box": "; 0, 0, 1, 0.5"})
+    assert views.boxes("; 0, 0, 1, 0.5", 3) == [None, (0, 0, 1, 0.5), None]
+    assert [views.box_at("; 0, 0, 1, 0.5", i, 2) for i in range(2)] == ["", "0, 0, 1, 0.5"]
+    with pytest.raises(UnitError, match="one box for all, or 1"):
+        Unit.parse({"model": "m", "images": ["aGk="], "box": "; 0, 0, 1, 0.5"})
 
 
 def test_a_box_cuts_and_is_never_empty() -> None:

@@ -3,7 +3,8 @@ model. Script "Probe", args: [command]."""
 
 import copy
 
-from modules import processing, script_callbacks, scripts, sd_unet, shared
+from modules import call_queue, img2img, processing, script_callbacks, scripts, sd_unet, shared
+from modules.api import api
 
 
 class Failure(RuntimeError):
@@ -32,6 +33,10 @@ class Probe(scripts.Script):
         import gradio as gr
 
         return [gr.Textbox("", visible=False, label="command")]
+
+    def before_process(self, p, command, *args):
+        if command.startswith("prompts:"):
+            p.prompt = command.partition(":")[2].split("|")
 
     def process(self, p, command, *args):
         if command in ("raise", "interrupt"):
@@ -85,6 +90,27 @@ def on_app_started(demo, app):
     @app.get("/probe/hooks")
     def hooks():
         return {"unet": hooks_on(unet()), "inside": Probe.inside}
+
+    @app.post("/probe/batch")
+    def batch(body: dict):
+        """img2img's batch tab on a folder, with one unit."""
+        runner = scripts.scripts_img2img
+        if not runner.scripts:
+            runner.initialize_scripts(True)
+        args = api.Api.init_default_script_args(None, runner)
+        (ours,) = (s for s in runner.alwayson_scripts if s.title() == "IP-Adapter")
+        args[ours.args_from] = body["unit"]
+        args[0] = 0
+        p = processing.StableDiffusionProcessingImg2Img(
+            sd_model=shared.sd_model, prompt="a house", seed=3, sampler_name="Euler", steps=3, cfg_scale=5, width=64,
+            height=64, denoising_strength=0.7, do_not_save_samples=True, do_not_save_grid=True,
+        )  # fmt: skip
+        p.scripts, p.script_args = runner, tuple(args)
+        with call_queue.queue_lock:
+            shared.state.begin("probe")
+            done = img2img.process_batch(p, body["folder"], "", "", args)
+            shared.state.end()
+        return {"images": [api.encode_pil_to_base64(image).decode() for image in done.images]}
 
 
 class CompiledUnet(sd_unet.SdUnet):

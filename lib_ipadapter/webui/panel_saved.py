@@ -1,0 +1,52 @@
+"""What the panel's row of saved references does: embeds and folders by name, and saving embeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from ..errors import IPAdapterError
+from . import panel_html
+from .panel_events import LOOKED, extended, paths_of
+from .panel_values import NO_MODEL, drawn, pictures, shown_name
+
+
+class SavedEvents:
+    """The handlers of one unit's row. ``host`` is what build_panel was given."""
+
+    def __init__(self, host: Any) -> None:
+        self.host = host
+
+    def names(self) -> list[str]:
+        """Embeds and folders; none where they cannot be listed."""
+        try:
+            return [shown_name(named) for named in self.host.shelf().names()]
+        except OSError:
+            return []
+
+    def choose(self, weights: Any, saved: Any, files: Any) -> list[Any]:
+        """The weights' text with a number for what was chosen last, and the unit is on."""
+        if not saved:
+            return [weights, gr.update()]
+        return [extended(str(weights or ""), len(paths_of(files)) + len(saved) - 1, 1), True]
+
+    def save(
+        self, name: Any, files: Any, weights: Any, saved: Any, model: Any, focus: Any, *look: Any
+    ) -> list[Any]:
+        """The list of saved references, and a remark. look: the values of LOOKED."""
+        try:
+            unit = {"model": "" if model == NO_MODEL else model, **dict(zip(LOOKED, look, strict=True))}
+            images = pictures(files, weights, saved)
+            self.host.shelf().save(name, {**unit, "focus": drawn(focus), "images": images})
+        except IPAdapterError as error:
+            return [gr.update(), panel_html.failure(str(error))]
+        return [gr.update(choices=self.names()), panel_html.note(f"Saved as {name}; choose it above.")]
+
+    def delete(self, name: Any) -> list[Any]:
+        """The list of saved references, and a remark."""
+        try:
+            self.host.shelf().saved.remove(name)
+        except IPAdapterError as error:
+            return [gr.update(), panel_html.failure(str(error))]
+        return [gr.update(choices=self.names()), panel_html.note(f"Deleted {name}.")]

@@ -1,0 +1,78 @@
+"""References in turn: which picture of the job a row is of, and which reference a job inside another takes."""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any
+
+from ..errors import RowsError, UnitError
+from ..names import Named
+from ..references import singles
+from ..session import COND, UNCOND
+from ..unit import Unit
+from .shelf import HostShelf
+
+
+def places(p: Any) -> list[int]:
+    """The place of the reference that each picture of the job takes: of picture k the k-th. Raises UnitError."""
+    if getattr(p, "txt2img_upscale", False):
+        raise UnitError(
+            "distribute",
+            "one per picture",
+            "together, with the picture's own reference: the WebUI does not say which of the pictures it upscales",
+        )
+    only = _only(p)
+    return list(range(count(p))) if only is None else [only]
+
+
+def taken(p: Any, unit: Unit, shelf: HostShelf) -> list[Unit]:
+    """A unit for each reference, where they take turns. Says which files of its folders are no pictures. Raises
+    UnitError."""
+    for named in (reference.image for reference in unit.images):
+        if (
+            isinstance(named, Named)
+            and named.kind == "folder"
+            and (others := shelf.folders.others(named.name))
+        ):
+            p.comment(f"IP-Adapter left out of the folder {named.name}, as no pictures: {', '.join(others)}")
+    return [unit] if unit.distribute == "together" else singles(unit, places(p), shelf)
+
+
+def count(p: Any) -> int:
+    """The job's pictures."""
+    return int(max(p.batch_size * p.n_iter, len(p.all_prompts)))
+
+
+def _only(p: Any) -> int | None:
+    """The place of the one reference of all pictures of ``p``, where it draws one file of img2img's batch tab, or
+    draws a picture of another job again, as ADetailer does. Nothing but the call stack knows of either."""
+    frame: FrameType | None = sys._getframe()
+    place = None
+    while frame is not None:
+        function = frame.f_globals.get("__name__"), frame.f_code.co_name
+        if function == ("modules.img2img", "process_batch"):
+            return int(frame.f_locals["i"])
+        if function == ("modules.processing", "process_images_inner"):
+            outer = frame.f_locals["p"]
+            if outer is not p:
+                place = outer.iteration * outer.batch_size + getattr(outer, "batch_index", 0)
+        frame = frame.f_back
+    return place
+
+
+def rows(p: Any, params: Any) -> list[int]:
+    """The token set of each row of a denoiser step: 2k + COND or 2k + UNCOND of the job's picture k. ``params`` are
+    CFGDenoiserParams. Raises RowsError."""
+    texts = p.get_conds()[0].batch
+    conditional, batch = params.text_cond.shape[0], params.text_uncond.shape[0]
+    counts = [len(parts) for parts in texts]  # more than one where prompts are joined by AND
+    if len(counts) != batch or sum(counts) != conditional:
+        raise RowsError(
+            f"{conditional} rows of {len(counts)} prompts in a batch of {batch}: another extension rearranges the "
+            "prompts, so which picture a row is of cannot be told. Disable it, or set References to together"
+        )
+    first = p.iteration * p.batch_size
+    sets = [2 * (first + i) + COND for i, count in enumerate(counts) for _ in range(count)]
+    rest = params.x.shape[0] - conditional  # pix2pix: twice
+    return sets + [2 * (first + j % batch) + UNCOND for j in range(rest)]
