@@ -17,12 +17,13 @@ from lib_ipadapter import features
 from lib_ipadapter.adapter import Adapter
 from lib_ipadapter.embeds import EmbedsFolder, read
 from lib_ipadapter.errors import FileError, UnitError
+from lib_ipadapter.fields import MAX_IMAGES
 from lib_ipadapter.images import content_hash
 from lib_ipadapter.names import Named
 from lib_ipadapter.prepare import Pictures, prepare
 from lib_ipadapter.references import PictureFolders, expanded, in_turn, singles, spread
 from lib_ipadapter.session import Session
-from lib_ipadapter.unit import COMBINES, MAX_IMAGES, Unit, schema
+from lib_ipadapter.unit import COMBINES, Unit, schema
 from lib_ipadapter.weights import LayerRule
 from tests.synthetic import adapter_tensors, write_adapter
 from tests.tiny import UNet, inputs, prompt
