@@ -31,7 +31,7 @@ class Field:
     spelling: Callable[[Any], str] | None = None
     form: str = ""
     group: str = ""  # what the panel folds away together
-    told: bool = True  # in the infotext; False for what does not change the picture
+    told: bool = True  # in the infotext and the X/Y/Z plot; False for what does not change the picture
 
     @property
     def expected(self) -> str:

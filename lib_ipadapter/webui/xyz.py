@@ -26,7 +26,7 @@ def add_axes(module: Any, host: Any, units_of: UnitsOf) -> None:
     """Extends the axes of the X/Y/Z plot's module, once. units_of: the unit objects that a ``p`` was given."""
     present = {option.label for option in module.axis_options}
     for index in range(host.unit_count()):
-        for field in (field for field in FIELDS if field.kind != "image"):
+        for field in (field for field in FIELDS if field.told and field.kind != "image"):
             axis = Axis(field, index, host, units_of)
             if axis.label not in present:
                 module.axis_options.append(axis.option(module.AxisOption))

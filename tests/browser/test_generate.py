@@ -152,3 +152,18 @@ def test_a_painted_region_acts_where_it_is_painted(small: Any):
     painted = pixels(small, generate(small))
     assert painted != everywhere
     assert "mask" in infotext(small).partition("IP-Adapter")[2]
+
+
+def test_a_sheet_of_where_it_acts_stands_in_the_gallery(small: Any):
+    panel = PanelPage(small).open()
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.choose_model(0, "sd1-base")
+    panel.unit(0, "fine").locator(".label-wrap").first.click()
+    panel.unit(0, "maps").locator("input").check()
+    generate(small)
+    thumbnails = small.locator("#txt2img_gallery .thumbnail-item")
+    panel.until(thumbnails.count, 2)
+    thumbnails.nth(1).click()
+    # What the gallery's buttons read for it is the picture's own text.
+    panel.until(lambda: "Steps: 2" in infotext(small), True)
