@@ -26,7 +26,10 @@ def project(tokens: Tensor, weight: Tensor, heads: int, like: Tensor) -> Tensor:
     manual casts, lowvram).
     """
     with full_precision(like.device):
-        out = F.linear(tokens.to(like.device, torch.float32), weight.to(like.device).float())
+        weight = weight.to(like.device).float()
+        # By pairs (cond, uncond): how a kernel rounds depends on the size, and other pictures must not matter.
+        pairs = tokens.to(like.device, torch.float32).split(2)
+        out = torch.cat([F.linear(pair, weight) for pair in pairs])
     return split_heads(out, heads).to(like.dtype).contiguous()
 
 
