@@ -3,6 +3,7 @@ model. Script "Probe", args: [command]."""
 
 import copy
 
+import torch
 from modules import processing, script_callbacks, scripts, sd_unet, shared
 
 
@@ -34,6 +35,10 @@ class Probe(scripts.Script):
         return [gr.Textbox("", visible=False, label="command")]
 
     def process(self, p, command, *args):
+        if command == "seeded":
+            torch.manual_seed(
+                0
+            )  # the VAE samples by torch's own generator, in the state that the last job left
         if command in ("raise", "interrupt"):
             calls = []
 
