@@ -1,8 +1,8 @@
 """Which rows of a UNet call are cond, which uncond, of which image.
 
 A denoiser step has a pattern: what there is to know of each row (its token set, for one), in the order in which
-the host concatenates them (the WebUI: [cond..., uncond...]). The host may run it in one call or in many, may leave uncond out,
-and an extension may repeat a call's rows for each tile. A cursor follows; what it cannot explain is an
+the host concatenates them (the WebUI: [cond..., uncond...]). The host may run it in one call or in many, may leave
+uncond out, and an extension may repeat a call's rows for each tile. A cursor follows; what it cannot explain is an
 error, not a guess.
 """
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import nn
 
 from lib_ipadapter.errors import RowsError, UnitError
-from lib_ipadapter.masks import Region, finished, level, of_picture
+from lib_ipadapter.masks import WHOLE, Region, finished, level, of_picture, within
 from lib_ipadapter.unit import Unit
 
 # Latents of 600x400, 520x512, 1920x1080, 65x64 and others, height first
@@ -96,6 +96,20 @@ def test_a_box_shows_its_part():
     # Beyond the picture its edge goes on.
     wide = Region(torch.tensor([[1.0, 0.5]])).at((1, 8), 8, like, (-0.5, 0.0, 1.5, 1.0))
     assert wide.flatten().tolist() == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_rows_and_tiles_show_their_parts():
+    mask = torch.rand(40, 80, generator=torch.Generator().manual_seed(2))
+    like, box, tile = torch.zeros(1), (0.25, 0.25, 0.75, 0.75), (0.5, 0.0, 1.0, 0.5)
+    assert within(box, WHOLE) == box == within(WHOLE, box)
+    cut = Region(mask[10:20, 40:60]).at((5, 10), 50, like)
+    torch.testing.assert_close(Region(mask).at((5, 10), 50, like, box, tile), cut)
+    rows = Region(mask).of_rows((5, 10), 50, like, [(box, tile), (WHOLE, WHOLE)])
+    torch.testing.assert_close(rows, torch.cat([cut, Region(mask).at((5, 10), 50, like)]))
+    assert Region(mask).of_rows((5, 10), 50, like, [(box, tile)] * 2).shape == (1, 50, 1)
+    # What inpainting redraws lies over the latents: their tile cuts it, the picture's part does not.
+    fixed = Region(mask, moves=False)
+    assert torch.equal(fixed.at((5, 10), 50, like, box, tile), Region(mask).at((5, 10), 50, like, tile))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -111,3 +111,13 @@ def test_rows_that_are_no_slice_are_an_error_and_not_a_guess():
         rows.of(torch.randn(2, 9, 8))
     with pytest.raises(RowsError):
         rows.of(torch.randn(5, 9, 8)[:3])
+
+
+def test_rows_of_tiles():
+    rows = began(0, 1)
+    rows.chunk(2)
+    rows.call(4)
+    rows.tile((10, 20), lambda row, tile: row + tile)
+    assert rows.current == (10, 11, 20, 21)
+    with pytest.raises(RowsError, match="4 rows, expected a multiple of the 3 tiles"):
+        rows.tile((1, 2, 3), lambda row, tile: row)

@@ -116,3 +116,22 @@ def test_tiles_are_not_guessed(unet, prompt):
             torch.tensor([5, 5]),
             context=torch.zeros(2, 77, prompt.adapter.spec.context),
         )
+
+
+def test_tiles_of_the_latents_take_their_parts(unet, prompt):
+    """Two tiles in one call, of latents 24 x 32 that show the right half of the picture: the mask is the lower half of
+    the right quarter, so the left tile is the base's."""
+    mask = torch.zeros(8, 8)
+    mask[4:, 6:] = 1
+    shown = ((0.0, 0.0, 0.5, 2 / 3), (0.5, 1 / 3, 1.0, 1.0))
+    session = Session([masked(prompt, mask)], lambda whole, tile: shown)
+    x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1)).repeat(4, 1, 1, 1)
+    context = torch.zeros(4, 77, prompt.adapter.spec.context)
+    with torch.no_grad():
+        base = unet(x, torch.full((4,), 5), context=context)
+        with session.attached(unet):
+            session.begin_step([0, 1], 0.0, size=(24, 32), boxes=((0.5, 0.0, 1.0, 1.0),))
+            session.chunk(2)
+            drawn = unet(x, torch.full((4,), 5), context=context)
+    assert torch.equal(drawn[:2], base[:2])
+    assert not torch.equal(drawn[2:], base[2:])

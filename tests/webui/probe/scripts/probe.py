@@ -3,6 +3,7 @@ model. Script "Probe", args: [command]."""
 
 import copy
 
+import torch
 from modules import call_queue, img2img, processing, script_callbacks, scripts, sd_unet, shared
 from modules.api import api
 
@@ -39,6 +40,10 @@ class Probe(scripts.Script):
             p.prompt = command.partition(":")[2].split("|")
 
     def process(self, p, command, *args):
+        if command == "seeded":
+            torch.manual_seed(
+                0
+            )  # the VAE samples by torch's own generator, in the state that the last job left
         if command in ("raise", "interrupt"):
             calls = []
 

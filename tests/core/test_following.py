@@ -1,0 +1,169 @@
+"""Where a job stands, told by a call stack like the WebUI's."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lib_ipadapter.errors import RowsError
+from lib_ipadapter.masks import WHOLE
+from lib_ipadapter.unit import Unit
+from lib_ipadapter.webui.following import Following, Place, boxes_of, image_rows, latent_tiles
+
+Grid = namedtuple("Grid", "tiles tile_w tile_h image_w image_h overlap")
+PROCESSING: dict[str, Any] = {"__name__": "modules.processing"}
+SCRIPTS: dict[str, Any] = {"__name__": "modules.scripts"}
+exec("def process_images(p, then): return process_images_inner(p, then)", PROCESSING)
+exec("def process_images_inner(p, then): return then(p)", PROCESSING)
+exec("def run(script, p, script_args): return script.run(p, *script_args)", SCRIPTS)
+process_images, run_script = PROCESSING["process_images"], SCRIPTS["run"]
+
+
+def job(**more: Any) -> SimpleNamespace:
+    return SimpleNamespace(
+        **{"width": 64, "height": 48, "image_mask": None, "init_images": [object()], **more}
+    )
+
+
+def script(title: str, run: Any) -> SimpleNamespace:
+    return SimpleNamespace(title=lambda: title, run=run)
+
+
+@pytest.fixture
+def place():
+    following = Following()
+    return lambda p, run=None: following.place(p, lambda p: run)
+
+
+def switched(place: Place) -> tuple[bool, bool, bool]:
+    return place.detailer, place.upscale, place.loopback
+
+
+def test_a_job_of_its_own(place):
+    p = job()
+    found = process_images(p, place)
+    assert found == place(p) == Place(width=64)
+    assert found.lets(Unit(in_detailer=False, in_upscale=False, in_loopback=False))
+
+
+def test_a_job_inside_a_job(place):
+    outer, inner = job(batch_index=1), job()
+    found = process_images(outer, lambda p: process_images(inner, place))
+    assert switched(found) == (True, False, False)
+    assert found.around is outer
+    assert not found.lets(Unit(in_detailer=False))
+    assert found.lets(Unit(in_upscale=False, in_loopback=False))
+    assert place(job(_ad_inner=True)).detailer
+
+
+def test_a_copy_that_is_only_rehearsed_is_no_job(place):
+    """ADetailer calls the scripts' process with a copy of the job that is under way."""
+    assert switched(process_images(job(), lambda p: place(job()))) == (False, False, False)
+
+
+def test_after_an_exception_nothing_is_under_way(place):
+    def fail(p: Any) -> None:
+        place(p)
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        process_images(job(), fail)
+    assert not process_images(job(), place).detailer
+
+
+def test_a_job_inside_a_job_shows_a_part_of_what_that_shows(place):
+    tiles = SimpleNamespace(boxes=((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)), place=Place(width=200))
+    inner = job(
+        inpaint_full_res=True, paste_to=(10, 0, 20, 40), image_mask=SimpleNamespace(size=(40, 40), width=40)
+    )
+    found = process_images(job(batch_index=1), lambda p: process_images(inner, lambda p: place(p, tiles)))
+    assert found.width == 200
+    assert boxes_of(inner, found.boxes) == ((0.625, 0.0, 0.875, 1.0),)
+
+
+@pytest.mark.parametrize("title", ["Loopback", "Loopback Scaler", "img2img loopback"])
+def test_a_pass_of_loopback_after_the_first(place, title):
+    def passes(p: Any, *args: Any) -> list[bool]:
+        first, seen = p.init_images, []
+        for images in (first, [object()], [object()], first, [object()]):
+            p.init_images = images
+            seen.append(process_images(p, place).loopback)
+        return seen
+
+    p = job()
+    for _ in range(2):  # a folder's second picture begins anew
+        p.init_images = [object()]
+        assert run_script(script(title, passes), p, (4,)) == [False, True, True, False, True]
+    assert not process_images(p, place).loopback
+
+
+def test_the_passes_of_another_script_are_no_loopback(place):
+    def passes(p: Any) -> list[Place]:
+        found = [process_images(p, place)]
+        p.init_images = [object()]
+        return [*found, process_images(p, place)]
+
+    assert [switched(found) for found in run_script(script("X/Y/Z plot", passes), job(), ())] == [
+        (False,) * 3
+    ] * 2
+
+
+def grid() -> Grid:
+    """100 x 80 in two columns and two rows of 60 x 50."""
+    return Grid([[y, 50, [[x, 60, object()] for x in (0, 40)]] for y in (0, 30)], 60, 50, 100, 80, 20)
+
+
+def test_a_batch_of_tiles(place):
+    def upscale(p: Any) -> Place:
+        held = grid()
+        p.init_images = [held.tiles[0][2][1][2], held.tiles[1][2][0][2]]
+        return process_images(p, place)
+
+    found = run_script(script("SD upscale", upscale), job(), ())
+    assert switched(found) == (False, True, False)
+    assert found.boxes == ((0.4, 0, 1, 0.625), (0, 0.375, 0.6, 1))
+    assert found.known
+    assert found.width == 100
+
+
+def test_tiles_that_no_grid_holds(place):
+    def upscale(p: Any) -> Place:
+        held = grid()  # noqa: F841
+        return process_images(p, place)
+
+    found = run_script(script("Some upscaler", upscale), job(), ())
+    assert (found.boxes, found.known, found.width) == ((WHOLE,), False, 64)
+    cut = job(
+        inpaint_full_res=True, paste_to=(10, 0, 20, 40), image_mask=SimpleNamespace(size=(40, 40), width=40)
+    )
+    found = run_script(script("Ultimate SD upscale", upscale), cut, ())
+    assert (found.boxes, found.known, found.width) == ((WHOLE,), True, 40)
+
+
+def test_rows_of_a_batch():
+    assert image_rows(2, 4, 2) == [0, 1, 0, 1]
+    assert image_rows(4, 6, 2) == [0, 0, 1, 1, 0, 1]  # AND
+    assert image_rows(2, 6, 2) == [0, 1, 0, 1, 0, 1]  # an edit model
+    assert image_rows(3, 5, 1) == [0] * 5
+    with pytest.raises(RowsError, match="unequal numbers of AND"):
+        image_rows(3, 5, 2)
+
+
+def test_tiles_of_latents():
+    box = SimpleNamespace(x=4, y=2, w=8, h=4)
+    assert latent_tiles((8, 16), (4, 8)) == ()
+
+    def several(bboxes: Any) -> Any:
+        bbox = None  # noqa: F841
+        return latent_tiles((8, 16), (4, 8))
+
+    def one(bbox: Any) -> Any:
+        return latent_tiles((8, 16), (4, 8))
+
+    assert one(box) == ((0.25, 0.25, 0.75, 0.75),)
+    assert several([box, box]) == one(box) * 2
+    assert several([SimpleNamespace(x=0, y=0, w=16, h=8)]) == ()  # of another size
+    assert several([(0, 0)]) == several("text") == several([]) == ()
