@@ -102,9 +102,9 @@ class Run:
         ]
         for name in (folder.name for folder in folders):
             if others := shelf.folders.others(name):
-                self.p.comment(
-                    f"IP-Adapter left out of the folder {name}, as no pictures: {', '.join(others)}"
-                )
+                text = f"left out of the folder {name}, as no pictures: {', '.join(others)}"
+                logger.warning("%s", text)
+                self.p.comment(f"IP-Adapter {text}")
         return [unit] if unit.distribute == "together" else singles(unit, turns.places(self.p), shelf)
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
