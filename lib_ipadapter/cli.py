@@ -1,4 +1,4 @@
-"""The command line: ``python -m lib_ipadapter inspect | convert | generate | train | evaluate``."""
+"""The command line: ``python -m lib_ipadapter inspect | convert | embed | generate | train | evaluate``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .errors import IPAdapterError
 COMMANDS = {
     "inspect": ("lib_ipadapter.inspect", "say what adapter files are and what they need"),
     "convert": ("lib_ipadapter.convert", "write an adapter as safetensors"),
+    "embed": ("lib_ipadapter.standalone.embed", "save the features of pictures, to prompt with them again"),
     "generate": ("lib_ipadapter.standalone.generate", "draw pictures without a WebUI"),
     "train": ("lib_ipadapter.training.command", "train an adapter on captioned pictures"),
     "evaluate": ("lib_ipadapter.evaluation.command", "measure adapters: CLIP-I, CLIP-T, grid and curve"),

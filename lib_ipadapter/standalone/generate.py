@@ -17,17 +17,18 @@ from PIL.PngImagePlugin import PngInfo
 
 from .. import images
 from ..adapter import Adapter
-from ..embeds import Embeds, Encoded
-from ..embeds import read as read_embeds
+from ..embeds import Encoded
 from ..encoders import EncoderSource, identify_encoder, register_configs
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
 from ..masks import Region, of_picture
+from ..names import Named
 from ..prepare import Pictures, prepare
-from ..references import PictureFolders, expanded
-from ..session import ImagePrompt
+from ..references import expanded, in_turn, singles
+from ..session import COND, UNCOND, ImagePrompt
 from ..unit import COMBINES, FITS, PICTURES, Unit, parse_units
 from ..variant import VariantSpec
 from .host import Standalone
+from .shelf import PathShelf
 
 if TYPE_CHECKING:
     from .sampler import Progress
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--prompt", default="")
     add("--negative", default="", metavar="PROMPT")
-    _add_unit_arguments(parser)
+    add_unit_arguments(parser)
     add("--steps", type=int, default=50)
     add("--cfg", type=float, default=7.5)
     add("--seed", type=int, default=-1, help="-1: a random one")
@@ -67,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, default=Path("out.png"), metavar="FILE")
 
 
-def _add_unit_arguments(parser: argparse.ArgumentParser) -> None:
+def add_unit_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say the units."""
     add = parser.add_argument
     add("--adapter", type=Path, metavar="FILE", help="without it, the base model draws alone")
     add("--encoder", type=Path, metavar="FILE", help="the image encoder")
@@ -81,6 +83,14 @@ def _add_unit_arguments(parser: argparse.ArgumentParser) -> None:
         help="reference picture; may be repeated",
     )
     add("--image-weight", type=float, action="append", default=[], metavar="W", help="one for each --image")
+    add(
+        "--embeds",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="saved embeds, as a reference",
+    )
     add("--weight", type=float, default=1.0)
     add("--start", type=float, default=0.0)
     add("--end", type=float, default=1.0)
@@ -112,8 +122,8 @@ def read_units(args: argparse.Namespace) -> list[Unit]:
     values: list[Any] = []
     if args.adapter:
         values.append(_plain_unit(args))
-    elif args.image:
-        raise UnitError("image", str(args.image[0]), "an --adapter that takes it")
+    elif args.image or args.embeds:
+        raise UnitError("image", str((args.image or args.embeds)[0]), "an --adapter that takes it")
     values += [_json_unit(text) for text in args.unit]
     return [unit for unit in parse_units(values) if unit.enabled]
 
@@ -123,6 +133,7 @@ def _plain_unit(args: argparse.Namespace) -> dict[str, Any]:
     if len(weights) != len(args.image):
         raise UnitError("image-weight", weights, f"{len(args.image)} weights, one for each --image, or none")
     pictures = [{"image": images.load(path), "weight": weight} for path, weight in zip(args.image, weights)]
+    pictures += [{"embeds": str(path)} for path in args.embeds]
     fields = ("weight", "start", "end", "fit", "combine")
     return {"model": str(args.adapter), "images": pictures, **{name: getattr(args, name) for name in fields}}
 
@@ -148,16 +159,6 @@ def _opened(item: Any) -> Any:
     return item
 
 
-class _Paths:
-    """references.Shelf: whoever starts the program may name any file and folder."""
-
-    def embeds(self, name: str) -> Embeds:
-        return read_embeds(Path(name))
-
-    def folder(self, name: str) -> list[Path]:
-        return PictureFolders(Path(name).parent).pictures(Path(name).name)
-
-
 class _OneEncoder(EncoderSource):
     """Features by the file of --encoder, whatever its name."""
 
@@ -177,24 +178,42 @@ class _OneEncoder(EncoderSource):
 
 def image_prompts(units: Sequence[Unit], args: argparse.Namespace, device: torch.device) -> list[ImagePrompt]:
     """The units, ready to run. Raises FileError, EncoderError, ImageError."""
+    source, shelf = encoder_source(units, args, device), PathShelf()
+    prompts = []
+    for unit in units:
+        each = [unit] if unit.distribute == "together" else singles(unit, range(args.batch), shelf)
+        adapter = Adapter.load(unit.model)
+        prompts.append(in_turn([_prompt(expanded(one, shelf), adapter, source) for one in each]))
+    source.pool.release()
+    return prompts
+
+
+def _prompt(unit: Unit, adapter: Adapter, source: EncoderSource) -> ImagePrompt:
+    mask = None if unit.mask is None else images.load(unit.mask, images.BLACK)
+    # The feather is in pixels of the mask here: the picture's size is not known yet.
+    region = Region(of_picture(mask, unit.invert, unit.feather)) if mask else None
+    return prepare(unit, loaded(unit), adapter, source, region)
+
+
+def loaded(unit: Unit) -> Pictures:
+    """The unit's pictures, none of them Named. Raises ImageError."""
+    held, negative = ([ref.image for ref in refs] for refs in (unit.images, unit.negative))
+    return Pictures(
+        [image if isinstance(image, Encoded) else images.load(image) for image in held],
+        [images.load(image) for image in negative],
+        None if unit.focus is None else images.load(unit.focus, images.BLACK),
+    )
+
+
+def encoder_source(
+    units: Sequence[Unit], args: argparse.Namespace, device: torch.device | str = "cpu"
+) -> EncoderSource:
+    """Where features come from, by --encoder and --encoder-dir."""
     folders = [*args.encoder_dir, *([args.encoder.parent] if args.encoder else [])]
     folders = folders or list(dict.fromkeys(Path(unit.model).parent for unit in units))
     register_configs(folders)
-    source = _OneEncoder(args.encoder, device) if args.encoder else EncoderSource(folders, device=device)
-    prompts = []
-    for unit in units:
-        unit = expanded(unit, _Paths())
-        loaded, negative = (
-            [x if isinstance(x, Encoded) else images.load(x) for x in (ref.image for ref in refs)]
-            for refs in (unit.images, unit.negative)
-        )
-        focus, mask = (x if x is None else images.load(x, images.BLACK) for x in (unit.focus, unit.mask))
-        # The feather is in pixels of the mask here: the picture's size is not known yet.
-        region = Region(of_picture(mask, unit.invert, unit.feather)) if mask else None
-        pictures = Pictures(loaded, negative, focus)
-        prompts.append(prepare(unit, pictures, Adapter.load(unit.model), source, region))
-    source.pool.release()
-    return prompts
+    device = torch.device(device)
+    return _OneEncoder(args.encoder, device) if args.encoder else EncoderSource(folders, device=device)
 
 
 def device_of(args: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
@@ -238,7 +257,15 @@ def _draw(
             strength=args.strength,
             mask=mask,
             progress=_on(bar),
+            sets=_sets(prompts, args.batch),
         )
+
+
+def _sets(prompts: Sequence[ImagePrompt], batch: int) -> list[int] | None:
+    """Token sets of the rows, where each picture has its own."""
+    if all(len(prompt.tokens) == 2 for prompt in prompts):
+        return None
+    return [*range(COND, 2 * batch, 2), *range(UNCOND, 2 * batch, 2)]
 
 
 def _on(bar: Any) -> Progress:
@@ -281,8 +308,13 @@ def _metadata(args: argparse.Namespace, units: Sequence[Unit], size: tuple[int, 
 def _unit_text(unit: Unit) -> dict[str, Any]:
     """A unit without its pictures, of which the hashes are kept."""
     shown = dataclasses.replace(unit, model=Path(unit.model).stem).changed()
-    hashes = [{"hash": images.content_hash(images.load(r.image)), "weight": r.weight} for r in unit.images]
-    return {**shown, "images": hashes}
+    return {**shown, "images": [{**_named(r.image), "weight": r.weight} for r in unit.images]}
+
+
+def _named(image: Any) -> dict[str, str]:
+    if isinstance(image, Named):
+        return {image.kind: Path(image.name).stem}
+    return {"hash": images.content_hash(images.load(image))}
 
 
 def _save(picture: Image.Image, path: Path, info: PngInfo) -> None:

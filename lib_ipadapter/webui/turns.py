@@ -11,6 +11,7 @@ from ..names import Named
 from ..references import singles
 from ..session import COND, UNCOND
 from ..unit import Unit
+from .host import logger
 from .shelf import HostShelf
 
 
@@ -30,12 +31,11 @@ def taken(p: Any, unit: Unit, shelf: HostShelf) -> list[Unit]:
     """A unit for each reference, where they take turns. Says which files of its folders are no pictures. Raises
     UnitError."""
     for named in (reference.image for reference in unit.images):
-        if (
-            isinstance(named, Named)
-            and named.kind == "folder"
-            and (others := shelf.folders.others(named.name))
-        ):
-            p.comment(f"IP-Adapter left out of the folder {named.name}, as no pictures: {', '.join(others)}")
+        folder = isinstance(named, Named) and named.kind == "folder"
+        if folder and (others := shelf.folders.others(named.name)):
+            text = f"left out of the folder {named.name}, as no pictures: {', '.join(others)}"
+            logger.warning("%s", text)
+            p.comment(f"IP-Adapter {text}")
     return [unit] if unit.distribute == "together" else singles(unit, places(p), shelf)
 
 

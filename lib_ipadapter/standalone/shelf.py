@@ -1,0 +1,21 @@
+"""Named references on the command line: names are paths of embeds and of folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..embeds import Embeds, read
+from ..references import PictureFolders
+
+
+class PathShelf:
+    """``references.Shelf`` by paths, as the person at the keyboard gives them."""
+
+    def embeds(self, name: str) -> Embeds:
+        """Raises FileError."""
+        return read(Path(name))
+
+    def folder(self, name: str) -> list[Path]:
+        """Raises UnitError."""
+        path = Path(name).absolute()
+        return PictureFolders(path.parent).pictures(path.name)

@@ -1,0 +1,38 @@
+"""Saved references in the real page: save a unit's as embeds, choose them, paste them back, delete them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .pages import PanelPage, upload
+from .test_paste import paste
+
+
+def saved(panel: PanelPage) -> list[str]:
+    """What is chosen."""
+    return [token.inner_text().strip() for token in panel.unit(0, "saved_references").locator(".token").all()]
+
+
+def test_embeds_are_saved_chosen_and_pasted(page: Any, panel: PanelPage):
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.choose_model(0, "sd1-base")
+    name = panel.unit(0, "embeds_name").locator("input, textarea")
+    name.fill("a face")
+    name.blur()
+    panel.unit(0, "save_embeds").click()
+    panel.until(lambda: "Saved as a face" in panel.unit(0, "saved_note").inner_text(), True, 60)
+    panel.unit(0, "clear").click()
+    panel.until(panel.thumbs, 0)
+    panel.unit(0, "saved_references").locator("input").click()
+    page.locator("ul.options li").filter(has_text="embeds: a face").first.click()
+    panel.until(lambda: saved(panel), ["embeds: a face"])
+    panel.until(panel.unit(0, "image_weights").is_visible, True)
+    panel.unit(0, "clear").click()
+    panel.until(lambda: saved(panel), [])
+    images = [{"embeds": "a face", "weight": 0.5}]
+    paste(page, [{"model": "sd1-base", "images": images}])
+    panel.until(lambda: saved(panel), ["embeds: a face"])
+    panel.until(lambda: panel.weights_text(), "0.5")
+    panel.unit(0, "delete_embeds").click()
+    panel.until(lambda: "Deleted a face" in panel.unit(0, "saved_note").inner_text(), True)
