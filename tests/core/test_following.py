@@ -96,7 +96,7 @@ def test_a_pass_of_loopback_after_the_first(place, title):
     p = job()
     for _ in range(2):  # a folder's second picture begins anew
         p.init_images = [object()]
-        assert run_script(script(title, passes), p, (4,)) == [False, True, True, False, True]
+        assert run_script(script(title, passes), p, [4]) == [False, True, True, False, True]
     assert not process_images(p, place).loopback
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_ipadapter.unit import FIELDS, Unit
@@ -123,7 +123,6 @@ units = st.fixed_dictionaries(
 ).map(consistent)
 
 
-@settings(deadline=None)
 @given(st.lists(units, min_size=1, max_size=4))
 def test_every_field_round_trips_exactly(raw):
     made = [Unit.parse(entry) for entry in raw]
