@@ -1,7 +1,8 @@
 """Where a job stands: inside another one, in a script's pass, on a tile of a larger picture.
 
 The WebUI does not tell a Script who started a job, and after an exception no callback comes that would end a record of
-the jobs under way. What is true of them at any moment is the call stack, so it is read there.
+the jobs under way. What is true of them at any moment is the call stack, so it is read there. Pure: imports no
+``modules``.
 """
 
 from __future__ import annotations
