@@ -40,7 +40,7 @@ class Run:
         self.p = p
         self.host = host
         self.session = Session(())
-        self.infotext: str | list[str] | None = None  # a list: of each picture
+        self.infotext: str | Callable[..., str] | None = None
         self._alive = True
         self._refused: nn.Module | None = None
         self._error: BaseException | None = None
@@ -62,12 +62,12 @@ class Run:
         self.infotext = self._texts(told)
         self.session = Session(prompts)
 
-    def _texts(self, told: Sequence[Sequence[tuple[Unit, Hashes]]]) -> str | list[str]:
-        """The infotext's value, for each picture of the job where references take turns."""
+    def _texts(self, told: Sequence[Sequence[tuple[Unit, Hashes]]]) -> str | Callable[..., str]:
+        """The infotext's value; where references take turns, what gives that of each picture."""
         turning = any(len(said) > 1 for said in told)
         shown = [[said[k % len(said)] for said in told] for k in range(turns.count(self.p) if turning else 1)]
         texts = [to_infotext([unit for unit, _ in one], [names for _, names in one]) for one in shown]
-        return texts if turning else texts[0]
+        return turns.text_of(texts) if turning else texts[0]
 
     def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt, list[tuple[Unit, Hashes]]]:
         """The unit's image prompt, and as what it stands in the infotext of each picture in turn. What can be refused

@@ -3,6 +3,7 @@ model. Script "Probe", args: [command]."""
 
 import copy
 
+import torch
 from modules import call_queue, img2img, processing, script_callbacks, scripts, sd_unet, shared
 from modules.api import api
 
@@ -108,6 +109,7 @@ def on_app_started(demo, app):
         p.scripts, p.script_args = runner, tuple(args)
         with call_queue.queue_lock:
             shared.state.begin("probe")
+            torch.manual_seed(0)  # the WebUI encodes the picture with noise that it does not seed
             done = img2img.process_batch(p, body["folder"], "", "", args)
             shared.state.end()
         return {"images": [api.encode_pil_to_base64(image).decode() for image in done.images]}
