@@ -45,7 +45,7 @@ class Run:
         self.boxes: tuple[Box, ...] = (WHOLE,)  # what part of the picture the last step's latents showed
         self.session = Session(())
         self.sheets = Sheets(self.session, ())
-        self.infotext: str | list[str] | None = None  # a list: of each picture
+        self.infotext: str | Callable[..., str] | None = None
         self._alive = True
         self._refused: nn.Module | None = None
         self._error: BaseException | None = None
@@ -72,12 +72,12 @@ class Run:
         if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
             self.p.comment(PLACE_UNKNOWN)
 
-    def _texts(self, told: Sequence[Sequence[Said]]) -> str | list[str]:
-        """The infotext's value, for each picture of the job where references take turns."""
+    def _texts(self, told: Sequence[Sequence[Said]]) -> str | Callable[..., str]:
+        """The infotext's value; where references take turns, what gives that of each picture."""
         turning = any(len(said) > 1 for said in told)
         shown = [[said[k % len(said)] for said in told] for k in range(turns.count(self.p) if turning else 1)]
         texts = [to_infotext([unit for unit, _ in one], [names for _, names in one]) for one in shown]
-        return texts if turning else texts[0]
+        return turns.text_of(texts) if turning else texts[0]
 
     def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt | None, list[Said]]:
         """The unit's image prompt, None where its switches are off, and as what it stands in the infotext of each

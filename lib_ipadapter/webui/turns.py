@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -59,6 +60,17 @@ def _only(p: Any) -> int | None:
                 place = outer.iteration * outer.batch_size + getattr(outer, "batch_index", 0)
         frame = frame.f_back
     return place
+
+
+def text_of(texts: Sequence[str]) -> Callable[..., str]:
+    """A value of ``extra_generation_params`` that differs by picture. The WebUI calls it with create_infotext's locals,
+    whose index counts within the batch while a batch is saved, and over the whole job otherwise."""
+
+    def text(p: Any, index: int, all_prompts: Any, use_main_prompt: bool, **others: Any) -> str:
+        first = p.iteration * p.batch_size if all_prompts is p.prompts and not use_main_prompt else 0
+        return texts[first + index]
+
+    return text
 
 
 def rows(p: Any, params: Any) -> list[int]:

@@ -113,6 +113,7 @@ def on_app_started(demo, app):
         p.scripts, p.script_args = runner, tuple(args)
         with call_queue.queue_lock:
             shared.state.begin("probe")
+            torch.manual_seed(0)  # the WebUI encodes the picture with noise that it does not seed
             done = img2img.process_batch(p, body["folder"], "", "", args)
             shared.state.end()
         return {"images": [api.encode_pil_to_base64(image).decode() for image in done.images]}
