@@ -110,10 +110,11 @@ def on_app_started(demo, app):
             sd_model=shared.sd_model, prompt="a house", seed=3, sampler_name="Euler", steps=3, cfg_scale=5, width=64,
             height=64, denoising_strength=0.7, do_not_save_samples=True, do_not_save_grid=True,
         )  # fmt: skip
+        p.is_api = True  # first: else the panel's seed comes in the place of ours
         p.scripts, p.script_args = runner, tuple(args)
         with call_queue.queue_lock:
             shared.state.begin("probe")
-            torch.manual_seed(0)  # the WebUI encodes the picture with noise that it does not seed
+            torch.manual_seed(0)  # the first picture is encoded with noise that the WebUI does not seed
             done = img2img.process_batch(p, body["folder"], "", "", args)
             shared.state.end()
         return {"images": [api.encode_pil_to_base64(image).decode() for image in done.images]}
