@@ -276,7 +276,7 @@ _BUILDERS: dict[str, Any] = {
 _FOLDS = {LOOK: "look", FINE: "fine", WHERE: "where", FOLLOW: "follow"}
 _BELOW = {
     "mask": ("Blank, of the picture's size", "blank"),
-    "focus": ("The first reference", "paint_reference"),
+    "focus": ("Paint on the first reference", "paint_reference"),
 }
 _RADIO = 4  # choices at most; more are a dropdown
 
