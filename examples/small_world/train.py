@@ -314,7 +314,7 @@ PARTS: Parts = {
     "autoencoder": (train_autoencoder, 2500),
     "decoder": (train_decoder, 400),
     "base": (train_base, 2400),
-    "finer": (train_finer, 4000),
+    "finer": (train_finer, 2200),
     "checkpoint": (write_checkpoint, 0),
 }
 
