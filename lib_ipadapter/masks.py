@@ -6,6 +6,7 @@ the level above it, at the right and lower edge for what is left of them, and it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -86,17 +87,31 @@ def _shares(pixels: int, begin: float, end: float, cells: int) -> Tensor:
     return shares
 
 
+def halved(size: tuple[int, int], depth: int) -> tuple[int, int]:
+    """Height and width of latents of ``size`` after so many downsamplings."""
+    for _ in range(depth):
+        size = -(-size[0] // 2), -(-size[1] // 2)
+    return size
+
+
+def depth_of(size: tuple[int, int], tokens: int) -> int | None:
+    """After how many downsamplings latents of this height and width have so many tokens; None: at no level."""
+    found = (depth for depth in range(_LEVELS) if math.prod(halved(size, depth)) == tokens)
+    return next(found, None)
+
+
 def level(mask: Tensor, tokens: int) -> Tensor:
     """Of a mask [h, w] over the latents, that of the level with ``tokens`` tokens. Raises RowsError."""
-    size = tuple(mask.shape)
-    for _ in range(_LEVELS):
-        if mask.numel() == tokens:
-            return mask
+    height, width = mask.shape
+    depth = depth_of((height, width), tokens)
+    if depth is None:
+        raise RowsError(
+            f"a cross-attention layer has {tokens} tokens, which is no level of latents of {height} x {width}: another "
+            "extension rearranges them in a way that a region mask cannot follow. Disable it, or take the mask out"
+        )
+    for _ in range(depth):
         mask = F.avg_pool2d(mask[None], 2, ceil_mode=True, count_include_pad=False)[0]
-    raise RowsError(
-        f"a cross-attention layer has {tokens} tokens, which is no level of latents of {size[0]} x {size[1]}: another "
-        "extension rearranges them in a way that a region mask cannot follow. Disable it, or take the mask out"
-    )
+    return mask
 
 
 def of_picture(picture: Image.Image, invert: bool = False, feather: float = 0.0) -> Tensor:

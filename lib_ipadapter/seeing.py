@@ -23,11 +23,11 @@ from torch import Tensor
 
 from .attention import full_precision, split_heads
 from .layers import Layer
+from .masks import depth_of, halved
 
 PARTS = {"input": "in", "middle": "mid", "output": "out"}
 THIRDS = ("early", "middle", "late")
 COLUMNS = ("all", *PARTS.values(), *THIRDS)
-_LEVELS = 8
 _SCORES = 2**24  # elements of QK'ᵀ at a time
 _ROUNDING = 1e-6  # of fractions: 1/3 is the middle, however it was divided
 
@@ -58,12 +58,8 @@ class Level:
     @classmethod
     def of(cls, latents: Size, tokens: int) -> Level | None:
         """The level of such latents that has so many tokens."""
-        height, width = latents
-        for depth in range(_LEVELS):
-            if height * width == tokens:
-                return cls((height, width), depth)
-            height, width = -(-height // 2), -(-width // 2)
-        return None
+        depth = depth_of(latents, tokens)
+        return None if depth is None else cls(halved(latents, depth), depth)
 
     def over(self, values: Array, latents: Size) -> Array:
         """Values [R, tokens] over the latents [R, H, W], each over those that its token stands for."""

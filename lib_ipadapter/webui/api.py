@@ -12,7 +12,9 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
 from .. import __version__
+from ..embeds import EmbedsFolder
 from ..errors import IPAdapterError, UnitError
+from ..presets import Presets
 from ..unit import schema
 from .host import Host
 
@@ -39,37 +41,22 @@ def register(app: FastAPI, host: Host) -> None:
         return _answer(lambda: {"presets": {name: held.load(name) for name in held.names()}})
 
     def save_preset(body: Any = Body(...)) -> Any:
-        given = body if isinstance(body, dict) else {}
-        unit = given.get("unit")
-        if not isinstance(unit, dict):
-            return _answer(lambda: _refuse("unit", unit, 'a JSON object {"name": ..., "unit": {...}}'))
-        return _answer(lambda: {"preset": host.presets().save(given.get("name"), unit)})
+        given = _object(body)
+        return _answer(lambda: {"preset": host.presets().save(given.get("name"), _unit_of(given))})
 
     def delete_preset(body: Any = Body(...)) -> Any:
-        name = body.get("name") if isinstance(body, dict) else None
-
-        def delete() -> dict[str, Any]:
-            host.presets().remove(name)
-            return {"deleted": name}
-
-        return _answer(delete)
+        return _answer(lambda: _deleted(host.presets(), _object(body).get("name")))
 
     def embeds() -> Any:
         return _answer(lambda: {"embeds": host.shelf().saved.reports()})
 
     def save_embeds(body: Any = Body(...)) -> Any:
-        given = body if isinstance(body, dict) else {}
-        unit = given.get("unit")
-        if not isinstance(unit, dict):
-            return _answer(lambda: _refuse("unit", unit, 'a JSON object {"name": ..., "unit": {...}}'))
-        return _answer(lambda: {"embeds": host.shelf().save(given.get("name"), unit, given.get("title", ""))})
+        given = _object(body)
+        title = given.get("title", "")
+        return _answer(lambda: {"embeds": host.shelf().save(given.get("name"), _unit_of(given), title)})
 
     def delete_embeds(name: str) -> Any:
-        def delete() -> dict[str, Any]:
-            host.shelf().saved.remove(name)
-            return {"deleted": name}
-
-        return _answer(delete)
+        return _answer(lambda: _deleted(host.shelf().saved, name))
 
     def folders() -> Any:
         held = host.shelf().folders
@@ -95,8 +82,20 @@ def _model_of(body: Any) -> str:
     return model
 
 
-def _refuse(field: str, value: Any, expected: str) -> None:
-    raise UnitError(field, value, expected)
+def _object(body: Any) -> dict[str, Any]:
+    return body if isinstance(body, dict) else {}
+
+
+def _unit_of(given: dict[str, Any]) -> dict[str, Any]:
+    unit = given.get("unit")
+    if not isinstance(unit, dict):
+        raise UnitError("unit", unit, 'a JSON object {"name": ..., "unit": {...}}')
+    return unit
+
+
+def _deleted(folder: Presets | EmbedsFolder, name: Any) -> dict[str, Any]:
+    folder.remove(name)
+    return {"deleted": name}
 
 
 def _answer(work: Callable[[], Any]) -> Any:

@@ -7,15 +7,15 @@ the jobs under way. What is true of them at any moment is the call stack, so it 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ..errors import RowsError
 from ..masks import WHOLE, Box, within
 from ..unit import Unit
+from .stack import callers, is_in
+from .stack import jobs as jobs_of
 
 _UPSCALE, _LOOPBACK = "upscal", "loopback"  # what a script's title has
 PLACE_UNKNOWN = "IP-Adapter: which part of the picture this script draws is not known, so the mask was laid over each part"
@@ -52,8 +52,8 @@ class Following:
 
     def place(self, p: Any, run_of: Callable[[Any], Any]) -> Place:
         """Of ``p``, to be called while it is processed. run_of: a job's Run, or None."""
-        frames = list(_callers())
-        jobs = _jobs(frames)
+        frames = list(callers())
+        jobs = jobs_of(frames)
         around = jobs[1] if len(jobs) > 1 else None
         title, run = _script(frames)
         upscale = _UPSCALE in title
@@ -77,33 +77,11 @@ class Following:
         return self._first[1] is not image
 
 
-def _callers() -> Iterator[FrameType]:
-    """The call stack, innermost first."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _is(frame: FrameType, module: str, *names: str) -> bool:
-    return frame.f_code.co_name in names and frame.f_globals.get("__name__") == module
-
-
-def _jobs(frames: Sequence[FrameType]) -> list[Any]:
-    """The jobs that are processed, innermost first."""
-    jobs: list[Any] = []
-    for frame in frames:
-        if _is(frame, "modules.processing", "process_images", "process_images_inner"):
-            p = frame.f_locals["p"]
-            jobs += [p] if not jobs or jobs[-1] is not p else []
-    return jobs
-
-
 def _script(frames: Sequence[FrameType]) -> tuple[str, Any]:
     """Of the script chosen under the panel, where one is running: its title in lower case, and an object that is this
     run's own."""
     for frame in frames:
-        if _is(frame, "modules.scripts", "run"):
+        if is_in(frame, "modules.scripts", "run"):
             script = frame.f_locals.get("script")
             return str(script.title()).lower() if script else "", frame.f_locals.get("script_args")
     return "", None
@@ -168,23 +146,11 @@ def boxes_of(p: Any, around: Sequence[Box]) -> tuple[Box, ...]:
     return tuple(within(outer, box) for outer in around)
 
 
-def image_rows(cond: int, rows: int, images: int) -> list[int]:
-    """Of each row of a denoiser step its image's place in the batch of ``images``: first ``cond`` rows, image by image,
-    then uncond rows, all images again and again. Raises RowsError."""
-    each, rest = divmod(cond, images)
-    if rest:
-        raise RowsError(
-            f"{cond} prompts for {images} tiles, expected as many for each: the prompts of one batch have unequal "
-            "numbers of AND. Set the batch size to 1"
-        )
-    return [row // each for row in range(cond)] + [row % images for row in range(rows - cond)]
-
-
 def latent_tiles(whole: tuple[int, int], tile: tuple[int, int]) -> tuple[Box, ...]:
     """The boxes of the tiles that the UNet is called with, side by side; () where they are not known. Sizes are
     heights and widths of latents. Of Tiled Diffusion (MultiDiffusion, Mixture of Diffusers): its functions hold a call's
     tiles as ``bboxes``, or a region's one as ``bbox``."""
-    for frame in _callers():
+    for frame in callers():
         held = frame.f_locals
         if not {"bboxes", "bbox"} & held.keys():
             continue

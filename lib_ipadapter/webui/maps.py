@@ -39,14 +39,6 @@ def shown_in(p: Any, units: Sequence[Unit], inside: bool = False) -> list[Unit]:
     return [replace(unit, maps=False) for unit in units]
 
 
-def pictures_of_rows(p: Any, rows: int) -> list[int]:
-    """Which picture of the batch each cond row belongs to: with AND a picture has several. [] where that is not known."""
-    conds = getattr(p, "hr_c" if getattr(p, "is_hr_pass", False) else "c", None)
-    parts = getattr(conds, "batch", None) or ()
-    pictures = [picture for picture, prompts in enumerate(parts) for _ in prompts]
-    return pictures if len(pictures) == rows else []
-
-
 class Sheets:
     """The maps of each batch of a job, and the pictures that they lie over. shown: the units and their prompts."""
 

@@ -23,11 +23,13 @@ from ..references import in_turn
 from ..session import COND, UNCOND, ImagePrompt, Session
 from ..unit import Unit, parse_units
 from . import turns
-from .following import PLACE_UNKNOWN, Following, Place, boxes_of, cut_of, image_rows, latent_tiles
+from .batch import pictures_of
+from .following import PLACE_UNKNOWN, Following, Place, boxes_of, cut_of, latent_tiles
 from .host import Host, logger
 from .infotext import KEY, Hashes, to_infotext
-from .maps import Sheets, pictures_of_rows, shown_in
+from .maps import Sheets, shown_in
 from .pictures import held_by
+from .replacement import Replacement
 from .request import requested_units
 from .xyz import cell_values, over_units
 
@@ -121,7 +123,7 @@ class Run:
     def before_sample(self) -> None:
         """``p.sample`` is called next, and ours in its place: for this one call, because what copies ``p``
         afterwards (a detailer, a script) must not get a ``sample`` that is bound to this job."""
-        if not isinstance(vars(self.p).get("sample"), _Replacement):
+        if not isinstance(vars(self.p).get("sample"), Replacement):
             self._replace("sample", self._sample)
 
     def refuse(self, error: BaseException) -> None:
@@ -139,7 +141,7 @@ class Run:
 
     def _replace(self, name: str, function: Callable[..., Any]) -> None:
         original = getattr(self.p, name)
-        setattr(self.p, name, _Replacement(function, original))
+        setattr(self.p, name, Replacement(function, original))
 
     def restore(self) -> None:
         """Takes everything off ``p`` and off the model. Where another extension's wrapper still holds our
@@ -152,7 +154,7 @@ class Run:
         """``p``'s own methods again."""
         for name in ("sample", "init"):
             held = vars(self.p).get(name)
-            if isinstance(held, _Replacement):
+            if isinstance(held, Replacement):
                 held.restore(self.p, name)
 
     def _sample(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -195,17 +197,19 @@ class Run:
         denoiser = params.denoiser
         self._follow(denoiser)
         self._watch(denoiser.inner_model)
-        cond = params.text_cond.shape[0]
+        cond, boxes = params.text_cond.shape[0], boxes_of(self.p, self.place.boxes)
         sets = [COND] * cond + [UNCOND] * (params.x.shape[0] - cond)
-        if any(len(prompt.tokens) > 2 for prompt in self.session.prompts):
-            sets = turns.rows(self.p, params)
+        turning = any(len(prompt.tokens) > 2 for prompt in self.session.prompts)
+        needed, self.boxes = turning or len(boxes) > 1, boxes
+        pictures = pictures_of(self.p, params, needed) if needed or self.session.recorder else []
+        if turning:
+            sets = turns.rows(self.p, pictures, cond)
+        if len(boxes) > 1:
+            boxes = tuple(boxes[picture] for picture in pictures)
         fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
         hires = bool(getattr(self.p, "is_hr_pass", False))
         height, width = params.x.shape[-2:]
-        self.boxes = boxes_of(self.p, self.place.boxes)
-        boxes = [self.boxes[i] for i in image_rows(cond, len(sets), len(self.boxes))]
-        pictures = pictures_of_rows(self.p, cond) if self.session.recorder else None
-        self.session.begin_step(sets, fraction, hires, (height, width), boxes, pictures)
+        self.session.begin_step(sets, fraction, hires, (height, width), boxes, pictures[:cond])
 
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
@@ -240,24 +244,6 @@ class Run:
         self.session.detach()
         self._error = error
         self._watch(inner)
-
-
-class _Replacement:
-    """A method put onto one instance in the place of another; it can be taken off again."""
-
-    def __init__(self, function: Callable[..., Any], original: Callable[..., Any]) -> None:
-        self.function = function
-        self.original = original
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self.original, *args, **kwargs)
-
-    def restore(self, p: Any, name: str) -> None:
-        """``p`` is as it was: its own attribute again, or the class's method."""
-        if getattr(self.original, "__func__", None) is getattr(type(p), name, None):
-            delattr(p, name)
-        else:
-            setattr(p, name, self.original)
 
 
 class Lifecycle:

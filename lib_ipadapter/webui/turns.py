@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any
 
-from ..errors import RowsError, UnitError
+from ..errors import UnitError
 from ..names import Named
 from ..references import singles
 from ..session import COND, UNCOND
 from ..unit import Unit
 from .host import logger
 from .shelf import HostShelf
+from .stack import callers, is_in, jobs
 
 
 def places(p: Any) -> list[int]:
@@ -47,19 +46,13 @@ def count(p: Any) -> int:
 
 def _only(p: Any) -> int | None:
     """The place of the one reference of all pictures of ``p``, where it draws one file of img2img's batch tab, or
-    draws a picture of another job again, as ADetailer does. Nothing but the call stack knows of either."""
-    frame: FrameType | None = sys._getframe()
-    place = None
-    while frame is not None:
-        function = frame.f_globals.get("__name__"), frame.f_code.co_name
-        if function == ("modules.img2img", "process_batch"):
+    draws a picture of another job again, as ADetailer does."""
+    frames = list(callers())
+    for frame in frames:
+        if is_in(frame, "modules.img2img", "process_batch"):
             return int(frame.f_locals["i"])
-        if function == ("modules.processing", "process_images_inner"):
-            outer = frame.f_locals["p"]
-            if outer is not p:
-                place = outer.iteration * outer.batch_size + getattr(outer, "batch_index", 0)
-        frame = frame.f_back
-    return place
+    outer = next((job for job in reversed(jobs(frames)) if job is not p), None)
+    return None if outer is None else outer.iteration * outer.batch_size + getattr(outer, "batch_index", 0)
 
 
 def text_of(texts: Sequence[str]) -> Callable[..., str]:
@@ -73,18 +66,8 @@ def text_of(texts: Sequence[str]) -> Callable[..., str]:
     return text
 
 
-def rows(p: Any, params: Any) -> list[int]:
-    """The token set of each row of a denoiser step: 2k + COND or 2k + UNCOND of the job's picture k. ``params`` are
-    CFGDenoiserParams. Raises RowsError."""
-    texts = p.get_conds()[0].batch
-    conditional, batch = params.text_cond.shape[0], params.text_uncond.shape[0]
-    counts = [len(parts) for parts in texts]  # more than one where prompts are joined by AND
-    if len(counts) != batch or sum(counts) != conditional:
-        raise RowsError(
-            f"{conditional} rows of {len(counts)} prompts in a batch of {batch}: another extension rearranges the "
-            "prompts, so which picture a row is of cannot be told. Disable it, or set References to together"
-        )
+def rows(p: Any, pictures: Sequence[int], cond: int) -> list[int]:
+    """The token set of each row of a denoiser step, of which ``cond`` are cond rows: 2k + COND or 2k + UNCOND of the
+    job's picture k. pictures: each row's place in the batch."""
     first = p.iteration * p.batch_size
-    sets = [2 * (first + i) + COND for i, count in enumerate(counts) for _ in range(count)]
-    rest = params.x.shape[0] - conditional  # pix2pix: twice
-    return sets + [2 * (first + j % batch) + UNCOND for j in range(rest)]
+    return [2 * (first + picture) + (COND if row < cond else UNCOND) for row, picture in enumerate(pictures)]

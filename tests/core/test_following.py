@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lib_ipadapter.errors import RowsError
 from lib_ipadapter.masks import WHOLE
 from lib_ipadapter.unit import Unit
-from lib_ipadapter.webui.following import Following, Place, boxes_of, image_rows, latent_tiles
+from lib_ipadapter.webui.batch import pictures_of
+from lib_ipadapter.webui.following import Following, Place, boxes_of, latent_tiles
 
 Grid = namedtuple("Grid", "tiles tile_w tile_h image_w image_h overlap")
 PROCESSING: dict[str, Any] = {"__name__": "modules.processing"}
@@ -143,13 +145,25 @@ def test_tiles_that_no_grid_holds(place):
     assert (found.boxes, found.known, found.width) == ((WHOLE,), True, 40)
 
 
+def step(cond: int, uncond: int, rows: int) -> SimpleNamespace:
+    """CFGDenoiserParams, as far as rows go."""
+    return SimpleNamespace(text_cond=torch.zeros(cond), text_uncond=torch.zeros(uncond), x=torch.zeros(rows))
+
+
 def test_rows_of_a_batch():
-    assert image_rows(2, 4, 2) == [0, 1, 0, 1]
-    assert image_rows(4, 6, 2) == [0, 0, 1, 1, 0, 1]  # AND
-    assert image_rows(2, 6, 2) == [0, 1, 0, 1, 0, 1]  # an edit model
-    assert image_rows(3, 5, 1) == [0] * 5
-    with pytest.raises(RowsError, match="unequal numbers of AND"):
-        image_rows(3, 5, 2)
+    def of(counts: list[int], *sizes: int, needed: bool = True) -> list[int]:
+        batch = SimpleNamespace(batch=[[None] * count for count in counts])
+        return pictures_of(SimpleNamespace(get_conds=lambda: (batch, None)), step(*sizes), needed)
+
+    assert of([1, 1], 2, 2, 4) == [0, 1, 0, 1]
+    assert of([2, 2], 4, 2, 6) == [0, 0, 1, 1, 0, 1]  # AND
+    assert of([2, 1], 3, 2, 5) == [0, 0, 1, 0, 1]  # in one of the prompts
+    assert of([1, 1], 2, 2, 6) == [0, 1, 0, 1, 0, 1]  # an edit model
+    assert of([3], 3, 1, 4) == [0] * 4
+    for counts, sizes in (([1, 1], (3, 2, 5)), ([1, 1, 1], (3, 2, 5))):
+        with pytest.raises(RowsError, match="another extension rearranges the prompts"):
+            of(counts, *sizes)
+        assert of(counts, *sizes, needed=False) == []
 
 
 def test_tiles_of_latents():

@@ -165,12 +165,3 @@ def test_a_scripts_job_is_not_shown():
         assert job.shown_in(p, [UNIT])[0].maps is shown
     assert len(comments) == 1
     assert job.shown_in(SimpleNamespace(), [UNIT]) == [UNIT]
-
-
-def test_rows_of_pictures():
-    p = SimpleNamespace(c=SimpleNamespace(batch=[[1, 2], [3]]), hr_c=SimpleNamespace(batch=[[1], [2]]))
-    assert job.pictures_of_rows(p, 3) == [0, 0, 1]
-    assert job.pictures_of_rows(p, 2) == []
-    p.is_hr_pass = True
-    assert job.pictures_of_rows(p, 2) == [0, 1]
-    assert job.pictures_of_rows(SimpleNamespace(), 2) == []
