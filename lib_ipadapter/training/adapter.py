@@ -51,14 +51,19 @@ class TrainableAdapter(nn.Module):
 
 
 def make(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) -> TrainableAdapter:
-    """A fresh adapter, K' and V' beginning as the layer's own K and V; or that of ``config.init``.
+    """A fresh adapter, K' and V' beginning as the layer's own K and V, or as those of ``config.init_layers``; or
+    that of ``config.init``.
 
     Raises FileError (the file), WrongBase (it was made for other layers, or for another encoder).
     """
     if config.init:
         return _loaded(config, layers, encoder)
-    own = [(layer.module.to_k.weight, layer.module.to_v.weight) for layer in layers]
-    pairs = own if config.attention == "decoupled" else []
+    if config.init_layers:
+        adapter = _opened(Path(config.init_layers), layers)
+        pairs = [adapter.weights(layer.position) for layer in layers]
+    else:
+        own = [(layer.module.to_k.weight, layer.module.to_v.weight) for layer in layers]
+        pairs = own if config.attention == "decoupled" else []
     return TrainableAdapter(_projection(config, layers[0].context, encoder), pairs)
 
 
@@ -86,12 +91,17 @@ def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) 
         from ..standalone.concat import load_concat
 
         return TrainableAdapter(load_concat(path).projection.requires_grad_(True), [])
-    file = open_adapter(path)
-    adapter = Adapter(identify(file.shapes, path, file.encoder), file.tensors(), path)
-    check_fit(adapter.spec, layers, path.name)
+    adapter = _opened(path, layers)
     _check_encoder(adapter.spec, config, encoder, path)
     pairs = [adapter.weights(layer.position) for layer in layers]
     return TrainableAdapter(adapter.projection.requires_grad_(True), pairs)
+
+
+def _opened(path: Path, layers: Sequence[Layer]) -> Adapter:
+    file = open_adapter(path)
+    adapter = Adapter(identify(file.shapes, path, file.encoder), file.tensors(), path)
+    check_fit(adapter.spec, layers, path.name)
+    return adapter
 
 
 def _check_encoder(spec: VariantSpec, config: TrainConfig, encoder: EncoderSpec, path: Path) -> None:

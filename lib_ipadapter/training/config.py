@@ -43,6 +43,7 @@ class TrainConfig:
     encoder: str = _field("", "weight file of the image encoder")
     out: str = _field("", "the run's folder; an interrupted run in it is gone on with")
     init: str = _field("", "adapter file to go on from")
+    init_layers: str = _field("", "adapter file of any variant whose K' and V' to begin with")
     variant: str = _field("base", "projection", choices=("base", "plus", "full"))
     attention: str = _field(
         "decoupled", "concat: image tokens beside the text tokens, no K', V' (the paper's ablation)",
@@ -107,6 +108,10 @@ class TrainConfig:
                 raise ConfigError(name, "", "a path; it has no default")
         if not self.encoder:
             raise ConfigError("encoder", "", "the weight file of an image encoder")
+        if self.init_layers and (self.init or self.attention == "concat"):
+            raise ConfigError(
+                "init_layers", self.init_layers, "nothing: init brings its own K' and V', concat has none"
+            )
         dropped = self.drop_image + self.drop_text + self.drop_both
         if dropped > 1:
             raise ConfigError("drop_image + drop_text + drop_both", dropped, "at most 1")

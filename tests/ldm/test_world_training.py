@@ -94,10 +94,8 @@ def test_latents_are_normal_and_decoded_as_before(tmp_path, few):
     torch.testing.assert_close(
         model.decode(latents[:3]), raw.decode(raw.encode(pixels)), rtol=1e-4, atol=1e-4
     )
-    # The noise of the posterior is in proportion.
-    deviation, before = model.posterior(pixels)[1], raw.posterior(pixels)[1]
-    ratio = torch.load(tmp_path / "latents.pt").std((0, 2, 3))[:, None, None]
-    torch.testing.assert_close(deviation * ratio, before, rtol=1e-4, atol=1e-4)
+    # Those that an adapter is trained on are those that the UNet was.
+    assert float(model.posterior(pixels)[1].max()) < 1e-3
 
 
 def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
