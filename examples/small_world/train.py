@@ -31,6 +31,7 @@ from lib_ipadapter.standalone.text import tokenize
 
 from . import data, loop, models
 
+LOG_VARIANCE = -18.0  # of the shipped autoencoder's posterior
 Indices = NDArray[np.int64]
 Parts = Mapping[str, tuple[Callable[[Path, int], None], int]]
 
@@ -283,7 +284,8 @@ def checkpoint_of(run: Path) -> dict[str, Tensor]:
 def normal_latents(run: Path) -> tuple[Tensor, Any]:
     """(the latents of all pictures [PICTURES, 4, 16, 16], the autoencoder that makes them). Each channel has mean 0
     and deviation 1 over all: the autoencoder's two 1 x 1 convolutions beside the latents are changed to that, and
-    the checkpoint's scale_factor is 1."""
+    the checkpoint's scale_factor is 1. The posterior becomes as narrow as SD's: the UNet learns on its means, and an
+    adapter that is trained on samples of a wide one learns to keep their noise."""
     model = models.make_autoencoder()
     model.load_state_dict(trained(run, "autoencoder"))
     path = run / "latents.pt"
@@ -301,7 +303,8 @@ def normal_latents(run: Path) -> tuple[Tensor, Any]:
     into.bias[:count] -= mean
     into.bias[:count] /= deviation
     into.weight[:count] /= deviation[:, None, None, None]
-    into.bias[count:] -= 2 * deviation.log()
+    into.weight[count:] = 0
+    into.bias[count:] = LOG_VARIANCE
     out.bias += (out.weight[:, :, 0, 0] * mean).sum(1)
     out.weight *= deviation[None, :, None, None]
     return (latents - mean[:, None, None]) / deviation[:, None, None], model
