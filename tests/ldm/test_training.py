@@ -313,7 +313,12 @@ def test_going_on_from_a_file(folder, tmp_path):
 def test_beginning_with_another_variants_layers(folder, tmp_path):
     first = tensors(train(folder, tmp_path / "first"))
     begun = Trainer(
-        config(folder, tmp_path / "second", variant="plus", init_layers=str(tmp_path / "first" / "ip_adapter.safetensors"))
+        config(
+            folder,
+            tmp_path / "second",
+            variant="plus",
+            init_layers=str(tmp_path / "first" / "ip_adapter.safetensors"),
+        )
     )
     taken = begun.adapter.tensors()
     assert all(torch.equal(first[key], value) for key, value in taken.items() if key.startswith("ip_adapter"))
