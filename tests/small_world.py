@@ -13,20 +13,9 @@ from lib_ipadapter.layers import cross_attention_layers
 from tests.synthetic import adapter_tensors, write_adapter
 from tests.webui.checkpoints import randomise
 
-# What the demo and the WebUI need; the ablation is for the measurement only.
-FILES = (
-    models.CHECKPOINT, models.CHECKPOINT_CONFIG, models.CLIP_FILE, models.CLIP_CONFIG, models.BASE_ADAPTER,
-    models.PLUS_ADAPTER,
-)  # fmt: skip
-
-
-def missing() -> list[str]:
-    """Names of the shipped weights that are not there."""
-    return [path.name for path in FILES if not path.is_file()]
-
 
 def write_stand_in(folder: Path) -> Path:
-    """Writes all FILES into ``folder``; returns it."""
+    """Writes what the demo and the WebUI need into ``folder``; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)

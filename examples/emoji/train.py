@@ -117,6 +117,7 @@ def train_base(run: Path, steps: int) -> None:
     clip, model = models.make_clip(), models.make_unet()
     clip.load_state_dict(small_world.trained(run, "clip"))
     model.load_state_dict(models.part_of_checkpoint("model.diffusion_model."))
+    model.to(memory_format=torch.channels_last)  # an eighth faster on a CPU
     latents, _ = loop.one_by_one(lambda: small_world.normal_latents(run))
     loss_of = small_world.denoising(model, latents, clip, emoji.caption)
     loop.Training("base", model, run, steps, lr=7e-4, average=0.997).run(32, loss_of)
@@ -138,10 +139,10 @@ def write_checkpoint(run: Path, steps: int) -> None:
 
 # Name: function, steps; in the order in which they need each other
 PARTS = {
-    "clip": (train_clip, 800),
-    "autoencoder": (train_autoencoder, 800),
-    "decoder": (small_world.train_decoder, 400),
-    "base": (train_base, 3000),
+    "clip": (train_clip, 400),
+    "autoencoder": (train_autoencoder, 500),
+    "decoder": (small_world.train_decoder, 100),
+    "base": (train_base, 1500),
     "checkpoint": (write_checkpoint, 0),
 }
 

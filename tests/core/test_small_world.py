@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageFilter, ImageFont
 
 import dev
-from examples.small_world import data, demo, models, read
+from examples.small_world import data, demo, models, publish, read
+from lib_ipadapter.checkpoint import sha256
 from lib_ipadapter.encoders import register_archs
 from lib_ipadapter.encoders.custom import register_arch
 from lib_ipadapter.errors import BrokenEncoder, FileError, ModelError, UnsupportedModel
@@ -280,3 +281,12 @@ def test_the_demo_says_what_is_missing(weights: Path, tmp_path: Path, capsys: py
     assert not out.exists()
     assert demo.main(["--weights", str(weights), "--out", str(tmp_path / "demo.tiff")]) == 2
     assert "ends in .png" in capsys.readouterr().err
+
+
+def test_the_shipped_weights_are_those_that_were_measured():
+    lines = publish.SUMS.read_text(encoding="utf-8").splitlines()
+    sums = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    shipped = {path.name for path in models.WEIGHTS.iterdir()} - {publish.SUMS.name}
+    assert sums.keys() == shipped
+    assert {name: sha256(models.WEIGHTS / name) for name in sums} == sums
+    assert sum((models.WEIGHTS / name).stat().st_size for name in sums) <= 40e6

@@ -1,5 +1,5 @@
 """The small world in the real WebUI: a checkpoint whose text tower open_clip does not know, and the pictures that
-Standalone draws with the same files. With the shipped weights, their attributes too are the references'."""
+Standalone draws with the same files, whose attributes are the references'."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from PIL import Image
 
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
-from examples.small_world import data, models
+from examples.small_world import data, fine, models
 from examples.small_world.read import read
 from lib_ipadapter.adapter import Adapter
 from lib_ipadapter.encoders import EncoderSource, register_configs
 from lib_ipadapter.prepare import Pictures, prepare
 from lib_ipadapter.standalone import Standalone
 from lib_ipadapter.unit import Unit
-from tests.small_world import missing, write_stand_in
 
 from .harness import WebUI, _link, absent, b64
 
@@ -86,32 +85,27 @@ class Drawer:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped weights, or while they are not there a stand-in of random values."""
-    return write_stand_in(tmp_path_factory.mktemp("small-world")) if missing() else models.WEIGHTS
-
-
-@pytest.fixture(scope="module")
-def server(weights: Path) -> Iterator[SmallWorld]:
+def server() -> Iterator[SmallWorld]:
     if reason := absent():
         pytest.skip(reason)
-    with SmallWorld(weights) as running:
+    with SmallWorld(models.WEIGHTS) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def drawer(weights: Path) -> Drawer:
-    return Drawer(weights)
-
-
-@pytest.fixture
-def trained() -> None:
-    if names := missing():
-        pytest.skip(f"not trained yet: {', '.join(names)}")
+def drawer() -> Drawer:
+    return Drawer(models.WEIGHTS)
 
 
 def unit(reference: Image.Image, adapter: str = ADAPTERS[0], **fields: object) -> dict[str, object]:
     return {"model": adapter, "images": [b64(reference)], **fields}
+
+
+def half_mask(side: int) -> Image.Image:
+    """White on the left half (0) or the right (1) of a picture of twice the width."""
+    mask = Image.new("RGB", (2 * data.SIDE, data.SIDE))
+    mask.paste((255, 255, 255), (side * data.SIDE, 0, (side + 1) * data.SIDE, data.SIDE))
+    return mask
 
 
 def difference(a: Image.Image, b: Image.Image) -> float:
@@ -153,7 +147,6 @@ def test_the_picture_is_standalones(server: SmallWorld, drawer: Drawer, adapter:
         assert difference(ours, theirs) < 0.2 * difference(ours, drawer.picture(text))
 
 
-@pytest.mark.usefixtures("trained")
 def test_the_reference_says_what_both_draw(server: SmallWorld, drawer: Drawer):
     right = {"colour": 0, "shape": 0}
     for sample in REFERENCES:
@@ -165,3 +158,23 @@ def test_the_reference_says_what_both_draw(server: SmallWorld, drawer: Drawer):
             right[name] += ours.agrees(thing, name)
     # By chance 1 of 8 would agree.
     assert min(right.values()) >= len(REFERENCES) - 1, right
+
+
+def test_each_half_shows_the_reference_of_its_region(server: SmallWorld):
+    """Two units with a mask each, in a picture of twice the width: as Standalone draws it, and what is drawn in a half
+    has attributes of its own reference, hardly any of the other's."""
+    drawer, own, other = fine.Drawer(models.WEIGHTS, ADAPTERS[0], STEPS), 0, 0
+    for pair in zip(REFERENCES[::2], REFERENCES[1::2]):
+        units = [unit(sample.picture, mask=b64(half_mask(side))) for side, sample in enumerate(pair)]
+        picture = server.pictures(*units, width=2 * data.SIDE)[0]
+        things = [sample.scene.things[0] for sample in pair]
+        for side, ours in enumerate(fine.halves(drawer, *(sample.picture for sample in pair), SEED)):
+            theirs = picture.crop((side * data.SIDE, 0, (side + 1) * data.SIDE, data.SIDE))
+            assert difference(ours, theirs) < 3
+            seen = read(theirs)
+            for name in ("colour", "texture", "shape"):
+                if getattr(things[0], name) != getattr(things[1], name):
+                    own += seen.agrees(things[side], name)
+                    other += seen.agrees(things[1 - side], name)
+    assert own >= 6, (own, other)
+    assert other <= own / 4, (own, other)
