@@ -127,6 +127,8 @@ def test_what_has_no_default_must_be_given(name):
         ({"ema": 1.0}, "ema"),
         ({"variant": "full", "tokens": 4}, "tokens"),
         ({"resolution": 100}, "resolution"),
+        ({"init_layers": "a file", "init": "another"}, "init_layers"),
+        ({"init_layers": "a file", "attention": "concat"}, "init_layers"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(values, named):
@@ -181,9 +183,12 @@ def test_every_field_is_a_flag():
             value = f"some {name}"
         wanted[name] = value
         given += [flag, str(value)]
-    wanted["variant"] = "base"  # full has no tokens
-    given[given.index("--variant") + 1] = "base"
+    # Full has no tokens; init and concat leave no K', V' to begin with.
+    for name, value in {"variant": "base", "init": "", "attention": "decoupled"}.items():
+        wanted[name] = given[given.index(f"--{name}") + 1] = value
     assert flags(*given).as_dict() == wanted
+    for name, value in {"variant": "plus", "init": "some init", "attention": "concat"}.items():
+        assert getattr(flags(*least_flags(), f"--{name}", value), name) == value
 
 
 @pytest.mark.parametrize(
@@ -274,7 +279,11 @@ def field_values() -> st.SearchStrategy[dict[str, Any]]:
     kept["resolution"] = st.none() | st.integers(4, 512).map(lambda n: 8 * n)
     kept["warmup"] = st.just(0)
     kept["variant"] = st.sampled_from(("base", "plus"))
-    return st.fixed_dictionaries(kept)
+    return st.fixed_dictionaries(kept).map(
+        lambda values: (
+            {**values, "init_layers": ""} if values["attention"] == "concat" else {**values, "init": ""}
+        )
+    )
 
 
 @settings(max_examples=60, deadline=None)
