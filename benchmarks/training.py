@@ -4,19 +4,21 @@
 
 Both train the same base adapter on the same frozen diffusers UNet (SD1.5's layout; --channels 320 is its
 width) from the same latents, text tokens and image features, with AdamW: forward, backward, step. Losses
-must agree first. Time: rounds alternate, and each one's is its fastest. Memory: the peak above what the
-models take, each in a process of its own. Needs diffusers.
+must agree first. Time: rounds alternate, and each one's is its fastest; the parts are the fastest of each, so
+their sum may be less. Beside them the base's forward alone, without gradients. Memory: the peak of all tensors
+above what the models take, as the allocator counts them, each in a process of its own. Needs diffusers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from lib_ipadapter.projection import LinearProjection
 from lib_ipadapter.training.adapter import TrainableAdapter
@@ -31,6 +34,8 @@ from lib_ipadapter.training.base import Base, Sizes, Text
 from lib_ipadapter.training.objective import Denoiser
 
 CONTEXT, EMBED, TOKENS = 768, 1024, 4
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PARTS = ("forward", "backward", "optimizer")
 
 
 class Bare(Base):
@@ -112,9 +117,12 @@ class Ours(nn.Module):
         self._denoiser.remove()
 
 
-def contestant(name: str, args: argparse.Namespace, unet: Any) -> tuple[Callable[[], float], nn.Module]:
-    dtype = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.precision]
-    base = Bare(unet, torch.device(args.device), dtype)
+Step = Callable[..., float]
+
+
+def contestant(name: str, args: argparse.Namespace, unet: Any) -> Step:
+    """Its step, which tells when each of PARTS ends, and returns the loss."""
+    base = Bare(unet, torch.device(args.device), DTYPES[args.precision])
     torch.manual_seed(1)
     model = {"ours": Ours, "plain": Plain}[name](unet, base).to(args.device)
     draw = torch.Generator().manual_seed(2)
@@ -126,56 +134,85 @@ def contestant(name: str, args: argparse.Namespace, unet: Any) -> tuple[Callable
     times = torch.randint(0, 1000, (args.batch,), generator=draw).to(args.device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
-    def step() -> float:
+    def step(ended: Callable[[str], None] = lambda part: None) -> float:
         model.use()
         loss = F.mse_loss(model(x, times, text, None, features), target)
+        ended("forward")
         loss.backward()
+        ended("backward")
         optimizer.step()
         optimizer.zero_grad()
         if isinstance(model, Ours):
             model.rest()
+        ended("optimizer")
         return float(loss.detach())
 
-    return step, model
+    return step
+
+
+def alone(args: argparse.Namespace, unet: Any) -> Step:
+    """The base's forward without an adapter and without gradients."""
+    base = Bare(unet, torch.device(args.device), DTYPES[args.precision])
+    x = torch.randn(args.batch, 4, args.side, args.side, device=args.device)
+    text = Text(torch.randn(args.batch, 77, CONTEXT, device=args.device))
+    t = torch.full((args.batch,), 500, device=args.device)
+
+    def step(ended: Callable[[str], None]) -> float:
+        unet.set_attn_processor(AttnProcessor2_0())
+        with torch.no_grad():
+            base.predict(x, t, text)
+        ended("forward")
+        return 0.0
+
+    return step
 
 
 def peak(name: str, args: argparse.Namespace) -> float:
-    """MiB above what is there before the first step; on the CPU by Linux's own count."""
-    step, _ = contestant(name, args, make_unet(args))
+    """MiB of tensors above what is there before the first step."""
+    step = contestant(name, args, make_unet(args))
     if args.device == "cuda":
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        held = status("VmRSS")
-    for _ in range(3):
-        step()
-    top = torch.cuda.max_memory_allocated() if args.device == "cuda" else status("VmHWM")
-    return (top - held) / 2**20
+        for _ in range(3):
+            step()
+        return (torch.cuda.max_memory_allocated() - held) / 2**20
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        for _ in range(2):  # the second has the optimizer's state from the first
+            step()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns() if hasattr(event, "start_ns") else event.start_us())
+    return max(accumulate(event.nbytes() for event in events)) / 2**20
 
 
-def status(field: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
-def times(args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a step, the fastest of the rounds. The first losses must agree."""
+def times(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Seconds of a step and of its parts, each the fastest of the rounds. The first losses must agree."""
     unet = make_unet(args)
-    steps = {name: contestant(name, args, unet)[0] for name in ("plain", "ours")}
+    steps = {name: contestant(name, args, unet) for name in ("plain", "ours")}
     first = {name: step() for name, step in steps.items()}
     if abs(first["ours"] - first["plain"]) > (1e-4 if args.precision == "no" else 2e-2) * first["plain"]:
         raise SystemExit(f"the losses differ: {first}")
-    found: dict[str, list[float]] = {name: [] for name in steps}
+    steps["base"] = alone(args, unet)
+    found = {name: dict.fromkeys(("step", *PARTS), math.inf) for name in steps}
     for _ in range(args.rounds):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-            found[name].append(time.perf_counter() - start)
-    return {name: min(values) for name, values in found.items()}
+            for part, seconds in timed(step, args.device).items():
+                found[name][part] = min(found[name][part], seconds)
+    return found
+
+
+def timed(step: Step, device: str) -> dict[str, float]:
+    took: dict[str, float] = {}
+    begun = last = time.perf_counter()
+
+    def ended(part: str) -> None:
+        nonlocal last
+        if device == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        took[part], last = now - last, now
+
+    step(ended)
+    return {"step": last - begun, **took}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -202,10 +239,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in ("plain", "ours")
     }
     print("| | plain loop | ours | ours / plain |\n|---|---|---|---|")
-    for what, values in (("seconds a step", seconds), ("peak MiB above the models", memory)):
-        print(
-            f"| {what} | {values['plain']:.3g} | {values['ours']:.3g} | {values['ours'] / values['plain']:.2f} |"
-        )
+    rows = {f"seconds, {part}": (seconds["plain"][part], seconds["ours"][part]) for part in ("step", *PARTS)}
+    rows["peak MiB above the models"] = memory["plain"], memory["ours"]
+    for what, (plain, ours) in rows.items():
+        print(f"| {what} | {plain:.4g} | {ours:.4g} | {ours / plain:.3f} |")
+    print(f"\nThe base's forward alone, without gradients: {seconds['base']['forward']:.3g} s.")
 
 
 if __name__ == "__main__":

@@ -18,19 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.encoders import EncoderSource, register_configs
 from lib_ipadapter.errors import FileError, IPAdapterError
-from lib_ipadapter.prepare import Pictures, prepare
-from lib_ipadapter.session import ImagePrompt
-from lib_ipadapter.standalone import Standalone
-from lib_ipadapter.unit import Unit
 
 from . import data, models
+from .drawer import SIZE, Drawer
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-SIZE = (data.SIDE, data.SIDE)
-STEPS, CFG, SEED = 25, 4.0, 7
+STEPS, SEED = 25, 7
 GAP, LABEL, HEAD = 8, 176, 44
 INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
@@ -74,38 +68,21 @@ def _drawing(shape: str, colour: str, texture: str, background: str) -> Image.Im
 
 def draw(folder: Path, adapter: str, show: Callable[[int], None] = lambda count: None) -> Image.Image:
     """The whole picture. ``show`` is told of each finished picture. Raises FileError, ModelError."""
-    files = (models.CHECKPOINT, models.CHECKPOINT_CONFIG, models.CLIP_FILE, models.CLIP_CONFIG)
-    for name in (*(path.name for path in files), adapter):
-        if not (folder / name).is_file():
-            raise FileError(
-                folder / name, f"not in {folder}; examples/small_world/README.md says how to train it"
-            )
-    host = Standalone.load(folder / models.CHECKPOINT.name, folder / models.CHECKPOINT_CONFIG.name)
-    prompts = _prompts(folder, folder / adapter)
+    drawer = Drawer(folder, adapter, STEPS)
     drawn = []
     for row in rows():
         cells = []
+        prompt = drawer.prompt(row.reference)
         for weight in WEIGHTS:
-            prompt = dataclasses.replace(prompts(row.reference), weight=weight)
-            cells += host.generate(
-                row.prompt, prompts=[prompt], steps=STEPS, cfg=CFG, seed=SEED, size=SIZE, init_image=row.begin,
-                strength=row.strength, mask=row.mask,
-            )  # fmt: skip
+            weighted = dataclasses.replace(prompt, weight=weight)
+            cells.append(
+                drawer.draw(
+                    row.prompt, [weighted], SEED, init_image=row.begin, strength=row.strength, mask=row.mask
+                )
+            )
             show(1)
         drawn.append((row, cells))
     return _sheet(drawn)
-
-
-def _prompts(folder: Path, adapter: Path) -> Callable[[Image.Image], ImagePrompt]:
-    register_configs([folder])
-    opened, source = Adapter.load(adapter), EncoderSource([folder])
-
-    def prompt(picture: Image.Image) -> ImagePrompt:
-        return prepare(
-            Unit.parse({"model": adapter.name, "images": [picture]}), Pictures([picture]), opened, source
-        )
-
-    return prompt
 
 
 def _sheet(drawn: Sequence[tuple[Row, Sequence[Image.Image]]]) -> Image.Image:

@@ -15,16 +15,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.encoders import EncoderSource, register_configs
 from lib_ipadapter.evaluation.items import Item, read_items
 from lib_ipadapter.masks import Region
-from lib_ipadapter.prepare import Pictures, prepare
-from lib_ipadapter.session import ImagePrompt
-from lib_ipadapter.standalone import Standalone
-from lib_ipadapter.unit import Unit
 
 from . import data, models
+from .drawer import Drawer
 from .read import read
 
 ATTRIBUTES = ("colour", "texture", "shape", "size", "place")
@@ -32,28 +27,6 @@ TYPES = (
     "linear", "style transfer", "strong style transfer", "style transfer precise", "composition",
     "composition precise",
 )  # fmt: skip
-CFG = 4.0
-
-
-class Drawer:
-    """The small world's models, and what an adapter draws with them."""
-
-    def __init__(self, weights: Path, adapter: str, steps: int) -> None:
-        self.host = Standalone.load(weights / models.CHECKPOINT.name, weights / models.CHECKPOINT_CONFIG.name)
-        register_configs([weights])
-        self.adapter, self.source, self.steps = (
-            Adapter.load(weights / adapter),
-            EncoderSource([weights]),
-            steps,
-        )
-
-    def prompt(self, reference: Image.Image, region: Region | None = None, **fields: object) -> ImagePrompt:
-        unit = Unit.parse({"model": "adapter", "images": [reference], **fields})
-        return prepare(unit, Pictures([reference]), self.adapter, self.source, region)
-
-    def draw(self, prompts: Sequence[ImagePrompt], seed: int, columns: int = 1) -> Image.Image:
-        size = (columns * data.SIDE, data.SIDE)
-        return self.host.generate("", prompts=prompts, steps=self.steps, cfg=CFG, seed=seed, size=size)[0]
 
 
 def halves(drawer: Drawer, left: Image.Image, right: Image.Image, seed: int) -> list[Image.Image]:
@@ -61,7 +34,8 @@ def halves(drawer: Drawer, left: Image.Image, right: Image.Image, seed: int) -> 
     mask = torch.zeros(1, 2)
     mask[0, 0] = 1
     prompts = [drawer.prompt(left, Region(mask)), drawer.prompt(right, Region(1 - mask))]
-    picture, side = drawer.draw(prompts, seed, columns=2), data.SIDE
+    side = data.SIDE
+    picture = drawer.draw("", prompts, seed, (2 * side, side))
     return [picture.crop((x, 0, x + side, side)) for x in (0, side)]
 
 
@@ -93,7 +67,7 @@ def types(drawer: Drawer, items: Sequence[Item], kinds: Iterable[str] = TYPES) -
         agreed = dict.fromkeys(ATTRIBUTES, 0)
         for seed, item in enumerate(items):
             prompts = [] if kind == "without" else [drawer.prompt(item.load(), weight_type=kind)]
-            seen = read(drawer.draw(prompts, seed))
+            seen = read(drawer.draw("", prompts, seed))
             for name in ATTRIBUTES:
                 agreed[name] += getattr(seen, name) == item.fields[name]
         rows.append([kind, *(_share(agreed[name], len(items)) for name in ATTRIBUTES)])
@@ -119,10 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=60, help="references, of all")
     parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args(argv)
-    drawer, items = (
-        Drawer(args.weights, args.adapter, args.steps),
-        read_items(args.references, limit=args.limit),
-    )
+    drawer = Drawer(args.weights, args.adapter, args.steps)
+    items = read_items(args.references, limit=args.limit)
     if args.part == "regions":
         print(markdown(("attribute", "its own", "the other's", "halves"), regions(drawer, items)))
     else:

@@ -107,7 +107,8 @@ def _opened(path: Path, layers: Sequence[Layer]) -> Adapter:
 def _check_encoder(spec: VariantSpec, config: TrainConfig, encoder: EncoderSpec, path: Path) -> None:
     if spec.variant != config.variant:
         raise WrongBase(
-            f"{path.name} is of variant {spec.variant}, the config says {config.variant}; change one"
+            f"{path.name} is of variant {spec.variant}, the config says {config.variant}; change one, or begin with its K' "
+            "and V' only: init_layers instead of init"
         )
     given = encoder.feature_width(spec.feature)
     if spec.feature_width != given or (spec.encoder and spec.encoder != encoder.name):

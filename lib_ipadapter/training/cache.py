@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock  # of torch's own requirements
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,33 +47,38 @@ class Cache:
         return {**self.__dict__, "_open": {}}
 
     def create(self) -> None:
-        """Makes the files, where they are not there yet; by one process. Raises FileError on a full disk."""
-        if (self.folder / "about.json").is_file():
-            return
-        rows = {**self._shapes, "done": ((), "uint8")}
-        size = sum(
-            self._count * int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in rows.values()
-        )
+        """Makes the files, where they are not there yet; of a training's processes by one. Another training that begins
+        at the same time waits, and takes the same. Raises FileError on a full disk."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in rows:
-                self._path(name).unlink(missing_ok=True)  # left by a start that was cut off
-            free = shutil.disk_usage(self.folder).free
-            if size > free:
-                raise FileError(
-                    self.folder, f"the cache takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room, "
-                    "give another cache_dir, or set cache to false",
-                )  # fmt: skip
-            for name, (shape, kind) in rows.items():
-                np.lib.format.open_memmap(self._path(name), "w+", kind, (self._count, *shape)).flush()
-                _reserve(self._path(name))
-            part = self.folder / ".about.json.part"
-            part.write_text(self._text, encoding="utf-8")
-            part.replace(self.folder / "about.json")
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder.with_suffix(".lock")):
+                if not (self.folder / "about.json").is_file():
+                    self._create()
         except OSError as error:
             raise FileError(
                 self.folder, f"cannot be written: {error.strerror or error}; give another cache_dir"
             ) from None
+
+    def _create(self) -> None:
+        rows = {**self._shapes, "done": ((), "uint8")}
+        size = sum(
+            self._count * int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in rows.values()
+        )
+        self.folder.mkdir(exist_ok=True)
+        for name in rows:
+            self._path(name).unlink(missing_ok=True)  # left by a start that was cut off
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise FileError(
+                self.folder, f"the cache takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make room, "
+                "give another cache_dir, or set cache to false",
+            )  # fmt: skip
+        for name, (shape, kind) in rows.items():
+            np.lib.format.open_memmap(self._path(name), "w+", kind, (self._count, *shape)).flush()
+            _reserve(self._path(name))
+        part = self.folder / ".about.json.part"
+        part.write_text(self._text, encoding="utf-8")
+        part.replace(self.folder / "about.json")
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.npy"

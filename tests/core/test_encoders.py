@@ -1,15 +1,11 @@
-"""Encoders on a small tower: layouts, features, files of all kinds, caches."""
+"""Encoders on a small tower: layouts, features, files of all kinds."""
 
 from __future__ import annotations
 
-import gc
-import io
 import pickle
-import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,65 +17,18 @@ from torch import Tensor
 
 from lib_ipadapter.encoders import (
     ENCODERS,
-    EncoderPool,
-    EncoderSource,
     EncoderSpec,
-    FeatureCache,
     ImageEncoder,
-    find_encoder,
     for_feature,
     identify_encoder,
     register,
 )
-from lib_ipadapter.encoders import find as find_module
 from lib_ipadapter.encoders import spec as spec_module
 from lib_ipadapter.encoders.layout import tower_shapes
 from lib_ipadapter.errors import BrokenEncoder, EncoderError, EncoderMissing, ImageError, UnsafeFile
+from tests.tiny_tower import TINY, Weights, as_hugging_face, as_open_clip, picture, tiny_weights, without
 
-TINY = EncoderSpec("tiny", image_size=32, patch=8, width=64, layers=3, heads=2, embed_dim=24)
-Weights = dict[str, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENCODERS, TINY.name, TINY)
-
-
-def tiny_weights(seed: int = 0, spec: EncoderSpec = TINY) -> Weights:
-    """open_clip's layout of the bare tower."""
-    draw = torch.Generator().manual_seed(seed)
-    return {key: torch.randn(shape, generator=draw) * 0.2 for key, shape in tower_shapes(spec).items()}
-
-
-def as_open_clip(tower: Weights) -> Weights:
-    """A whole CLIP of open_clip: the text tower's keys look like the bare image tower's."""
-    text = {"transformer.resblocks.0.ln_1.weight": torch.ones(7), "positional_embedding": torch.ones(77, 7)}
-    return {**{f"visual.{key}": value for key, value in tower.items()}, **text, "logit_scale": torch.ones(())}
-
-
-def as_hugging_face(tower: Weights) -> Weights:
-    """The layout of transformers, written out independently of the reader."""
-    found = {
-        "vision_model.embeddings.class_embedding": tower["class_embedding"],
-        "vision_model.embeddings.position_embedding.weight": tower["positional_embedding"],
-        "vision_model.embeddings.position_ids": torch.arange(17).view(1, -1),
-        "vision_model.embeddings.patch_embedding.weight": tower["conv1.weight"],
-        "visual_projection.weight": tower["proj"].t().contiguous(),
-        "text_model.final_layer_norm.weight": torch.ones(7),
-    }
-    for kind in ("weight", "bias"):
-        found[f"vision_model.pre_layrnorm.{kind}"] = tower[f"ln_pre.{kind}"]
-        found[f"vision_model.post_layernorm.{kind}"] = tower[f"ln_post.{kind}"]
-        for n in range(TINY.layers):
-            ours, theirs = f"transformer.resblocks.{n}.", f"vision_model.encoder.layers.{n}."
-            for name, stacked in zip("qkv", tower[f"{ours}attn.in_proj_{kind}"].chunk(3), strict=True):
-                found[f"{theirs}self_attn.{name}_proj.{kind}"] = stacked.clone()
-            found[f"{theirs}self_attn.out_proj.{kind}"] = tower[f"{ours}attn.out_proj.{kind}"]
-            found[f"{theirs}layer_norm1.{kind}"] = tower[f"{ours}ln_1.{kind}"]
-            found[f"{theirs}layer_norm2.{kind}"] = tower[f"{ours}ln_2.{kind}"]
-            found[f"{theirs}mlp.fc1.{kind}"] = tower[f"{ours}mlp.c_fc.{kind}"]
-            found[f"{theirs}mlp.fc2.{kind}"] = tower[f"{ours}mlp.c_proj.{kind}"]
-    return found
+pytestmark = pytest.mark.usefixtures("tiny_registered")
 
 
 def legacy(content: Any, path: Path) -> None:
@@ -101,18 +50,6 @@ LAYOUTS: dict[str, tuple[str, Callable[[Weights, Path], None]]] = {
         ),
     ),
 }
-
-
-@pytest.fixture
-def tiny_file(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.safetensors"
-    save_file(tiny_weights(), path)
-    return path
-
-
-def picture(seed: int = 0, size: tuple[int, int] = (32, 32)) -> Image.Image:
-    values = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    return Image.fromarray(values)
 
 
 # features
@@ -294,19 +231,15 @@ def test_something_else_is_no_encoder(tmp_path: Path) -> None:
         ImageEncoder.load(tmp_path / "lora.safetensors")
 
 
-def _without(weights: Weights, *keys: str) -> Weights:
-    return {key: value for key, value in weights.items() if key not in keys}
-
-
 BROKEN: dict[str, tuple[Weights, str]] = {
-    "missing": (_without(tiny_weights(), "ln_post.bias"), r"missing ln_post\.bias"),
+    "missing": (without(tiny_weights(), "ln_post.bias"), r"missing ln_post\.bias"),
     "left over": ({**tiny_weights(), "extra.weight": torch.ones(1)}, r"left over extra\.weight"),
     "misshapen": (
         {**tiny_weights(), "ln_pre.weight": torch.ones(63)},
         r"misshapen ln_pre\.weight \[63\] instead of \[64\]",
     ),
     "missing, Hugging Face": (
-        _without(as_hugging_face(tiny_weights()), "vision_model.encoder.layers.1.self_attn.k_proj.weight"),
+        without(as_hugging_face(tiny_weights()), "vision_model.encoder.layers.1.self_attn.k_proj.weight"),
         r"missing transformer\.resblocks\.1\.attn\.in_proj_weight",
     ),
     "left over, Hugging Face": (
@@ -314,7 +247,7 @@ BROKEN: dict[str, tuple[Weights, str]] = {
         r"left over vision_model\.stranger",
     ),
     "no projection": (
-        _without(as_hugging_face(tiny_weights()), "visual_projection.weight"),
+        without(as_hugging_face(tiny_weights()), "visual_projection.weight"),
         "no whole CLIP vision tower",
     ),
     "another tower": (
@@ -419,203 +352,3 @@ def test_registering(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (EncoderSpec("", 64, 16, 48, 2, 4, 20), EncoderSpec("x", 60, 16, 48, 2, 4, 20)):
         with pytest.raises(EncoderError, match="must be a multiple"):
             register(wrong)
-
-
-# finding
-
-
-def test_found_under_any_name_in_any_depth(tmp_path: Path) -> None:
-    deep = tmp_path / "second" / "faceid v2"
-    deep.mkdir(parents=True)
-    save_file({"a": torch.ones(1)}, tmp_path / "second" / "lora.safetensors")
-    save_file(as_hugging_face(tiny_weights()), deep / "renamed.safetensors")
-    torch.save(tiny_weights(), tmp_path / "second" / "a.bin")
-    (tmp_path / "first").mkdir()
-    folders = [tmp_path / "first", tmp_path / "missing", tmp_path / "second"]
-    assert find_encoder("tiny", folders) == deep / "renamed.safetensors"  # before pickles
-    assert find_encoder("tiny", [tmp_path / "second" / "a.bin"]) == tmp_path / "second" / "a.bin"
-    save_file(tiny_weights(), tmp_path / "first" / "x.safetensors")
-    assert find_encoder("tiny", folders) == tmp_path / "first" / "x.safetensors"
-
-
-def test_missing_names_encoder_folders_files_and_download(tmp_path: Path) -> None:
-    save_file(tiny_weights(), tmp_path / "small.safetensors")
-    save_file({"a": torch.ones(1)}, tmp_path / "lora.safetensors")
-    (tmp_path / "cut.bin").write_bytes(b"PK")
-    (tmp_path / "ViT-H-14.safetensors.part").write_bytes(b"")
-    with pytest.raises(EncoderMissing) as failure:
-        find_encoder("ViT-H-14", [tmp_path, tmp_path / "nowhere"])
-    message = str(failure.value)
-    for part in (
-        "ViT-H-14 was not found", str(tmp_path), str(tmp_path / "nowhere"), "small.safetensors (tiny)",
-        "lora.safetensors (no CLIP vision tower)", "cut.bin (not a readable", "h94/IP-Adapter",
-        "models/image_encoder/model.safetensors",
-    ):  # fmt: skip
-        assert part in message
-    assert ".part" not in message
-    assert failure.value.detail["encoder"] == "ViT-H-14"
-    with pytest.raises(EncoderMissing, match="no weight file is there"):
-        find_encoder("ViT-bigG-14", [tmp_path / "nowhere"])
-    with pytest.raises(EncoderMissing, match="no encoder named 'ViT-Z'"):
-        find_encoder("ViT-Z", [tmp_path])
-
-
-def test_an_incomplete_file_is_not_found_but_named(tmp_path: Path) -> None:
-    save_file(_without(tiny_weights(), "ln_post.bias"), tmp_path / "a.safetensors")
-    with pytest.raises(EncoderMissing, match=r"a\.safetensors \(not a whole tiny .*missing ln_post\.bias"):
-        find_encoder("tiny", [tmp_path])
-
-
-def test_each_version_of_a_file_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked: list[Path] = []
-    opened = find_module.opened
-    monkeypatch.setattr(find_module, "opened", lambda path: (looked.append(path), opened(path))[1])
-    path = tmp_path / "a.bin"
-    torch.save({"a": torch.ones(1)}, path)
-    for _ in range(3):
-        with pytest.raises(EncoderMissing):
-            find_encoder("tiny", [tmp_path])
-    assert looked == [path]
-    torch.save(tiny_weights(), path)
-    assert find_encoder("tiny", [tmp_path]) == path
-    assert looked == [path, path]
-
-
-def test_links_in_circles_end(tmp_path: Path, tiny_file: Path) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "again").symlink_to(tmp_path / "models", target_is_directory=True)
-    (tmp_path / "elsewhere").mkdir()
-    tiny_file.rename(tmp_path / "elsewhere" / "t.safetensors")
-    (tmp_path / "models" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert find_encoder("tiny", [tmp_path / "models"]).name == "t.safetensors"
-
-
-# pool, cache, source
-
-
-def wants(feature: str) -> Any:
-    """As much of a VariantSpec as a source reads."""
-    width = TINY.embed_dim if feature == "pooled" else TINY.width
-    return SimpleNamespace(encoder="tiny", feature=feature, feature_width=width)
-
-
-@pytest.fixture
-def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the encoder is asked to encode; None is the unconditional."""
-    calls: list[Any] = []
-    for name in ("encode", "unconditional"):
-        original = getattr(ImageEncoder, name)
-
-        def spying(self: ImageEncoder, *args: Any, original: Any = original) -> Any:
-            calls.append(args)
-            return original(self, *args)
-
-        monkeypatch.setattr(ImageEncoder, name, spying)
-    return calls
-
-
-def test_the_same_reference_is_encoded_once(tiny_file: Path, encoded: list[Any]) -> None:
-    source = EncoderSource([tiny_file.parent])
-    first = source.features(picture(1, (50, 40)), "crop", wants("penultimate"))
-    assert torch.equal(first, source.features(picture(1, (50, 40)), "crop", wants("penultimate")))
-    assert len(encoded) == 1
-    source.features(picture(1, (50, 40)), "pad", wants("penultimate"))
-    source.features(picture(1, (50, 40)), "crop", wants("pooled"))
-    source.features(picture(2, (50, 40)), "crop", wants("pooled"))
-    assert len(encoded) == 4
-
-
-def test_another_file_under_the_same_name_is_another_encoder(tiny_file: Path) -> None:
-    source = EncoderSource(lambda: [tiny_file])
-    first = source.features(picture(), "crop", wants("pooled"))
-    tiny_file.unlink()
-    save_file({**tiny_weights(seed=1)}, tiny_file)
-    assert not torch.allclose(first, source.features(picture(), "crop", wants("pooled")))
-
-
-def test_unconditional_of_a_source(tiny_file: Path, encoded: list[Any]) -> None:
-    source = EncoderSource([tiny_file])
-    assert torch.equal(source.unconditional(wants("pooled")), torch.zeros(1, TINY.embed_dim))
-    assert source.pool.loaded is None, "zeros need no encoder"
-    found = [source.unconditional(wants("penultimate")) for _ in range(2)]
-    assert len(encoded) == 1
-    assert torch.equal(found[0], ImageEncoder.load(tiny_file).unconditional().penultimate)
-
-
-def test_an_adapter_of_unknown_width(tiny_file: Path) -> None:
-    spec = SimpleNamespace(encoder="", feature="pooled", feature_width=333)
-    with pytest.raises(EncoderMissing, match="pooled features of width 333"):
-        EncoderSource([tiny_file]).features(picture(), "crop", spec)
-
-
-def test_the_cache_forgets_the_oldest() -> None:
-    made: list[int] = []
-    cache = FeatureCache(2)
-    for key in (1, 2, 1, 3, 1, 2):
-        cache.get(key, lambda key=key: (made.append(key), torch.tensor(key))[1])
-    assert made == [1, 2, 3, 2]
-    assert len(cache) == 2
-
-
-def test_the_pool_keeps_one_encoder(tiny_file: Path, tmp_path: Path) -> None:
-    save_file(tiny_weights(seed=1), tmp_path / "b.safetensors")
-    pool = EncoderPool()
-    first = pool.get(tiny_file)
-    assert pool.get(tiny_file) is first
-    assert pool.get(tmp_path / "b.safetensors") is not first
-    assert pool.loaded is not None
-    assert pool.loaded.path.name == "b.safetensors"
-    pool.offload()
-    assert pool.loaded.device.type == "cpu"
-    pool.release()
-    assert pool.loaded is None
-
-
-def test_threads_share_a_source(tiny_file: Path, encoded: list[Any]) -> None:
-    source = EncoderSource([tiny_file])
-    found: list[Tensor] = []
-
-    def work() -> None:
-        found.append(source.features(picture(), "crop", wants("pooled")))
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 8
-    assert len(encoded) == 1
-
-
-def test_memory_stays_flat_over_many_references(tiny_file: Path) -> None:
-    """After the cache is full, each further reference leaves as many tensors as it found."""
-    source = EncoderSource([tiny_file], cache=FeatureCache(3))
-
-    def tensors_after(count: int) -> int:
-        for seed in range(count):
-            source.features(picture(seed, (40, 30)), "crop", wants("penultimate"))
-        gc.collect()
-        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
-
-    assert tensors_after(5) == tensors_after(30)
-
-
-def test_a_failure_leaves_nothing_in_the_cache(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = EncoderSource([tiny_file])
-    with monkeypatch.context() as patch:
-        patch.setattr(ImageEncoder, "encode", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            source.features(picture(), "crop", wants("pooled"))
-    assert source.features(picture(), "crop", wants("pooled")).shape == (1, TINY.embed_dim)
-
-
-def test_buffers_of_the_file_are_not_needed_after_pickles(tmp_path: Path) -> None:
-    """A pickle read through mmap still encodes after the file's name is gone."""
-    buffer = io.BytesIO()
-    torch.save(tiny_weights(), buffer)
-    path = tmp_path / "a.pth"
-    path.write_bytes(buffer.getvalue())
-    encoder = ImageEncoder.load(path)
-    wanted = encoder.encode(picture()).pooled
-    path.unlink()
-    assert torch.equal(encoder.encode(picture()).pooled, wanted)

@@ -1,87 +1,21 @@
-"""Evaluation without a model: statistics, references, the plan, resuming, the WebUI's payload, the output."""
+"""Evaluation without a model: statistics, references, the plan, resuming, the output."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import threading
-from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lib_ipadapter import images
-from lib_ipadapter.errors import BrokenEncoder, ConfigError, FileError, ImageError, IPAdapterError
-from lib_ipadapter.evaluation import Clip, Item, Options, bootstrap, evaluate, read_items
-from lib_ipadapter.evaluation.methods import Job
+from lib_ipadapter.errors import ConfigError, FileError, ImageError
+from lib_ipadapter.evaluation import Item, Options, bootstrap, evaluate, read_items
 from lib_ipadapter.evaluation.pictures import Pictures
-from lib_ipadapter.evaluation.remote import WebUIMethod, fill, read_payload
 from lib_ipadapter.evaluation.run import plan_columns
-
-COLOURS = {"red": (220, 20, 30), "green": (20, 200, 40), "blue": (30, 40, 210), "grey": (120, 120, 120)}
-
-
-def plain(colour: str, size: tuple[int, int] = (40, 24)) -> Image.Image:
-    return Image.new("RGB", size, COLOURS[colour])
-
-
-class ByColour:
-    """A metric whose vectors are mean colours; a text is the colour that it names."""
-
-    def __init__(self) -> None:
-        self.seen = 0
-
-    def images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        self.seen += len(pictures)
-        means = [np.asarray(picture, dtype=np.float32).mean((0, 1)) for picture in pictures]
-        return torch.nn.functional.normalize(torch.from_numpy(np.stack(means)), dim=-1)
-
-    def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        rows = [next((c for name, c in COLOURS.items() if name in text), (1, 1, 1)) for text in texts]
-        return torch.nn.functional.normalize(torch.tensor(rows, dtype=torch.float32), dim=-1)
-
-    def settings(self) -> dict[str, Any]:
-        return {"file": "by colour"}
-
-
-class Mixer:
-    """A method that mixes grey and the reference by λ, and keeps what it was asked for."""
-
-    def __init__(self, name: str, at_zero: Any = None, only: tuple[float, ...] = (), **settings: Any) -> None:
-        self.name, self.at_zero, self.only, self.own = name, at_zero, only, settings
-        self.jobs: list[Job] = []
-        self.stop_after: int | None = None
-
-    def weights(self, asked: Sequence[float]) -> Sequence[float | None]:
-        return [w for w in asked if not self.only or w in self.only]
-
-    def prompt(self, item: Item, asked: str) -> str:
-        return asked
-
-    def settings(self) -> dict[str, Any]:
-        return {"steps": 4, **self.own}
-
-    def draw(self, jobs: Sequence[Job]) -> list[Image.Image]:
-        if self.stop_after is not None and len(self.jobs) >= self.stop_after:
-            raise KeyboardInterrupt
-        self.jobs += jobs
-        assert len({job.weight for job in jobs}) == 1
-        grey = [Image.new("RGB", job.reference.size, COLOURS["grey"]) for job in jobs]
-        return [Image.blend(g, job.reference, job.weight or 0.0) for g, job in zip(grey, jobs)]
-
-
-def items_of(*colours: str) -> list[Item]:
-    return [Item(c, f"a {c} thing", plain(c), {"full": f"all {c}"}) for c in colours]
-
-
-THREE = items_of("red", "green", "blue")
-
+from tests.by_colour import COLOURS, THREE, ByColour, Mixer, plain, run
 
 # statistics
 
@@ -180,14 +114,6 @@ def test_bad_folders_are_refused(tmp_path: Path, files: dict[str, str | None], w
 
 
 # the run
-
-
-def run(
-    out: Path, methods: Sequence[Any], items: Sequence[Item] = THREE, extra: Any = None, **options: Any
-) -> Any:
-    said: list[str] = []
-    results = evaluate(items, methods, ByColour(), out, Options(**options), extra, said.append)
-    return results, said
 
 
 def test_the_plan_shares_lambda_zero_and_skips_what_cannot_be_drawn() -> None:
@@ -381,220 +307,3 @@ def test_a_template_is_prompt_and_what_is_measured_against(tmp_path: Path) -> No
     assert results.row("mixer", 1.0).measures["clip_t"].mean == pytest.approx(cosine, abs=1e-5)
     assert results.settings["text"] == "the prompt's template, filled in"
     assert "top_1" not in results.row("mixer", 1.0).measures  # of one reference it would say nothing
-
-
-# a running WebUI
-
-
-class Server:
-    """A WebUI that answers with the reference that it was sent, or as ``status`` and ``body`` say."""
-
-    def __init__(self) -> None:
-        outer = self
-        self.requests: list[tuple[str, dict[str, str], Any]] = []
-        self.status, self.body = 200, b""
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append((self.path, dict(self.headers), content))
-                picture = content["alwayson_scripts"]["ControlNet"]["args"][0]["image"]
-                body = outer.body or json.dumps({"images": [picture, "no picture"], "info": "{}"}).encode()
-                self.send_response(outer.status)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.close()
-
-
-PAYLOAD = {
-    "prompt": "best, {caption}", "seed": "{seed}", "steps": 20,
-    "alwayson_scripts": {"ControlNet": {"args": [{"image": "{reference}", "weight": "{weight}", "module": "shuffle"}]}},
-}  # fmt: skip
-
-
-def test_places_are_filled_in_once_and_numbers_stay_numbers() -> None:
-    values = {"reference": "QUJD", "caption": "a {seed} {weight}", "seed": 7, "weight": 0.5}
-    filled = fill({"a": ["{seed}", "{weight}", {"b": "s={seed}, {caption}"}], "{seed}": 3, "c": None}, values)
-    assert filled == {"a": [7, 0.5, {"b": "s=7, a {seed} {weight}"}], "{seed}": 3, "c": None}
-    assert fill("data:image/png;base64,{reference}", values) == "data:image/png;base64,QUJD"
-    assert fill("{other} {}", values) == "{other} {}"
-
-
-def test_a_webui_stands_in_the_table(server: Server, tmp_path: Path) -> None:
-    method = WebUIMethod("shuffle", server.url.replace("//", "//me:se%40cret@"), PAYLOAD)
-    results, _ = run(tmp_path, [method], weights=(0.5, 1.0), seed=3)
-    assert results.row("shuffle", 1.0).measures["clip_i"].mean == pytest.approx(1.0, abs=1e-5)
-    assert len(server.requests) == 6
-    path, headers, body = server.requests[0]
-    assert path == "/sdapi/v1/txt2img"
-    assert base64.b64decode(headers["Authorization"].split()[1]) == b"me:se@cret"
-    assert (body["prompt"], body["seed"]) == ("best, a red thing", 3)
-    unit = body["alwayson_scripts"]["ControlNet"]["args"][0]
-    assert unit["weight"] == 0.5
-    sent = Image.open(io.BytesIO(base64.b64decode(unit["image"])))
-    assert sent.tobytes() == plain("red").tobytes()
-    assert "cret" not in (tmp_path / "results.json").read_text()
-    run(tmp_path, [method], weights=(0.5, 1.0), seed=3)
-    assert len(server.requests) == 6
-
-
-def test_a_payload_without_a_place_for_the_weight_has_no_lambda(server: Server, tmp_path: Path) -> None:
-    payload = {**PAYLOAD, "alwayson_scripts": {"ControlNet": {"args": [{"image": "{reference}"}]}}}
-    results, said = run(tmp_path, [WebUIMethod("plain", server.url, payload)], weights=(0.5, 1.0))
-    assert [(row.method, row.weight) for row in results.rows] == [("reference", None), ("plain", None)]
-    assert said == []
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "words"),
-    [
-        (422, b'{"detail": "no such module"}', "422 .*no such module"),
-        (500, b"oops", "500 .*oops"),
-        (200, b"<html>", "no answer"),
-        (200, b'{"images": []}', "without a picture"),
-        (200, b'{"images": ["!"]}', "cannot be read"),
-    ],
-)
-def test_the_webuis_errors_are_told(
-    server: Server, tmp_path: Path, status: int, body: bytes, words: str
-) -> None:
-    server.status, server.body = status, body
-    with pytest.raises(IPAdapterError, match=f"^shuffle: .*{words}") as error:
-        run(tmp_path, [WebUIMethod("shuffle", server.url, PAYLOAD)])
-    assert server.url in str(error.value)
-
-
-def test_a_webui_that_is_not_there(server: Server, tmp_path: Path) -> None:
-    server.close()
-    with pytest.raises(IPAdapterError, match=r"no answer from .*--api"):
-        run(tmp_path, [WebUIMethod("shuffle", server.url, PAYLOAD, timeout=5)])
-    with pytest.raises(IPAdapterError, match="no address"):
-        WebUIMethod("shuffle", "ftp://x", PAYLOAD)
-
-
-def test_bad_payload_files(tmp_path: Path) -> None:
-    for text, words in (("{", "not JSON"), ("[]", "no JSON object")):
-        (tmp_path / "p.json").write_text(text)
-        with pytest.raises(FileError, match=words):
-            read_payload(tmp_path / "p.json")
-    with pytest.raises(FileError, match="cannot be read"):
-        read_payload(tmp_path / "absent.json")
-
-
-# the judge
-
-SMALL_CLIP = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
-    "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-}
-
-
-def write_clip(
-    folder: Path, config: dict[str, Any] | None = None, suffix: str = ".safetensors"
-) -> tuple[Path, Any]:
-    """Random weights of a small CLIP with its config beside it, and open_clip's own model of them."""
-    import open_clip
-    from safetensors.torch import save_file
-
-    config = config or SMALL_CLIP
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        kind = open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP
-        model = kind(**{k: v for k, v in config.items() if k in ("embed_dim", "vision_cfg", "text_cfg")})
-    path = folder / f"small-judge{suffix}"
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    if suffix == ".safetensors":
-        save_file(state, str(path))
-    else:
-        torch.save({"state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
-    path.with_suffix(".json").write_text(json.dumps(config))
-    return path, model.eval()
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
-@pytest.mark.parametrize("custom", [False, True])
-def test_embeddings_are_open_clips_own(tmp_path: Path, suffix: str, custom: bool) -> None:
-    import open_clip
-    from open_clip.transform import image_transform
-
-    config = {
-        **SMALL_CLIP,
-        "custom_text": custom,
-        "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]},
-    }
-    path, theirs = write_clip(tmp_path, config, suffix)
-    clip = Clip.load(path)
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)
-    pictures = [Image.fromarray(pixels), plain("red", (50, 33)), plain("blue", (32, 32))]
-    transform = image_transform(32, is_train=False, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
-    texts = ["a red thing", "many words " * 30, ""]
-    with torch.no_grad():
-        expected = theirs.encode_image(torch.stack([transform(p) for p in pictures]), normalize=True)
-        expected_texts = theirs.encode_text(open_clip.tokenize(texts, 20), normalize=True)
-    assert torch.allclose(clip.images(pictures), expected, atol=1e-5)
-    assert torch.allclose(clip.texts(texts), expected_texts, atol=1e-5)
-    assert (expected[0] - expected[1]).abs().max() > 0.01
-    many = clip.images(pictures * 20)  # more than one batch
-    assert torch.allclose(many[-3:], expected, atol=1e-5)
-
-
-def test_a_standard_architecture_by_name(tmp_path: Path) -> None:
-    import open_clip
-
-    path, _ = write_clip(tmp_path)
-    (tmp_path / "named-judge.json").write_text(path.with_suffix(".json").read_text())
-    open_clip.add_model_config(tmp_path / "named-judge.json")
-    path.with_suffix(".json").unlink()
-    assert Clip.load(path, "named-judge").texts(["a"]).shape == (1, 24)
-    with pytest.raises(FileError, match=r"no small-judge\.json beside it.*--clip-arch"):
-        Clip.load(path)
-    with pytest.raises(FileError, match=r"no-such.*ViT-L-14"):
-        Clip.load(path, "no-such")
-
-
-def test_bad_judges_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    path, _ = write_clip(tmp_path)
-    state = {
-        key: value.clone() for key, value in load_file(path).items()
-    }  # not mapped: the file is written again
-    for change, words in (
-        ({"ln_final.weight": None}, "1 keys missing .ln_final.weight"),
-        ({"extra": torch.zeros(1)}, "1 keys unknown .extra"),
-        ({"text_projection": torch.zeros(2, 2)}, "1 keys of another shape .text_projection"),
-    ):
-        changed = {key: value for key, value in {**state, **change}.items() if value is not None}
-        save_file(changed, str(path))
-        with pytest.raises(BrokenEncoder, match=words):
-            Clip.load(path)
-    save_file({**state, "attn_mask": torch.zeros(20, 20)}, str(path))
-    Clip.load(path)
-    save_file({**state, "visual.proj": torch.full_like(state["visual.proj"], float("nan"))}, str(path))
-    with pytest.raises(BrokenEncoder, match="NaN"):
-        Clip.load(path).images([plain("red")])
-    text = {**SMALL_CLIP["text_cfg"], "hf_model_name": "x"}  # type: ignore[dict-item]
-    path.with_suffix(".json").write_text(json.dumps({**SMALL_CLIP, "text_cfg": text}))
-    with pytest.raises(BrokenEncoder, match="not of open_clip's own making"):
-        Clip.load(path)
-    path.with_suffix(".json").write_text("{}")
-    with pytest.raises(FileError, match="no open_clip config"):
-        Clip.load(path)

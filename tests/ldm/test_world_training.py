@@ -21,6 +21,7 @@ pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 from examples.emoji import prepare, retrieval
 from examples.emoji import train as emoji
 from examples.small_world import data, export, fine, loop, models, train
+from examples.small_world.drawer import Drawer
 from lib_ipadapter.checkpoint import sha256
 from lib_ipadapter.errors import DataError, DownloadError, TrainingError
 from lib_ipadapter.evaluation import Item
@@ -248,7 +249,7 @@ def test_regions_and_types_are_measured(tmp_path: Path, monkeypatch: pytest.Monk
     export.write_held_out(tmp_path / "held-out", 6)
     weights = write_stand_in(tmp_path / "weights")
     items = read_items(tmp_path / "held-out")
-    drawer = fine.Drawer(weights, models.BASE_ADAPTER.name, 2)
+    drawer = Drawer(weights, steps=2)
     drawn = fine.halves(drawer, items[0].load(), items[1].load(), 1)
     assert [half.size for half in drawn] == [(data.SIDE, data.SIDE)] * 2
     # Another reference in the right half changes that half more than the left one.

@@ -15,17 +15,13 @@ from PIL import Image
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
 from examples.small_world import data, fine, models
+from examples.small_world.drawer import CFG, Drawer
 from examples.small_world.read import read
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.encoders import EncoderSource, register_configs
-from lib_ipadapter.prepare import Pictures, prepare
-from lib_ipadapter.standalone import Standalone
-from lib_ipadapter.unit import Unit
 
 from .harness import WebUI, _link, absent, b64
 
 ADAPTERS = (models.BASE_ADAPTER.name, models.PLUS_ADAPTER.name)
-STEPS, CFG, SEED = 12, 4.0, 5
+STEPS, SEED = 12, 5
 REFERENCES = [data.sample(3, index, unseen=True) for index in range(6)]
 # Files that a person may have there, and that must not keep the WebUI from starting.
 STRAY = {"broken.json": "{", "notes.json": '{"description": "mine"}', "no-clip.json": '{"embed_dim": 1}'}
@@ -62,28 +58,6 @@ class SmallWorld(WebUI):
         return [Image.open(io.BytesIO(picture)).convert("RGB") for picture in drawn]
 
 
-class Drawer:
-    """Standalone with the same files."""
-
-    def __init__(self, weights: Path) -> None:
-        self.weights = weights
-        self.host = Standalone.load(weights / models.CHECKPOINT.name, weights / models.CHECKPOINT_CONFIG.name)
-        register_configs([weights])
-        self.source = EncoderSource([weights])
-
-    def picture(self, text: str = "", adapter: str = "", reference: Image.Image | None = None) -> Image.Image:
-        prompts = []
-        if reference is not None:
-            unit = Unit.parse({"model": adapter, "images": [reference]})
-            prompts.append(
-                prepare(unit, Pictures([reference]), Adapter.load(self.weights / adapter), self.source)
-            )
-        drawn = self.host.generate(
-            text, prompts=prompts, steps=STEPS, cfg=CFG, seed=SEED, size=(data.SIDE, data.SIDE)
-        )
-        return drawn[0]
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[SmallWorld]:
     if reason := absent():
@@ -93,8 +67,9 @@ def server() -> Iterator[SmallWorld]:
 
 
 @pytest.fixture(scope="module")
-def drawer() -> Drawer:
-    return Drawer(models.WEIGHTS)
+def drawers() -> dict[str, Drawer]:
+    """Standalone with the same files, by adapter."""
+    return {adapter: Drawer(models.WEIGHTS, adapter, STEPS) for adapter in ADAPTERS}
 
 
 def unit(reference: Image.Image, adapter: str = ADAPTERS[0], **fields: object) -> dict[str, object]:
@@ -134,24 +109,26 @@ def test_without_weight_the_picture_is_the_bases(server: SmallWorld):
 
 
 @pytest.mark.parametrize("adapter", ["", *ADAPTERS])
-def test_the_picture_is_standalones(server: SmallWorld, drawer: Drawer, adapter: str):
+def test_the_picture_is_standalones(server: SmallWorld, drawers: dict[str, Drawer], adapter: str):
     """The WebUI leaves out the last of DDIM's steps, at t = 1, where hardly any noise is left."""
     reference, text = REFERENCES[1].picture, "a red star"
     units = [unit(reference, adapter)] if adapter else []
-    ours = drawer.picture(text, adapter, reference if adapter else None)
+    drawer = drawers[adapter or ADAPTERS[0]]
+    ours = drawer.draw(text, [drawer.prompt(reference)] if adapter else [], SEED)
     theirs = server.pictures(*units, prompt=text)[0]
     others = server.pictures(*units, prompt=text, seed=SEED + 1)[0]
     assert difference(ours, theirs) < 3
     assert difference(ours, theirs) < 0.2 * difference(ours, others)
     if adapter:
-        assert difference(ours, theirs) < 0.2 * difference(ours, drawer.picture(text))
+        assert difference(ours, theirs) < 0.2 * difference(ours, drawer.draw(text, [], SEED))
 
 
-def test_the_reference_says_what_both_draw(server: SmallWorld, drawer: Drawer):
+def test_the_reference_says_what_both_draw(server: SmallWorld, drawers: dict[str, Drawer]):
+    drawer = drawers[ADAPTERS[0]]
     right = {"colour": 0, "shape": 0}
     for sample in REFERENCES:
         thing = sample.scene.things[0]
-        ours = read(drawer.picture("", ADAPTERS[0], sample.picture))
+        ours = read(drawer.draw("", [drawer.prompt(sample.picture)], SEED))
         theirs = read(server.pictures(unit(sample.picture))[0])
         for name in right:
             assert getattr(ours, name) == getattr(theirs, name), (name, thing)
@@ -160,15 +137,17 @@ def test_the_reference_says_what_both_draw(server: SmallWorld, drawer: Drawer):
     assert min(right.values()) >= len(REFERENCES) - 1, right
 
 
-def test_each_half_shows_the_reference_of_its_region(server: SmallWorld):
+def test_each_half_shows_the_reference_of_its_region(server: SmallWorld, drawers: dict[str, Drawer]):
     """Two units with a mask each, in a picture of twice the width: as Standalone draws it, and what is drawn in a half
     has attributes of its own reference, hardly any of the other's."""
-    drawer, own, other = fine.Drawer(models.WEIGHTS, ADAPTERS[0], STEPS), 0, 0
+    own = other = 0
     for pair in zip(REFERENCES[::2], REFERENCES[1::2]):
         units = [unit(sample.picture, mask=b64(half_mask(side))) for side, sample in enumerate(pair)]
         picture = server.pictures(*units, width=2 * data.SIDE)[0]
         things = [sample.scene.things[0] for sample in pair]
-        for side, ours in enumerate(fine.halves(drawer, *(sample.picture for sample in pair), SEED)):
+        for side, ours in enumerate(
+            fine.halves(drawers[ADAPTERS[0]], *(sample.picture for sample in pair), SEED)
+        ):
             theirs = picture.crop((side * data.SIDE, 0, (side + 1) * data.SIDE, data.SIDE))
             assert difference(ours, theirs) < 3
             seen = read(theirs)

@@ -1,0 +1,53 @@
+"""The small world's models, and what a reference makes them draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.encoders import EncoderSource, register_configs
+from lib_ipadapter.errors import FileError
+from lib_ipadapter.masks import Region
+from lib_ipadapter.prepare import Pictures, prepare
+from lib_ipadapter.session import ImagePrompt
+from lib_ipadapter.standalone import Standalone
+from lib_ipadapter.unit import Unit
+
+from . import data, models
+
+CFG = 4.0
+SIZE = (data.SIDE, data.SIDE)
+
+
+class Drawer:
+    """The models of ``weights`` with one of its adapters. steps: of a picture. Raises FileError, ModelError."""
+
+    def __init__(self, weights: Path, adapter: str = models.BASE_ADAPTER.name, steps: int = 15) -> None:
+        files = (models.CHECKPOINT, models.CHECKPOINT_CONFIG, models.CLIP_FILE, models.CLIP_CONFIG)
+        for name in (*(path.name for path in files), adapter):
+            if not (weights / name).is_file():
+                raise FileError(
+                    weights / name, f"not in {weights}; examples/small_world/README.md says how to train it"
+                )
+        self.host = Standalone.load(weights / models.CHECKPOINT.name, weights / models.CHECKPOINT_CONFIG.name)
+        register_configs([weights])
+        self.source = EncoderSource([weights])
+        self.name, self.adapter = adapter, Adapter.load(weights / adapter)
+        self.steps = steps
+
+    def prompt(self, reference: Image.Image, region: Region | None = None, **fields: object) -> ImagePrompt:
+        """Of a unit with these fields."""
+        unit = Unit.parse({"model": self.name, "images": [reference], **fields})
+        return prepare(unit, Pictures([reference]), self.adapter, self.source, region)
+
+    def draw(
+        self, text: str, prompts: Sequence[ImagePrompt], seed: int, size: tuple[int, int] = SIZE, **begin: Any
+    ) -> Image.Image:
+        """begin: Standalone.generate's init_image, strength and mask."""
+        return self.host.generate(
+            text, prompts=prompts, steps=self.steps, cfg=CFG, seed=seed, size=size, **begin
+        )[0]
