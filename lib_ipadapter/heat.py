@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .masks import WHOLE, Box
-from .seeing import COLUMNS, Array, Maps
+from .seeing import COLUMNS, Array, Maps, Step
 
 HEADS = {
     "all": "all layers and steps",
@@ -116,13 +116,27 @@ def _scale(whole: Image.Image, draw: ImageDraw.ImageDraw, letters: Any, top: flo
     draw.text((right + 4, 2), end, _INK, letters)
 
 
-def figures(maps: Maps) -> list[dict[str, dict[str, float] | None]]:
-    """Of each reference, for each of COLUMNS: mean and largest value, or None."""
+def figures(maps: Maps) -> list[dict[str, Any]]:
+    """Of each reference, for each of COLUMNS: mean and largest value, or None; and under "steps", for each step, its
+    fraction of the sampling and the means of the in, mid and out layers, or None."""
 
     def of(values: Array | None, row: int) -> dict[str, float] | None:
         if values is None:
             return None
         return {"mean": round(float(values[row].mean()), 5), "max": round(float(values[row].max()), 5)}
 
+    def means(step: Step, row: int) -> dict[str, float | None]:
+        parts = {
+            name: None if values is None else round(float(values[row]), 5)
+            for name, values in step.means.items()
+        }
+        return {"fraction": round(step.fraction, 5), **parts}
+
     count = len(next(values for values in maps.columns.values() if values is not None))
-    return [{name: of(maps.columns[name], row) for name in COLUMNS} for row in range(count)]
+    return [
+        {
+            **{name: of(maps.columns[name], row) for name in COLUMNS},
+            "steps": [means(s, row) for s in maps.steps],
+        }
+        for row in range(count)
+    ]

@@ -36,11 +36,21 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Step:
+    """A step's fraction of the sampling and, for each part of the UNet (PARTS), its maps' means [references], or None
+    where it has no layer."""
+
+    fraction: float
+    means: dict[str, Array | None]
+
+
+@dataclass(frozen=True)
 class Maps:
     """Of one prompt in one picture: for each of COLUMNS a map [references, height, width] over the latents, in 0..1,
-    or None where there was no such layer or step."""
+    or None where there was no such layer or step; and their means step by step."""
 
     columns: dict[str, Array | None]
+    steps: tuple[Step, ...] = ()
 
     @property
     def top(self) -> float:
@@ -109,7 +119,7 @@ class _Seen:
     values: Tensor
 
 
-_Key = tuple[int, str, int]  # prompt, part of the UNet, third of the sampling
+_Key = tuple[int, str, float]  # prompt, part of the UNet, fraction of the sampling
 
 
 class Recorder:
@@ -126,12 +136,14 @@ class Recorder:
     def clear(self) -> None:
         """Nothing is seen yet."""
         self.left_out = 0
-        self._sums: dict[tuple[_Key, Level], Tensor] = {}
+        # Of whole maps by thirds, of means by steps: all maps of all steps would be much to keep.
+        self._sums: dict[tuple[int, str, int, Level], Tensor] = {}
+        self._means: dict[_Key, Tensor] = {}
         self._counts: dict[_Key, defaultdict[int, float]] = {}
         self._pass: object = None
         self._latents: Size | None = None
         self._pictures: dict[int, int] = {}
-        self._third = 0
+        self._fraction = 0.0
         self._whole = True
         self._waiting: dict[int, dict[int, _Term]] = {}
         self._step: dict[tuple[int, Layer], list[_Seen]] = {}
@@ -160,7 +172,7 @@ class Recorder:
             self._pass, self._latents = run, size
         self.left_out += not known
         self._pictures = dict(zip(rows, of_rows)) if known else {}
-        self._third = min(int(fraction * 3 + _ROUNDING), 2)
+        self._fraction = fraction
         for prompt, layer in self._shown():
             if not acting[prompt] or not self._acts[prompt](layer):
                 for picture in set(self._pictures.values()):
@@ -172,7 +184,7 @@ class Recorder:
                 yield from ((prompt, layer) for layer in self._layers)
 
     def _count(self, prompt: int, layer: Layer) -> defaultdict[int, float]:
-        return self._counts.setdefault((prompt, layer.part, self._third), defaultdict(float))
+        return self._counts.setdefault((prompt, layer.part, self._fraction), defaultdict(float))
 
     def call(self, latents: Size, whole: bool) -> None:
         """The UNet is called with latents of this size, and they are all that the step draws, or not."""
@@ -232,15 +244,18 @@ class Recorder:
 
     def _add(self, prompt: int, layer: Layer, part: _Seen, per_picture: Counter[int]) -> None:
         pictures = [self._pictures[place] for place in part.places]
-        values, key = part.values, (prompt, layer.part, self._third)
+        values, means = part.values, part.values.mean(-1)
+        map_key = prompt, layer.part, _third(self._fraction), part.level
+        mean_key = prompt, layer.part, self._fraction
         shape = (max(per_picture) + 1, *values.shape[1:])
-        if (key, part.level) not in self._sums:
-            self._sums[key, part.level] = values.new_zeros(shape)
-        total = self._sums[key, part.level]
+        total = self._sums.setdefault(map_key, values.new_zeros(shape))
+        total_mean = self._means.setdefault(mean_key, values.new_zeros(shape[:2]))
         for row, picture in enumerate(pictures):
             # Of sub-prompts (AND) the mean
-            total[picture].add_(values[row], alpha=1 / per_picture[picture])
-            self._count(prompt, layer)[picture] += 1 / per_picture[picture]
+            share = 1 / per_picture[picture]
+            total[picture].add_(values[row], alpha=share)
+            total_mean[picture].add_(means[row], alpha=share)
+            self._count(prompt, layer)[picture] += share
 
     def maps(self, prompt: int) -> list[Maps | None]:
         """The prompt's maps in each picture of the batch; None where nothing was seen."""
@@ -249,21 +264,46 @@ class Recorder:
         return [self._of(prompt, picture) for picture in range(max(found, default=-1) + 1)]
 
     def _of(self, prompt: int, picture: int) -> Maps | None:
-        keys = [key for key in self._counts if key[0] == prompt]
-        columns: dict[str, Array | None] = {"all": self._mean(keys, picture)}
-        for part, name in PARTS.items():
-            columns[name] = self._mean([key for key in keys if key[1] == part], picture)
-        for third, name in enumerate(THIRDS):
-            columns[name] = self._mean([key for key in keys if key[2] == third], picture)
-        return Maps(columns) if columns["all"] is not None else None
+        columns = {"all": self._mean(prompt, picture)}
+        columns |= {name: self._mean(prompt, picture, part=part) for part, name in PARTS.items()}
+        columns |= {name: self._mean(prompt, picture, third=third) for third, name in enumerate(THIRDS)}
+        if columns["all"] is None:
+            return None
+        fractions = sorted({key[2] for key in self._counts if key[0] == prompt})
+        return Maps(columns, tuple(self._step_of(prompt, picture, fraction) for fraction in fractions))
 
-    def _mean(self, keys: Sequence[_Key], picture: int) -> Array | None:
-        """The mean over all layers and steps of ``keys``."""
-        count = sum(self._counts[key][picture] for key in keys)
+    def _step_of(self, prompt: int, picture: int, fraction: float) -> Step:
+        means: dict[str, Array | None] = {}
+        for part, name in PARTS.items():
+            key = prompt, part, fraction
+            count = self._counts[key][picture] if key in self._counts else 0
+            total = np.zeros(self._prompts[prompt][0], np.float32)
+            if key in self._means:
+                total += self._means[key][picture].cpu().numpy()
+            means[name] = total / np.float32(count) if count else None
+        return Step(fraction, means)
+
+    def _mean(
+        self, prompt: int, picture: int, part: str | None = None, third: int | None = None
+    ) -> Array | None:
+        """The mean over all layers and steps of the part and the third of the sampling; None: of all."""
+
+        def wanted(of: int, layer_part: str, of_third: int) -> bool:
+            return of == prompt and part in (None, layer_part) and third in (None, of_third)
+
+        count = sum(
+            counts[picture]
+            for (of, name, fraction), counts in self._counts.items()
+            if wanted(of, name, _third(fraction))
+        )
         if not count or self._latents is None:
             return None
-        total = np.zeros((self._prompts[keys[0][0]][0], *self._latents), np.float32)
-        for (key, level), values in self._sums.items():
-            if key in keys:
+        total = np.zeros((self._prompts[prompt][0], *self._latents), np.float32)
+        for (of, name, of_third, level), values in self._sums.items():
+            if wanted(of, name, of_third):
                 total += level.over(values[picture].cpu().numpy(), self._latents)
         return total / np.float32(count)
+
+
+def _third(fraction: float) -> int:
+    return min(int(fraction * 3 + _ROUNDING), 2)

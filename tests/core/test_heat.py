@@ -11,7 +11,7 @@ from PIL import Image
 
 from lib_ipadapter import heat
 from lib_ipadapter.heat import colours, figures, heated, plain_font, sheet, spread
-from lib_ipadapter.seeing import COLUMNS, Maps
+from lib_ipadapter.seeing import COLUMNS, Maps, Step
 from lib_ipadapter.session import Session
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui import maps as job
@@ -76,9 +76,13 @@ def test_all_zero_can_be_drawn():
 
 
 def test_figures():
-    found = figures(columns(2, late=None))
+    means = {"in": np.array([0.25, 0.5], np.float32), "mid": None, "out": np.zeros(2, np.float32)}
+    found = figures(Maps(columns(2, late=None).columns, (Step(0.0, means), Step(1 / 3, means))))
     assert found[1]["all"] == {"mean": 0.25, "max": 0.5}
     assert found[0]["late"] is None
+    assert found[1]["steps"][0] == {"fraction": 0, "in": 0.5, "mid": None, "out": 0}
+    assert [step["fraction"] for step in found[0]["steps"]] == [0, 0.33333]
+    assert json.loads(json.dumps(found)) == found
 
 
 class Host:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from lib_ipadapter.prepare import maps_of
 from lib_ipadapter.seeing import COLUMNS, Level, Maps
 from lib_ipadapter.session import ImagePrompt, Session
 from lib_ipadapter.unit import Unit
-from lib_ipadapter.weights import LayerRule
+from lib_ipadapter.weights import Curve, LayerRule
 from tests.tiny import CONTEXT, Block, prompt
 
 WIDTH = 16
@@ -178,6 +180,32 @@ def test_each_picture_of_a_batch_has_its_own_however_the_rows_are_split(unet, sp
         close(seen(held, picture=picture)["all"], wanted[picture])
 
 
+def test_means_of_each_step_and_part(unet):
+    """A step whose UNet runs twice (second-order samplers) is one; sub-prompts count as one picture."""
+    p = prompt(unet, tokens=8, maps=2, curve=Curve(((0, 1.0), (0.5, 0.5))))
+    watch, held, wanted = Watch(unet), Session([p]), []
+    with held.attached(unet):
+        for fraction, seed in ((0.0, 1), (0.5, 2), (0.5, 3)):
+            torch.manual_seed(seed)
+            x = torch.randn(3, WIDTH, 8, 8)
+            held.begin_step([0, 0, 1], fraction, pictures=[0, 0])
+            unet(x, context=inputs(3)[1])
+            held.end_step()
+            weighted = dataclasses.replace(p, weight=1 - fraction)
+            wanted.append({
+                part: torch.stack([
+                    plain(la, weighted, watch.query[la.position][row], watch.text[la.position][row], 2).mean(1)
+                    for la in cross_attention_layers(unet) if la.part == part for row in (0, 1)
+                ]).mean(0)
+                for part in seeing.PARTS
+            })  # fmt: skip
+    (maps,) = held.recorder.maps(0)
+    assert [step.fraction for step in maps.steps] == [0, 0.5]
+    for part, name in seeing.PARTS.items():
+        close(maps.steps[0].means[name], wanted[0][part])
+        close(maps.steps[1].means[name], (wanted[1][part] + wanted[2][part]) / 2)
+
+
 def test_sub_prompts_count_for_their_picture(unet):
     """AND: the rows of a step are those of picture 0, then those of picture 1."""
     p = prompt(unet, maps=1)
@@ -277,6 +305,11 @@ def test_steps_and_layers_where_it_does_not_act_count_as_zero(unet):
     close(columns["late"], once / 5)  # one layer of five
     close(columns["in"], once / 2 / 3)
     close(columns["all"], once / 5 / 3)
+    steps = held.recorder.maps(0)[0].steps
+    assert [step.fraction for step in steps] == [0, 1 / 3, 2 / 3]
+    assert [step.means["in"].any() for step in steps] == [False, False, True]
+    values = plain(first, p, watch.query[0][0], watch.text[0][0], 1)
+    close(steps[2].means["in"], values.mean(1) / 2)
 
 
 def test_the_last_pass_is_shown(unet):

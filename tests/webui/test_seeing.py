@@ -42,7 +42,7 @@ class Job:
 
     def means(self, sheet: int = 0, reference: int = 0) -> dict[str, float]:
         columns = self.said[sheet]["references"][reference]
-        return {name: columns[name]["mean"] for name in columns if columns[name]}
+        return {name: columns[name]["mean"] for name in COLUMNS if columns[name]}
 
 
 def cell(sheet: Image.Image, size: tuple[int, int], column: int = 0, row: int = 0) -> np.ndarray:
@@ -71,6 +71,13 @@ def test_a_sheet_beside_the_picture_which_stays_hash_for_hash(on_sd1: WebUI, uni
     assert (on.said[0]["unit"], on.said[0]["picture"]) == (0, 0)
     assert set(on.means()) == set(COLUMNS)
     assert all(0 < value < 1 for value in on.means().values())
+    steps = on.said[0]["references"][0]["steps"]
+    fractions = [step["fraction"] for step in steps]
+    assert fractions[0] == 0
+    assert fractions == sorted(set(fractions))
+    assert len(fractions) > 1
+    for name in ("in", "mid", "out"):
+        assert np.mean([step[name] for step in steps]) == pytest.approx(on.means()[name], abs=1e-4)
     assert warm(cell(on.sheets[0], (64, 64))).any()
 
 
