@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import fill_vector, image_attention, split_heads
+from ..attention import image_attention, split_heads
 from ..errors import RowsError
 from ..layers import Layer
 from .adapter import TrainableAdapter
@@ -34,9 +34,7 @@ class TrainTerms:
         if self.tokens is None:
             return None
         key, value = (
-            fill_vector(split_heads(F.linear(self.tokens.to(weight.dtype), weight), layer.heads)).to(
-                query.dtype
-            )
+            split_heads(F.linear(self.tokens.to(weight.dtype), weight), layer.heads).to(query.dtype)
             for weight in (self.adapter.to_k[layer.position], self.adapter.to_v[layer.position])
         )
         return image_attention(query, key, value)
