@@ -56,13 +56,22 @@ def test_without_a_result_nothing_is_sent(page: Any):
     assert (panel.is_on(), panel.thumbs()) == (False, 0)
 
 
+def is_up(page: Any, url: str) -> bool:
+    from playwright.sync_api import Error
+
+    try:
+        return bool(page.request.get(f"{url}/internal/ping", fail_on_status_code=False, timeout=2000).ok)
+    except Error:  # refused, between one server and the next
+        return False
+
+
 def test_reload_ui_leaves_one_panel_and_one_button(page: Any, url: str):
     one_of_each(page)
     open_tab(page, "Settings")
     page.locator("#settings_restart_gradio").click()
     page.wait_for_timeout(5000)
-    for _ in range(30):
-        if page.request.get(f"{url}/internal/ping", fail_on_status_code=False, timeout=2000).ok:
+    for _ in range(60):
+        if is_up(page, url):
             break
         page.wait_for_timeout(1000)
     load(page, url)
