@@ -112,14 +112,14 @@ def train_autoencoder(run: Path, steps: int) -> None:
 
 
 def train_base(run: Path, steps: int) -> None:
-    """The small world's loss, on words of these pictures."""
+    """The small world's loss, on words of these pictures, with more weight on high noise."""
     emoji = Emoji(run)
     clip, model = models.make_clip(), models.make_unet()
     clip.load_state_dict(small_world.trained(run, "clip"))
     model.load_state_dict(models.part_of_checkpoint("model.diffusion_model."))
     model.to(memory_format=torch.channels_last)  # an eighth faster on a CPU
     latents, _ = loop.one_by_one(lambda: small_world.normal_latents(run))
-    loss_of = small_world.denoising(model, latents, clip, emoji.caption)
+    loss_of = small_world.denoising(model, latents, clip, emoji.caption, power=0.5)
     loop.Training("base", model, run, steps, lr=7e-4, average=0.997).run(32, loss_of)
 
 

@@ -99,6 +99,29 @@ def test_latents_are_normal_and_decoded_as_before(tmp_path, few):
     assert float(model.posterior(pixels)[1].max()) < 1e-3
 
 
+@pytest.mark.parametrize("power", [0, 0.5])
+def test_a_timesteps_loss_counts_by_its_noise(power):
+    """Of a model that predicts nothing the loss is 1 at every timestep, without the weight."""
+
+    class Silent(torch.nn.Module):
+        def forward(self, x, times, context):
+            self.times = times
+            return torch.zeros_like(x)
+
+    torch.manual_seed(0)
+    model, rng = Silent(), np.random.default_rng(0)
+    latents = torch.zeros(4, 4, 32, 32)
+    loss_of = train.denoising(model, latents, models.make_clip(), lambda index, rng: "a ring", power)
+    snr = models.schedule() / (1 - models.schedule())
+    shares = (5 / snr).clamp(max=1)
+    mean = float((shares * snr**-power).sum() / shares.sum())
+    losses = []
+    for step in range(8):
+        losses.append(float(loss_of(step, np.arange(4), rng)))
+        assert losses[-1] == pytest.approx(float((snr**-power)[model.times].mean()) / mean, rel=0.05)
+    assert (max(losses) > 2 * min(losses)) == bool(power)
+
+
 def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_EVERY", 2)
     run = loop.Training.run
