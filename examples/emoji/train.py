@@ -119,7 +119,7 @@ def train_base(run: Path, steps: int) -> None:
     model.load_state_dict(models.part_of_checkpoint("model.diffusion_model."))
     model.to(memory_format=torch.channels_last)  # an eighth faster on a CPU
     latents, _ = loop.one_by_one(lambda: small_world.normal_latents(run))
-    loss_of = small_world.denoising(model, latents, clip, emoji.caption, power=0.5)
+    loss_of = small_world.denoising(model, latents, clip, emoji.caption, "debiased")
     loop.Training("base", model, run, steps, lr=7e-4, average=0.997).run(32, loss_of)
 
 

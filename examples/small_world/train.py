@@ -229,21 +229,21 @@ def denoising(
     latents: Tensor,
     clip: torch.nn.Module,
     words: Callable[[int, np.random.Generator], str],
-    power: float = 0,
+    weighting: str = "none",
 ) -> loop.LossOf:
     """L_simple with timesteps drawn in proportion to min(SNR, 5)/SNR (the weights of arXiv 2303.09556), which spends
-    less on the last details; the text dropped for a tenth of the pictures. words: a caption of a picture; power: the
-    loss of a timestep counts SNR^-power, since what decides on outlines is a small part of the error where the noise
-    is high."""
+    less on the last details; the text dropped for a tenth of the pictures. words: a caption of a picture; weighting: the
+    trainer's, of the timesteps; its mean is 1."""
     from lib_ipadapter.standalone.config import read_config
     from lib_ipadapter.standalone.text import build_text
+    from lib_ipadapter.training.objective import weights_of
 
     # In the checkpoint's precision, so that the UNet learns on the tokens that it will get.
     text = {f"model.{key}": value.half().float() for key, value in models.text_state(clip).items()}
     tower, alphas = build_text(read_config(models.CHECKPOINT_CONFIG), text), models.schedule()
-    snr = alphas / (1 - alphas)
-    shares = (5 / snr).clamp(max=1)
-    weights = snr**-power / ((shares * snr**-power).sum() / shares.sum())
+    shares = (5 * (1 - alphas) / alphas).clamp(max=1)
+    weights = torch.ones_like(alphas) if weighting == "none" else weights_of(alphas, False, weighting)
+    weights = weights / ((shares * weights).sum() / shares.sum())
     model.dtype = torch.float32
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:

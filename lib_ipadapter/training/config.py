@@ -65,6 +65,10 @@ class TrainConfig:
     schedule: str = _field(
         "constant", "of the learning rate after the warm-up", choices=("constant", "cosine")
     )
+    weighting: str = _field(
+        "none", "of the timesteps: min-snr counts low noise less, debiased counts high noise more",
+        choices=("none", "min-snr", "debiased"),
+    )  # fmt: skip
     max_norm: float = _field(1.0, "gradients are clipped to this norm; 0: never", 0, 1e9)
     ema: float = _field(0.0, "decay of the averaged weights that are saved; 0: none, often 0.9999", 0, 1)
     precision: str = _field("no", "mixed precision", choices=("no", "bf16", "fp16"))

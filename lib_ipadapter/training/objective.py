@@ -79,8 +79,8 @@ class Denoiser(nn.Module):
 
 
 def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[str], features: Tensor,
-         nothing: Tensor, sizes: Sizes | None, draws: Draws) -> Tensor:  # fmt: skip
-    """Mean squared error against ε, or v, over the batch.
+         nothing: Tensor, sizes: Sizes | None, draws: Draws, weighting: str = "none") -> Tensor:  # fmt: skip
+    """Mean squared error against ε, or v, over the batch, each picture's by ``weights_of``.
 
     moments [B, 8, h, w]: mean and deviation of the scaled latents; features: of the references;
     nothing: the feature of no picture, [1, ...], for those whose image is dropped.
@@ -97,4 +97,19 @@ def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[st
     )
     keep = ~draws.no_image.to(device).reshape(-1, *[1] * (features.ndim - 1))
     seen = torch.where(keep, features.to(device), nothing.to(device))
-    return F.mse_loss(denoiser(x, times, text, sizes, seen), target)
+    predicted = denoiser(x, times, text, sizes, seen)
+    if weighting == "none":
+        return F.mse_loss(predicted, target)
+    weights = weights_of(alpha.flatten(), base.v, weighting)
+    return ((predicted - target).square().mean((1, 2, 3)) * weights).mean()
+
+
+def weights_of(alphas: Tensor, v: bool, weighting: str) -> Tensor:
+    """What the squared error of ε, or of v, counts at ᾱ [B]: the same for the same error of the latents.
+
+    min-snr: min(SNR, 5) times the latents' squared error (arXiv 2303.09556), less for the last details; debiased: √SNR
+    times it, 1/√SNR times that of ε (arXiv 2310.08442), more where the noise is high, which decides on the whole.
+    """
+    snr = alphas / (1 - alphas)
+    counts = snr.clamp(max=5) if weighting == "min-snr" else snr.sqrt()
+    return counts / (snr + 1 if v else snr)

@@ -138,7 +138,7 @@ class Trainer:
             draws = objective.draw(batch.generators, batch.latent_shape, len(self.base.alphas), self.config)
             loss = objective.loss(
                 self.base, self.model, batch.moments, batch.captions, batch.features, self.feed.nothing,
-                batch.sizes, draws,
+                batch.sizes, draws, self.config.weighting,
             )  # fmt: skip
             mine = torch.stack([loss.detach() / self.config.accumulate, loss.new_tensor(float(self._stop))])
             shared: Tensor = self.accelerator.reduce(mine, reduction="mean")

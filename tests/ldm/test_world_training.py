@@ -99,8 +99,8 @@ def test_latents_are_normal_and_decoded_as_before(tmp_path, few):
     assert float(model.posterior(pixels)[1].max()) < 1e-3
 
 
-@pytest.mark.parametrize("power", [0, 0.5])
-def test_a_timesteps_loss_counts_by_its_noise(power):
+@pytest.mark.parametrize(("weighting", "power"), [("none", 0), ("debiased", 0.5)])
+def test_a_timesteps_loss_counts_by_its_noise(weighting, power):
     """Of a model that predicts nothing the loss is 1 at every timestep, without the weight."""
 
     class Silent(torch.nn.Module):
@@ -111,7 +111,7 @@ def test_a_timesteps_loss_counts_by_its_noise(power):
     torch.manual_seed(0)
     model, rng = Silent(), np.random.default_rng(0)
     latents = torch.zeros(4, 4, 32, 32)
-    loss_of = train.denoising(model, latents, models.make_clip(), lambda index, rng: "a ring", power)
+    loss_of = train.denoising(model, latents, models.make_clip(), lambda index, rng: "a ring", weighting)
     snr = models.schedule() / (1 - models.schedule())
     shares = (5 / snr).clamp(max=1)
     mean = float((shares * snr**-power).sum() / shares.sum())
