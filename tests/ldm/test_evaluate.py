@@ -35,8 +35,8 @@ from lib_ipadapter.session import Session
 from lib_ipadapter.standalone.concat import METADATA, append, load_concat
 from lib_ipadapter.standalone.sampler import Schedule, ddim
 from lib_ipadapter.unit import Reference, Unit
-from tests.core.test_evaluation import write_clip
 from tests.ldm.small import write_all
+from tests.small_clip import write_clip
 from tests.synthetic import adapter_tensors
 from tests.webui.harness import CONTEXT, EMBED
 
