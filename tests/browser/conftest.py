@@ -22,27 +22,37 @@ from .pages import ARGS, PanelPage
 _HARMLESS = ("net::ERR", "Failed to load resource", "reading 'props'")
 
 
-class _WithPage(harness.WebUI):
+class WithPage(harness.WebUI):
     """With its page, the WebUI must not be asked anything before it is up: a request between the launch of
     the page and that of the API starts the app too early, and the process ends."""
 
     def _wait(self, deadline: float) -> None:
-        while "Startup time" not in self.log and time.monotonic() < deadline and self.process.poll() is None:
-            time.sleep(0.3)
+        self.says("Startup time", 1, deadline)
         super()._wait(deadline)
+
+    def says(self, text: str, times: int, deadline: float) -> bool:
+        """Waits until the log has ``text`` so often."""
+        while self.log.count(text) < times and time.monotonic() < deadline and self.process.poll() is None:
+            time.sleep(0.3)
+        return self.log.count(text) >= times
 
 
 @pytest.fixture(scope="session")
-def url() -> Iterator[str]:
-    """The address of a WebUI with the extension: a running one, or one started for these tests."""
-    given = os.environ.get("IPADAPTER_TEST_URL")
-    if given:
-        yield given.rstrip("/")
+def server() -> Iterator[WithPage | None]:
+    """A WebUI with the extension, started for these tests; None where IPADAPTER_TEST_URL names a running one."""
+    if os.environ.get("IPADAPTER_TEST_URL"):
+        yield None
         return
     if harness.absent():
         pytest.skip(harness.absent())
-    with _WithPage(("sd1",), extra=(), config={"ipadapter_allow_download": True}) as webui:
-        yield webui.url
+    with WithPage(("sd1",), extra=(), config={"ipadapter_allow_download": True}) as webui:
+        yield webui
+
+
+@pytest.fixture(scope="session")
+def url(server: WithPage | None) -> str:
+    """The address of the WebUI."""
+    return server.url if server else os.environ["IPADAPTER_TEST_URL"].rstrip("/")
 
 
 @pytest.fixture(scope="session")
