@@ -248,8 +248,11 @@ class Recorder:
         map_key = prompt, layer.part, _third(self._fraction), part.level
         mean_key = prompt, layer.part, self._fraction
         shape = (max(per_picture) + 1, *values.shape[1:])
-        total = self._sums.setdefault(map_key, values.new_zeros(shape))
-        total_mean = self._means.setdefault(mean_key, values.new_zeros(shape[:2]))
+        if map_key not in self._sums:
+            self._sums[map_key] = values.new_zeros(shape)
+        if mean_key not in self._means:
+            self._means[mean_key] = values.new_zeros(shape[:2])
+        total, total_mean = self._sums[map_key], self._means[mean_key]
         for row, picture in enumerate(pictures):
             # Of sub-prompts (AND) the mean
             share = 1 / per_picture[picture]

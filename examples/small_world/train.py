@@ -242,7 +242,7 @@ def denoising(
     text = {f"model.{key}": value.half().float() for key, value in models.text_state(clip).items()}
     tower, alphas = build_text(read_config(models.CHECKPOINT_CONFIG), text), models.schedule()
     shares = (5 * (1 - alphas) / alphas).clamp(max=1)
-    weights = torch.ones_like(alphas) if weighting == "none" else weights_of(alphas, False, weighting)
+    weights = weights_of(alphas, False, weighting)
     weights = weights / ((shares * weights).sum() / shares.sum())
     model.dtype = torch.float32
 

@@ -97,19 +97,18 @@ def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[st
     )
     keep = ~draws.no_image.to(device).reshape(-1, *[1] * (features.ndim - 1))
     seen = torch.where(keep, features.to(device), nothing.to(device))
-    predicted = denoiser(x, times, text, sizes, seen)
-    if weighting == "none":
-        return F.mse_loss(predicted, target)
-    weights = weights_of(alpha.flatten(), base.v, weighting)
-    return ((predicted - target).square().mean((1, 2, 3)) * weights).mean()
+    errors = F.mse_loss(denoiser(x, times, text, sizes, seen), target, reduction="none").mean((1, 2, 3))
+    return (weights_of(alpha.flatten(), base.v, weighting) * errors).mean()
 
 
 def weights_of(alphas: Tensor, v: bool, weighting: str) -> Tensor:
-    """What the squared error of ε, or of v, counts at ᾱ [B]: the same for the same error of the latents.
+    """What the squared error of ε, or of v, counts at ᾱ [B]; but for none, the same for the same error of the latents.
 
-    min-snr: min(SNR, 5) times the latents' squared error (arXiv 2303.09556), less for the last details; debiased: √SNR
+    none: 1; min-snr: min(SNR, 5) times the latents' squared error (arXiv 2303.09556), less for the last details; debiased: √SNR
     times it, 1/√SNR times that of ε (arXiv 2310.08442), more where the noise is high, which decides on the whole.
     """
+    if weighting == "none":
+        return torch.ones_like(alphas)
     snr = alphas / (1 - alphas)
     counts = snr.clamp(max=5) if weighting == "min-snr" else snr.sqrt()
     return counts / (snr + 1 if v else snr)
