@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from tests.synthetic import adapter_tensors, write_adapter
@@ -66,3 +68,13 @@ def write_all(folder: Path) -> Path:
         )
     write_adapter(folder / "wide.safetensors", adapter_tensors("base", 384, SD1_WIDTHS, EMBED))
     return folder
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    """The largest, of 255."""
+    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
+
+
+def noise_picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(pixels)

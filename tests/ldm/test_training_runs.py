@@ -1,0 +1,158 @@
+"""A training's run: stopped, gone on with, its checkpoints, its samples, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
+pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.cli import main
+from lib_ipadapter.errors import ConfigError, FileError, TrainingError
+from lib_ipadapter.training import objective
+from lib_ipadapter.training.trainer import Trainer
+from tests.ldm.trainings import ROOT, config, losses, tensors, train, write_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("small"))
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
+    out = tmp_path / "run"
+    values = config(folder, out, steps=2000, save_every=1000).as_dict()
+    (tmp_path / "run.yaml").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "lib_ipadapter", "train", str(tmp_path / "run.yaml")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "log.jsonl").is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said[-2000:]
+    assert "the same command goes on from it" in said
+    done = len(losses(out))
+    assert (out / "ip_adapter.safetensors").is_file()
+    train(folder, out, steps=done + 1)
+    assert len(losses(out)) == done + 1
+
+
+def test_broken_pictures_are_passed_over_and_listed_once(folder, tmp_path):
+    train(folder, tmp_path, steps=12)
+    lines = (tmp_path / "broken.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["03.png"]
+
+
+def test_the_last_checkpoints_are_kept_and_nothing_half_written(folder, tmp_path):
+    train(folder, tmp_path, steps=5, save_every=1, keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000005",
+    ]
+    assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(folder, tmp_path, monkeypatch):
+    real, calls = objective.loss, []
+
+    def poisoned(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        return real(*args) * (float("nan") if len(calls) > 3 else 1.0)
+
+    monkeypatch.setattr(objective, "loss", poisoned)
+    with pytest.raises(TrainingError, match=r"step 4 .*the checkpoint of step 2 is kept"):
+        train(folder, tmp_path, steps=8, save_every=2)
+    assert all(value.isfinite().all() for value in tensors(tmp_path / "ip_adapter.safetensors").values())
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_kept(folder, tmp_path, monkeypatch):
+    from lib_ipadapter.training import trainer
+
+    real, calls = trainer.save_adapter, []
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, "save_adapter", full)
+    with pytest.raises(FileError, match=r"No space left on device.*The last whole checkpoint is kept"):
+        train(folder, tmp_path, steps=4, save_every=2)
+    assert Adapter.load(tmp_path / "ip_adapter.safetensors").spec.variant == "base"
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000002"]
+
+
+def test_samples(folder, tmp_path):
+    train(folder, tmp_path, sample_every=2, sample_steps=2, steps=3)
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == ["step-00000002.png", "step-00000003.png"]
+    with Image.open(tmp_path / "samples" / names[-1]) as grid:
+        assert grid.size == (4 * 64, 4 * 64)
+
+
+def test_samples_show_the_base_alone_at_zero(folder, tmp_path):
+    """Whatever the last batch was."""
+    columns = []
+    for batch in (2, 3):
+        train(folder, tmp_path / str(batch), sample_every=1, sample_steps=2, steps=1, batch=batch, lr=0.5)
+        with Image.open(tmp_path / str(batch) / "samples" / "step-00000001.png") as grid:
+            columns.append([np.asarray(grid.crop((64 * x, 0, 64 * x + 64, 256))) for x in (1, 3)])
+    assert np.array_equal(columns[0][0], columns[1][0])
+    assert not np.array_equal(columns[0][1], columns[1][1])
+
+
+def test_sampling_changes_nothing_in_the_training(folder, tmp_path):
+    train(folder, tmp_path / "with", sample_every=1, sample_steps=2)
+    train(folder, tmp_path / "without")
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+def test_another_training_in_the_folder_is_refused(folder, tmp_path):
+    train(folder, tmp_path)
+    with pytest.raises(ConfigError, match=r"lr was 0\.001"):
+        Trainer(config(folder, tmp_path, lr=1e-4))
+
+
+def test_errors_of_the_command_line_are_a_line(folder, tmp_path, capsys):
+    assert main(["train", "--lr", "fast"]) == 2
+    assert "lr: got 'fast', expected a number" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    base, encoder = str(folder / "small-eps.safetensors"), str(folder / "encoders" / "tiny-vit.safetensors")
+    arguments = [
+        "train",
+        "--base",
+        base,
+        "--data",
+        str(empty),
+        "--encoder",
+        encoder,
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(arguments) == 2
+    assert "no pictures in it" in capsys.readouterr().err
+    assert main([*arguments[:4], str(folder / "data"), *arguments[5:], "--resolution", "72"]) == 2
+    assert "a multiple of 64" in capsys.readouterr().err
+
+
+def test_a_cosine_is_another_one_with_other_steps(folder, tmp_path):
+    train(folder, tmp_path, schedule="cosine", warmup=1, steps=4)
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-3, 1e-3, 0.75e-3, 0.25e-3])
+    with pytest.raises(ConfigError, match="steps was 4"):
+        Trainer(config(folder, tmp_path, schedule="cosine", warmup=1, steps=5))
