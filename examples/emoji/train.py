@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from examples.small_world import loop, models
+from examples.small_world import loop, models, towers
 from examples.small_world import train as small_world
 from lib_ipadapter import images
 from lib_ipadapter.errors import DataError
@@ -84,20 +84,18 @@ def train_clip(run: Path, steps: int) -> None:
     model.load_state_dict(
         load_file(models.CLIP_FILE), strict=False
     )  # without the causal mask, which is no weight
-    small = small_world.clip_pictures(run, model.visual.image_size[0])
+    small = towers.clip_pictures(run, model.visual.image_size[0])
 
     def seen(chosen: Indices, rng: np.random.Generator) -> Tensor:
         copies = chosen + emoji.count * rng.integers(emoji.copies, size=len(chosen))
-        return F.normalize(model.encode_image(small_world.clip_pixels(small[copies])), dim=-1)
+        return F.normalize(model.encode_image(towers.clip_pixels(small[copies])), dim=-1)
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
         chosen = rng.choice(emoji.count, min(len(indices), emoji.count), replace=False)
-        read = F.normalize(small_world.encode_text(model, [emoji.caption(i, rng) for i in chosen]), dim=-1)
+        read = F.normalize(towers.encode_text(model, [emoji.caption(i, rng) for i in chosen]), dim=-1)
         first, second = seen(chosen, rng), seen(chosen, rng)
         scale = model.logit_scale.exp().clamp(max=100)
-        return (
-            small_world.both_ways(scale * first @ read.T) + small_world.both_ways(scale * first @ second.T)
-        ) / 2
+        return (towers.both_ways(scale * first @ read.T) + towers.both_ways(scale * first @ second.T)) / 2
 
     loop.Training("clip", model, run, steps, lr=5e-4, average=0.99).run(96, loss_of)
 
@@ -115,7 +113,7 @@ def train_base(run: Path, steps: int) -> None:
     """The small world's loss, on words of these pictures, with more weight on high noise."""
     emoji = Emoji(run)
     clip, model = models.make_clip(), models.make_unet()
-    clip.load_state_dict(small_world.trained(run, "clip"))
+    clip.load_state_dict(loop.trained(run, "clip"))
     model.load_state_dict(models.part_of_checkpoint("model.diffusion_model."))
     model.to(memory_format=torch.channels_last)  # an eighth faster on a CPU
     latents, _ = loop.one_by_one(lambda: small_world.normal_latents(run))
@@ -127,10 +125,10 @@ def write_checkpoint(run: Path, steps: int) -> None:
     """RUN/weights: the checkpoint and its yaml, CLIP and its config."""
     weights = run / "weights"
     weights.mkdir(parents=True, exist_ok=True)
-    save_file(small_world.checkpoint_of(run), weights / "emoji.safetensors")
     clip = models.make_clip()
-    clip.load_state_dict(small_world.trained(run, "clip"))
-    small_world.save_clip(clip, weights / f"{ARCH}.safetensors")
+    clip.load_state_dict(loop.trained(run, "clip"))
+    save_file(small_world.checkpoint_of(run, clip), weights / "emoji.safetensors")
+    towers.save_clip(clip, weights / f"{ARCH}.safetensors")
     # The configs are the small world's, under names of their own.
     for source, name in ((models.CLIP_CONFIG, f"{ARCH}.json"), (models.CHECKPOINT_CONFIG, "emoji.yaml")):
         text = source.read_text(encoding="utf-8").replace(models.ARCH, ARCH)

@@ -135,6 +135,16 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
     return f"{text} on a {scene.background} background" if named(0.3) else text
 
 
+def named(text: str) -> dict[str, str]:
+    """What a caption of one thing names, of a Thing's fields and "background"."""
+    kinds = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
+    words = text.split()
+    found = {kind: name for kind, names in kinds.items() for name in names if name in words}
+    found.update(("place", place) for place, phrase in WORDS_OF_PLACE.items() if phrase in text)
+    found.update(("background", name) for name in BACKGROUNDS if f"{name} background" in text)
+    return found
+
+
 # pixels
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lib_ipadapter.errors import TrainingError
+
 from . import data
+from .muon import Muon
 
 PICTURES, SEED = 16384, 1
 SAVE_EVERY = 200
@@ -93,25 +96,41 @@ def one_by_one(prepare: Callable[[], T]) -> T:
     return prepared
 
 
+def trained(run: Path, name: str) -> dict[str, Tensor]:
+    """The averaged weights of a part. Raises TrainingError."""
+    path = run / f"{name}.state.pt"
+    if not path.is_file():
+        raise TrainingError(f"{path.name} is not in {run}: train the part {name} first")
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu")["ema"]
+    return state
+
+
 class Training:
-    """AdamW, EMA and a state file that a later call goes on from.
+    """AdamW, or Muon for ``matrices`` of the parameters with a learning rate of its own; EMA; and a state file that a
+    later call goes on from.
 
     Under torchrun the gradients are the mean of all processes', so that ``loss_of`` may do its part of a batch.
     """
 
-    def __init__(self, name: str, model: nn.Module, run: Path, steps: int, lr: float, average: float) -> None:
-        self.name, self.model, self.steps, self.lr, self.average = name, model, steps, lr, average
+    def __init__(self, name: str, model: nn.Module, run: Path, steps: int, lr: float, average: float,
+                 matrices: Sequence[nn.Parameter] = (), matrices_lr: float = 0.0) -> None:  # fmt: skip
+        self.name, self.model, self.steps, self.average = name, model, steps, average
         self.file = run / f"{name}.state.pt"
-        self.optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.01, betas=(0.9, 0.98)
-        )
+        apart = {id(matrix) for matrix in matrices}
+        others = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
+        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+            (torch.optim.AdamW(others, lr=lr, weight_decay=0.01, betas=(0.9, 0.98)), lr)
+        ]
+        if matrices:
+            self.optimizers.append((Muon(matrices, matrices_lr), matrices_lr))
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.start = 0
         if self.file.is_file():
             held: dict[str, Any] = torch.load(self.file, map_location="cpu")
             model.load_state_dict(held["model"])
             self.ema.load_state_dict(held["ema"])
-            self.optimizer.load_state_dict(held["optimizer"])
+            for (optimizer, _), state in zip(self.optimizers, held["optimizers"]):
+                optimizer.load_state_dict(state)
             self.start = held["step"]
 
     def run(self, size: int, loss_of: LossOf) -> nn.Module:
@@ -119,18 +138,20 @@ class Training:
         begun, shown = time.monotonic(), 0.0
         for step, indices, rng in batches(size, self.start, self.steps):
             torch.manual_seed(step)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr * rate(step, self.steps)
+            for optimizer, lr in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * rate(step, self.steps)
             loss = loss_of(step, indices, rng)
             if not loss.isfinite():
                 raise SystemExit(
                     f"{self.name}: the loss of step {step} is {float(loss)}; lower the learning rate"
                 )
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._share_gradients()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
+            for optimizer, _ in self.optimizers:
+                optimizer.step()
             if (step + 1) % AVERAGE_EVERY == 0 or step + 1 == self.steps:
                 self._average(step)
             shown = float(loss.detach()) if step == self.start else 0.98 * shown + 0.02 * float(loss.detach())
@@ -162,7 +183,7 @@ class Training:
         part = self.file.with_suffix(".part")
         state = {
             "model": self.model.state_dict(), "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": step,
+            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers], "step": step,
         }  # fmt: skip
         torch.save(state, part)
         part.replace(self.file)

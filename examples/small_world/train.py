@@ -1,10 +1,9 @@
 """Trains the small world from nothing: python -m examples.small_world.train PART
 
-Parts in their order: clip, vision (goes on with clip's vision tower), autoencoder, decoder (goes on with the
-autoencoder's decoder), base (the UNet; needs clip and autoencoder), finer (goes on with it), checkpoint (puts them
-into one file). Each writes its state into --folder as it goes, and goes on from there when called again. Under
-torchrun, autoencoder, decoder, base and finer share each batch among the processes. README.md beside this file has
-the commands.
+Parts in their order: clip, words and vision (go on with a tower of clip's each), autoencoder, decoder (goes on with
+the autoencoder's decoder), base (the UNet; needs words and autoencoder), checkpoint (puts them into one file). Each writes
+its state into --folder as it goes, and goes on from there when called again. Under torchrun, autoencoder, decoder and
+base share each batch among the processes. README.md beside this file has the commands.
 """
 
 from __future__ import annotations
@@ -20,132 +19,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib_ipadapter import images
-from lib_ipadapter.encoders.spec import CLIP_MEAN, CLIP_STD
-from lib_ipadapter.errors import IPAdapterError, TrainingError
-from lib_ipadapter.standalone.text import tokenize
+from lib_ipadapter.errors import IPAdapterError
 
-from . import data, loop, models
+from . import data, loop, models, towers
 
 LOG_VARIANCE = -18.0  # of the shipped autoencoder's posterior
 Indices = NDArray[np.int64]
 Parts = Mapping[str, tuple[Callable[[Path, int], None], int]]
-
-
-def train_clip(run: Path, steps: int) -> None:
-    """CLIP's symmetric cross-entropy over batches of 256, half of the captions naming all attributes."""
-    torch.manual_seed(0)
-    model = models.make_clip()
-    small, scenes = clip_pictures(run, model.visual.image_size[0]), loop.scenes()
-
-    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
-        seen = model.encode_image(clip_pixels(small[indices]))
-        return contrast(model, seen, [scenes[i] for i in indices], rng)
-
-    save_clip(
-        loop.Training("clip", model, run, steps, lr=1e-3, average=0.99).run(256, loss_of), models.CLIP_FILE
-    )
-
-
-class Named(torch.nn.Module):
-    """A CLIP whose image embedding also says each attribute, linearly: heads that only training has."""
-
-    OPTIONS = {
-        "shape": data.SHAPES, "colour": data.COLOURS, "texture": data.TEXTURES, "size": data.SIZES,
-        "place": data.PLACES,
-    }  # fmt: skip
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.clip = clip
-        width = clip.visual.output_dim
-        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in self.OPTIONS.items()})
-
-    def loss(self, seen: Tensor, scenes: Sequence[data.Scene]) -> Tensor:
-        """Mean cross-entropy of the attributes; of embeddings [B, width] of pictures, those of one thing count."""
-        alone = torch.tensor([len(scene.things) == 1 for scene in scenes])
-        things = [scene.things[0] for scene in scenes if len(scene.things) == 1]
-        losses = []
-        for name, options in self.OPTIONS.items():
-            wanted = torch.tensor([options.index(getattr(thing, name)) for thing in things])
-            losses.append(F.cross_entropy(self.heads[name](seen[alone]), wanted))
-        return torch.stack(losses).mean()
-
-
-def train_vision(run: Path, steps: int) -> None:
-    """CLIP goes on with batches of one colour, in which shape and place are what tells pictures apart, and with
-    the attributes named by linear heads: from captions alone it is slow to see outlines. Of the text tower the end
-    goes on."""
-    clip = models.make_clip()
-    clip.load_state_dict(trained(run, "clip"))
-    clip.token_embedding.requires_grad_(False)
-    clip.positional_embedding.requires_grad_(False)
-    clip.transformer.resblocks[:-1].requires_grad_(False)
-    torch.manual_seed(0)
-    model = Named(clip)
-    small, scenes = clip_pictures(run, clip.visual.image_size[0]), loop.scenes()
-    groups: dict[str, list[int]] = {colour: [] for colour in data.COLOURS}
-    for index, scene in enumerate(scenes):
-        if len(scene.things) == 1:
-            groups[scene.things[0].colour].append(index)
-
-    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
-        if step % 2:
-            colour = data.COLOURS[step // 2 % len(data.COLOURS)]
-            indices = rng.choice(groups[colour], len(indices), replace=False)
-        shown = [scenes[i] for i in indices]
-        # Moved by a few pixels, around the edge: the background has one colour.
-        pixels = np.roll(small[indices], rng.integers(-2, 3, 2), axis=(1, 2))
-        seen = clip.encode_image(clip_pixels(pixels))
-        return contrast(clip, seen, shown, rng) + 3 * model.loss(seen, shown)
-
-    named = loop.Training("vision", model, run, steps, lr=1e-3, average=0.99).run(128, loss_of)
-    save_clip(named.clip, models.CLIP_FILE)
-
-
-def clip_pictures(run: Path, side: int) -> NDArray[np.uint8]:
-    """All pictures as CLIP gets them: [PICTURES, side, side, 3]."""
-    drawn = loop.pictures(run)
-    return np.stack([np.asarray(images.fit(Image.fromarray(picture), side, "crop")) for picture in drawn])
-
-
-def clip_pixels(pixels: NDArray[np.uint8]) -> Tensor:
-    mean, std = (torch.tensor(x)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
-    return ((loop.values(pixels) + 1) / 2 - mean) / std
-
-
-def contrast(model: Any, seen: Tensor, scenes: Sequence[data.Scene], rng: np.random.Generator) -> Tensor:
-    """CLIP's symmetric cross-entropy of image embeddings [B, width] and captions of what they show."""
-    texts = [data.caption(scene, rng if n % 2 else None) for n, scene in enumerate(scenes)]
-    seen, read = F.normalize(seen, dim=-1), F.normalize(encode_text(model, texts), dim=-1)
-    return both_ways(model.logit_scale.exp().clamp(max=100) * seen @ read.T)
-
-
-def both_ways(logits: Tensor) -> Tensor:
-    """Symmetric cross-entropy of [B, B]: number i of each side belong together."""
-    target = torch.arange(len(logits))
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def encode_text(model: Any, texts: Sequence[str]) -> Tensor:
-    """``model.encode_text`` up to the longest text's end: attention is causal, so what follows it changes nothing."""
-    tokens = tokenize(texts, pad_with_end=False)
-    ends = tokens.argmax(-1)
-    length = int(ends.max()) + 1
-    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
-    x = model.transformer(x.permute(1, 0, 2), attn_mask=model.attn_mask[:length, :length]).permute(1, 0, 2)
-    embedding: Tensor = model.ln_final(x)[torch.arange(len(x)), ends] @ model.text_projection
-    return embedding
-
-
-def save_clip(clip: torch.nn.Module, path: Path) -> None:
-    """Both towers, in float16."""
-    state = {key: value.half().contiguous() for key, value in clip.state_dict().items() if key != "attn_mask"}
-    save_file(state, path)
 
 
 def train_autoencoder(run: Path, steps: int) -> None:
@@ -199,29 +82,22 @@ def train_decoder(run: Path, steps: int) -> None:
 
 
 def train_base(run: Path, steps: int) -> None:
-    """The noise predicted over cached latents; half of the captions name all attributes."""
+    """The noise predicted over cached latents, its errors weighted where outlines are decided ("debiased"); half of the
+    captions name all attributes."""
     torch.manual_seed(0)
-    _train_unet(run, "base", models.make_unet(), steps, 1.4e-3)
-
-
-def train_finer(run: Path, steps: int) -> None:
-    """The base goes on, from its averaged weights and with the learning rate high again: outlines come late."""
     model = models.make_unet()
-    model.load_state_dict(trained(run, "base"))
-    _train_unet(run, "finer", model, steps, 1e-3)
-
-
-def _train_unet(run: Path, name: str, model: Any, steps: int, lr: float) -> None:
     scenes = loop.scenes()
-    clip = models.make_clip()
-    clip.load_state_dict(trained(run, "clip"))
+    clip = towers.worded(run)
     latents, _ = loop.one_by_one(lambda: normal_latents(run))
 
     def words(index: int, rng: np.random.Generator) -> str:
         return data.caption(scenes[index], rng if rng.random() < 0.5 else None)
 
-    loss_of = denoising(model, latents, clip, words)
-    loop.Training(name, model, run, steps, lr=lr, average=0.997).run(32, loss_of)
+    loss_of = denoising(model, latents, clip, words, "debiased")
+    ends = ("input_blocks.0.", "out.")  # from and to latents; all else between maps features to features
+    hidden = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.startswith(ends)]
+    training = loop.Training("base", model, run, steps, 1.4e-3, 0.995, matrices=hidden, matrices_lr=0.02)
+    training.run(32, loss_of)
 
 
 def denoising(
@@ -265,27 +141,17 @@ def denoising(
     return loss_of
 
 
-def trained(run: Path, name: str) -> dict[str, Tensor]:
-    """The averaged weights of a part. Raises TrainingError."""
-    path = run / f"{name}.state.pt"
-    if not path.is_file():
-        raise TrainingError(f"{path.name} is not in {run}: train the part {name} first")
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu")["ema"]
-    return state
-
-
 def write_checkpoint(run: Path, steps: int) -> None:
     """The averaged weights of all parts in one file, as the WebUI loads it."""
-    save_file(checkpoint_of(run), models.CHECKPOINT)
+    save_file(checkpoint_of(run, towers.worded(run)), models.CHECKPOINT)
 
 
-def checkpoint_of(run: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file, of the UNet that was trained last. Raises TrainingError."""
-    unet = "finer" if (run / "finer.state.pt").is_file() else "base"
-    parts = {"clip": models.make_clip(), unet: models.make_unet(), "decoder": models.make_autoencoder()}
-    for name, part in parts.items():
-        part.load_state_dict(trained(run, name))
-    return models.checkpoint_state(parts[unet], parts["decoder"], parts["clip"])
+def checkpoint_of(run: Path, clip: torch.nn.Module) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file with the text tower of ``clip``. Raises TrainingError."""
+    unet, autoencoder = models.make_unet(), models.make_autoencoder()
+    unet.load_state_dict(loop.trained(run, "base"))
+    autoencoder.load_state_dict(loop.trained(run, "decoder"))
+    return models.checkpoint_state(unet, autoencoder, clip)
 
 
 @torch.no_grad()
@@ -295,7 +161,7 @@ def normal_latents(run: Path) -> tuple[Tensor, Any]:
     the checkpoint's scale_factor is 1. The posterior becomes as narrow as SD's: the UNet learns on its means, and an
     adapter that is trained on samples of a wide one learns to keep their noise."""
     model = models.make_autoencoder()
-    model.load_state_dict(trained(run, "autoencoder"))
+    model.load_state_dict(loop.trained(run, "autoencoder"))
     path = run / "latents.pt"
     if not path.is_file():
         drawn, parts = loop.pictures(run), []
@@ -320,12 +186,12 @@ def normal_latents(run: Path) -> tuple[Tensor, Any]:
 
 # Name: function, steps of the shipped weights; in the order in which they need each other
 PARTS: Parts = {
-    "clip": (train_clip, 600),
-    "vision": (train_vision, 1500),
+    "clip": (towers.train_clip, 600),
+    "words": (towers.train_words, 600),
+    "vision": (towers.train_vision, 1500),
     "autoencoder": (train_autoencoder, 2500),
     "decoder": (train_decoder, 400),
-    "base": (train_base, 2400),
-    "finer": (train_finer, 2200),
+    "base": (train_base, 1600),
     "checkpoint": (write_checkpoint, 0),
 }
 

@@ -64,10 +64,11 @@ def make(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) -> 
     else:
         own = [(layer.module.to_k.weight, layer.module.to_v.weight) for layer in layers]
         pairs = own if config.attention == "decoupled" else []
-    return TrainableAdapter(_projection(config, layers[0].context, encoder), pairs)
+    return TrainableAdapter(projection_of(config, layers[0].context, encoder), pairs)
 
 
-def _projection(config: TrainConfig, context: int, encoder: EncoderSpec) -> nn.Module:
+def projection_of(config: TrainConfig, context: int, encoder: EncoderSpec) -> nn.Module:
+    """A fresh projection of the config's variant, to tokens of width ``context``; the same for the same seed."""
     width = encoder.feature_width(FEATURES[config.variant])
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(config.seed)

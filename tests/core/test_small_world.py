@@ -114,6 +114,20 @@ def test_captions_name_some_attributes_and_the_full_one_all():
     assert not any("striped" in text or "star" in text for text in some)
 
 
+def test_what_a_caption_names_is_found_again():
+    thing = data.Thing("ring", "orange", "checkered", "small", "right")
+    everything = data.caption(data.Scene((thing,), "sky"))
+    assert data.named(everything) == {**vars(thing), "background": "sky"}
+    assert data.named("a checkered shape") == {"texture": "checkered"}
+    rng = np.random.default_rng(1)
+    for index in range(100):
+        scene = data.scene_of(9, index)
+        if len(scene.things) == 1:
+            named = data.named(data.caption(scene, rng))
+            shown = {**vars(scene.things[0]), "background": scene.background}
+            assert named.items() <= shown.items()
+
+
 # its text tower
 
 

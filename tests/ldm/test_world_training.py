@@ -20,13 +20,17 @@ pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
 from examples.emoji import prepare, retrieval
 from examples.emoji import train as emoji
-from examples.small_world import data, export, fine, loop, models, train
+from examples.small_world import data, export, fine, fit, loop, models, towers, train
 from examples.small_world.drawer import Drawer
-from lib_ipadapter.checkpoint import sha256
+from examples.small_world.muon import Muon, orthogonal
+from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.checkpoint import open_adapter, sha256
+from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.errors import DataError, DownloadError, TrainingError
 from lib_ipadapter.evaluation import Item
 from lib_ipadapter.evaluation.items import read_items
 from lib_ipadapter.standalone.text import tokenize
+from lib_ipadapter.training.config import TrainConfig, read_yaml
 from tests.small_world import write_stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +55,7 @@ def spread(run: Path) -> None:
 
 def words(run: Path) -> None:
     torch.manual_seed(6)
-    torch.save({"ema": models.make_clip().state_dict()}, run / "clip.state.pt")
+    torch.save({"ema": towers.Said(models.make_clip()).state_dict()}, run / "words.state.pt")
 
 
 def weights(run: Path, name: str) -> dict[str, torch.Tensor]:
@@ -65,12 +69,12 @@ def test_texts_are_encoded_up_to_their_end():
     texts = ["a red circle", "a large plain heart at the top and a small ring on a mint background", ""]
     with torch.no_grad():
         wanted = clip.encode_text(tokenize(texts, pad_with_end=False))
-        torch.testing.assert_close(train.encode_text(clip, texts), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(towers.encode_text(clip, texts), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_attributes_of_pictures_of_one_thing_count():
     torch.manual_seed(0)
-    named = train.Named(models.make_clip())
+    named = towers.Named(models.make_clip())
     scenes = [data.scene_of(1, i) for i in range(30)]
     assert {len(scene.things) for scene in scenes} == {1, 2}
     seen = torch.randn(30, 96)
@@ -82,12 +86,33 @@ def test_attributes_of_pictures_of_one_thing_count():
     assert not torch.equal(named.loss(seen, scenes), loss)
 
 
+def test_the_text_tower_learns_to_say_what_captions_name(tmp_path, few):
+    """Where the UNet reads it; the picture tower stays."""
+    torch.manual_seed(0)
+    clip = models.make_clip()
+    torch.save({"ema": clip.state_dict()}, tmp_path / "clip.state.pt")
+    scenes = [data.scene_of(1, i) for i in range(40) if len(data.scene_of(1, i).things) == 1]
+    towers.train_words(tmp_path, 1)
+    before = towers.Said(models.make_clip())
+    before.load_state_dict(weights(tmp_path, "words"))
+    (tmp_path / "words.state.pt").unlink()
+    towers.train_words(tmp_path, 25)
+    after = towers.Said(models.make_clip())
+    after.load_state_dict(weights(tmp_path, "words"))
+    first, last = (float(said.loss(scenes, np.random.default_rng(0))) for said in (before, after))
+    assert last < 0.8 * first
+    fresh, state = clip.state_dict(), after.clip.state_dict()
+    changed = {key.split(".")[0] for key in fresh if not torch.equal(fresh[key], state[key])}
+    assert "visual" not in changed
+    assert {"token_embedding", "transformer", "ln_final"} <= changed
+
+
 @torch.no_grad()
 def test_latents_are_normal_and_decoded_as_before(tmp_path, few):
     spread(tmp_path)
     latents, model = train.normal_latents(tmp_path)
     raw = models.make_autoencoder()
-    raw.load_state_dict(train.trained(tmp_path, "autoencoder"))
+    raw.load_state_dict(loop.trained(tmp_path, "autoencoder"))
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
     pixels = loop.values(loop.pictures(tmp_path)[:3])
@@ -120,6 +145,41 @@ def test_a_timesteps_loss_counts_by_its_noise(weighting, power):
         losses.append(float(loss_of(step, np.arange(4), rng)))
         assert losses[-1] == pytest.approx(float((snr**-power)[model.times].mean()) / mean, rel=0.05)
     assert (max(losses) > 2 * min(losses)) == bool(power)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 48), (96, 32), (32, 16, 3, 3), (200, 8)])
+def test_a_step_of_muon_is_nearly_orthogonal(shape):
+    """The published iteration, in float64, is what it is compared with: long matrices take a way of their own."""
+    torch.manual_seed(0)
+    scales = torch.logspace(0, -2, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    weight = torch.randn(shape) * scales
+    x = weight.double().flatten(1)
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    step = orthogonal(weight)
+    torch.testing.assert_close(step.flatten(1).double(), x, rtol=1e-3, atol=1e-4)
+    values = torch.linalg.svdvals(step.flatten(1))
+    assert values.max() < 1.3
+    assert values.median() > 0.6
+
+
+def test_muon_remembers_and_decays():
+    weight = torch.nn.Parameter(torch.eye(4, 6))
+    optimizer = Muon([weight], lr=0.5)
+    first, second = torch.randn(4, 6), torch.randn(4, 6)
+    weight.grad = first.clone()
+    optimizer.step()
+    # Nesterov's: the momentum is 0.05 of the gradient, and the gradient counts for 0.05 once more.
+    expected = torch.eye(4, 6) * (1 - 0.5 * 0.01) - 0.5 * orthogonal(first)
+    torch.testing.assert_close(weight.detach(), expected)
+    weight.grad = second.clone()
+    optimizer.step()
+    momentum = 0.95 * 0.05 * first + 0.05 * second
+    expected = expected * (1 - 0.5 * 0.01) - 0.5 * orthogonal(0.05 * second + 0.95 * momentum)
+    torch.testing.assert_close(weight.detach(), expected)
+    assert torch.equal(second, weight.grad)
 
 
 def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
@@ -173,8 +233,35 @@ def test_two_processes_are_one(tmp_path):
 def test_a_part_asks_for_those_before_it(tmp_path, few, capsys):
     assert train.main(["decoder", "--folder", str(tmp_path)]) == 2
     assert "autoencoder.state.pt" in capsys.readouterr().err
-    with pytest.raises(TrainingError, match="clip first"):
+    with pytest.raises(TrainingError, match="words first"):
         train.train_base(tmp_path, 1)
+
+
+def test_a_resampler_is_fitted_to_the_base_adapters_tokens(tmp_path):
+    weights = write_stand_in(tmp_path / "weights")
+    export.write_training(tmp_path / "data", 8)
+    config = TrainConfig.parse({
+        **read_yaml(fit.PLUS), "data": str(tmp_path / "data"), "encoder": str(weights / models.CLIP_FILE.name),
+    })  # fmt: skip
+    start, out = weights / models.BASE_ADAPTER.name, tmp_path / "new" / "fitted.safetensors"
+    hardly, well = (fit.fit(start, out, config, steps) for steps in (4, 600))
+    assert well < 0.3 < hardly
+    plus = Adapter.load(out)
+    assert (plus.spec.variant, plus.spec.tokens) == ("plus", config.tokens)
+    before, after = open_adapter(start).tensors(), open_adapter(out).tensors()
+    layers = [key for key in before if key.startswith("ip_adapter.")]
+    assert len(layers) == 32
+    assert all(torch.equal(before[key], after[key]) for key in layers)
+    # On a picture, what the base adapter says: each of its tokens four times.
+    picture = data.sample(export.SEED, 3).picture.resize((64, 64))
+    seen = ImageEncoder.load(weights / models.CLIP_FILE.name, torch.device("cpu")).encode(picture)
+    base, fitted = Adapter.load(start).tokens(seen.pooled), plus.tokens(seen.penultimate)
+    assert (fitted.unflatten(1, (4, 4)) - base[:, :, None]).pow(2).mean() < 0.1 * base.var()
+
+
+def test_fitting_says_what_is_wrong(tmp_path, capsys):
+    assert fit.main([str(tmp_path / "none.safetensors"), str(tmp_path / "out.safetensors")]) == 2
+    assert "none.safetensors" in capsys.readouterr().err
 
 
 # emoji
@@ -250,7 +337,7 @@ def test_emoji_go_on_from_the_small_world(tmp_path, packages, few, monkeypatch):
     monkeypatch.setattr(models, "CHECKPOINT", tmp_path / "small.safetensors")
     monkeypatch.setattr(models, "CLIP_FILE", tmp_path / "small-clip.safetensors")
     save_file(models.checkpoint_state(*parts), models.CHECKPOINT)
-    train.save_clip(parts[2], models.CLIP_FILE)
+    towers.save_clip(parts[2], models.CLIP_FILE)
     prepare.write(tmp_path / "data", packages)
     for part in emoji.PARTS:
         assert emoji.main([part, "--folder", str(tmp_path), "--steps", "1"]) == 0

@@ -1,0 +1,106 @@
+"""Begins the plus adapter from the base one: python -m examples.small_world.fit ADAPTER OUT
+
+The noise that a UNet predicts says little about a resampler's many weights, and in the steps that a CPU has time for a
+resampler learns hardly anything of it. The base adapter's tokens say what it has to tell: a fresh resampler, of plus.yaml's
+sizes, is fitted to them, each of the base's tokens four times, which is the same attention. It takes no UNet and a minute,
+and the trainer goes on from there: plus.yaml with --init OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.checkpoint import open_adapter, save_adapter
+from lib_ipadapter.encoders import register_configs
+from lib_ipadapter.encoders.clip import ImageEncoder
+from lib_ipadapter.encoders.spec import Feature
+from lib_ipadapter.errors import IPAdapterError
+from lib_ipadapter.training.adapter import projection_of
+from lib_ipadapter.training.config import TrainConfig, read_yaml
+from lib_ipadapter.training.data import Preparation
+from lib_ipadapter.training.source import Source, open_source
+from lib_ipadapter.variant import LAYERS, PROJECTION
+
+from . import loop, models
+
+PLUS = models.HERE / "plus.yaml"
+BATCH, LR, WARM_UP = 128, 3e-3, 50
+
+
+def fit(start: Path, out: Path, config: TrainConfig, steps: int) -> float:
+    """Writes OUT: ``start``'s K' and V', and a resampler of its tokens; returns the share of their variance over the
+    pictures that the resampler leaves unexplained. Raises FileError, EncoderError, DataError."""
+    file, adapter = open_adapter(start), Adapter.load(start)
+    register_configs([Path(config.encoder).parent])
+    encoder = ImageEncoder.load(config.encoder, torch.device("cpu"))
+    seen = _features(encoder, open_source(config.data), ("pooled", "penultimate"))
+    wanted = adapter.tokens(seen["pooled"])
+    resampler = projection_of(config, adapter.spec.context, encoder.spec)
+    times = resampler(seen["penultimate"][:1]).shape[1] // wanted.shape[1]
+    wanted = wanted.repeat_interleave(times, dim=1)
+    left = _train(resampler, seen["penultimate"], wanted, steps) / float(wanted.var(0).mean())
+    tensors = {key: value for key, value in file.tensors().items() if key.startswith(LAYERS)}
+    tensors.update({f"{PROJECTION}{key}": value for key, value in resampler.state_dict().items()})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_adapter(tensors, out, {**file.metadata, "variant": "plus"})
+    return left
+
+
+@torch.no_grad()
+def _features(encoder: ImageEncoder, source: Source, names: Sequence[Feature]) -> dict[str, Tensor]:
+    """Of all pictures of the data, by their names."""
+    prepare = Preparation(encoder.spec.image_size, encoder.spec)
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    for first in range(0, len(source), BATCH):
+        indices = range(first, min(first + BATCH, len(source)))
+        pixels = torch.stack([prepare(source.load(index))["reference"] for index in indices])
+        for name in names:
+            parts[name].append(encoder.encode_pixels(pixels, name))
+    return {name: torch.cat(part) for name, part in parts.items()}
+
+
+def _train(resampler: torch.nn.Module, features: Tensor, wanted: Tensor, steps: int) -> float:
+    """The mean squared error of the last twentieth of the steps."""
+    optimizer = torch.optim.AdamW(resampler.parameters(), lr=LR, weight_decay=0.01)
+    rng, errors = np.random.default_rng(loop.SEED), []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LR * loop.rate(step, steps, WARM_UP)
+        chosen = torch.from_numpy(rng.choice(len(features), min(BATCH, len(features)), replace=False))
+        loss = F.mse_loss(resampler(features[chosen]), wanted[chosen])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        errors.append(float(loss.detach()))
+        if (step + 1) % 100 == 0:
+            print(f"fit {step + 1}/{steps} error {errors[-1]:.4f}", flush=True)
+    return float(np.mean(errors[-max(1, steps // 20) :]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m examples.small_world.fit", description=__doc__)
+    parser.add_argument("adapter", type=Path, help="a base adapter's file")
+    parser.add_argument("out", type=Path, help="the file to write")
+    parser.add_argument("--config", type=Path, default=PLUS, help="of the plus adapter's training")
+    parser.add_argument("--steps", type=int, default=800)
+    args = parser.parse_args(argv)
+    try:
+        left = fit(args.adapter, args.out, TrainConfig.parse(read_yaml(args.config)), args.steps)
+    except IPAdapterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{left:.1%} of the tokens' variance is left; written to {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

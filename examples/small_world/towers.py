@@ -1,0 +1,191 @@
+"""CLIP's two towers: together from pictures and captions, then each alone. Parts of train.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lib_ipadapter import images
+from lib_ipadapter.encoders.spec import CLIP_MEAN, CLIP_STD
+from lib_ipadapter.standalone.text import tokenize
+
+from . import data, loop, models
+
+Indices = NDArray[np.int64]
+
+
+def train_clip(run: Path, steps: int) -> None:
+    """CLIP's symmetric cross-entropy over batches of 256, half of the captions naming all attributes."""
+    torch.manual_seed(0)
+    model = models.make_clip()
+    small, scenes = clip_pictures(run, model.visual.image_size[0]), loop.scenes()
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        seen = model.encode_image(clip_pixels(small[indices]))
+        return contrast(model, seen, [scenes[i] for i in indices], rng)
+
+    save_clip(
+        loop.Training("clip", model, run, steps, lr=1e-3, average=0.99).run(256, loss_of), models.CLIP_FILE
+    )
+
+
+class Named(torch.nn.Module):
+    """A CLIP whose image embedding also says each attribute, linearly: heads that only training has."""
+
+    OPTIONS = {
+        "shape": data.SHAPES, "colour": data.COLOURS, "texture": data.TEXTURES, "size": data.SIZES,
+        "place": data.PLACES,
+    }  # fmt: skip
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+        width = clip.visual.output_dim
+        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in self.OPTIONS.items()})
+
+    def loss(self, seen: Tensor, scenes: Sequence[data.Scene]) -> Tensor:
+        """Mean cross-entropy of the attributes; of embeddings [B, width] of pictures, those of one thing count."""
+        alone = torch.tensor([len(scene.things) == 1 for scene in scenes])
+        things = [scene.things[0] for scene in scenes if len(scene.things) == 1]
+        losses = []
+        for name, options in self.OPTIONS.items():
+            wanted = torch.tensor([options.index(getattr(thing, name)) for thing in things])
+            losses.append(F.cross_entropy(self.heads[name](seen[alone]), wanted))
+        return torch.stack(losses).mean()
+
+
+def train_vision(run: Path, steps: int) -> None:
+    """CLIP goes on with batches of one colour, in which shape and place are what tells pictures apart, and with
+    the attributes named by linear heads: from captions alone it is slow to see outlines. Of the text tower the end
+    goes on."""
+    clip = models.make_clip()
+    clip.load_state_dict(loop.trained(run, "clip"))
+    clip.token_embedding.requires_grad_(False)
+    clip.positional_embedding.requires_grad_(False)
+    clip.transformer.resblocks[:-1].requires_grad_(False)
+    torch.manual_seed(0)
+    model = Named(clip)
+    small, scenes = clip_pictures(run, clip.visual.image_size[0]), loop.scenes()
+    groups: dict[str, list[int]] = {colour: [] for colour in data.COLOURS}
+    for index, scene in enumerate(scenes):
+        if len(scene.things) == 1:
+            groups[scene.things[0].colour].append(index)
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        if step % 2:
+            colour = data.COLOURS[step // 2 % len(data.COLOURS)]
+            indices = rng.choice(groups[colour], len(indices), replace=False)
+        shown = [scenes[i] for i in indices]
+        # Moved by a few pixels, around the edge: the background has one colour.
+        pixels = np.roll(small[indices], rng.integers(-2, 3, 2), axis=(1, 2))
+        seen = clip.encode_image(clip_pixels(pixels))
+        return contrast(clip, seen, shown, rng) + 3 * model.loss(seen, shown)
+
+    named = loop.Training("vision", model, run, steps, lr=1e-3, average=0.99).run(128, loss_of)
+    save_clip(named.clip, models.CLIP_FILE)
+
+
+class Said(torch.nn.Module):
+    """A CLIP whose text tower, where the UNet reads it, says each attribute that a caption names: linearly, at the
+    caption's end."""
+
+    OPTIONS = {**Named.OPTIONS, "background": tuple(data.BACKGROUNDS)}
+
+    def __init__(self, clip: Any) -> None:
+        super().__init__()
+        self.clip = clip
+        width = clip.ln_final.normalized_shape[0]
+        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in self.OPTIONS.items()})
+
+    def loss(self, scenes: Sequence[data.Scene], rng: np.random.Generator) -> Tensor:
+        """Mean cross-entropy of the attributes that the captions of scenes of one thing name."""
+        texts = [data.caption(scene, rng if n % 2 else None) for n, scene in enumerate(scenes)]
+        read = read_text(self.clip, texts, self.clip.transformer.resblocks[:-1])
+        named = [data.named(text) for text in texts]
+        losses = []
+        for name, options in self.OPTIONS.items():
+            rows = [n for n, names in enumerate(named) if name in names]
+            wanted = torch.tensor([options.index(named[n][name]) for n in rows])
+            losses.append(F.cross_entropy(self.heads[name](read[rows]), wanted))
+        return torch.stack(losses).mean()
+
+
+def train_words(run: Path, steps: int) -> None:
+    """The text tower goes on alone, as the UNet will have it: from pictures CLIP learns in its few steps that round
+    shapes are not pointed ones, and hardly more, and what two captions have in common no UNet can tell apart."""
+    clip = models.make_clip()
+    clip.load_state_dict(loop.trained(run, "clip"))
+    clip.visual.requires_grad_(False)
+    torch.manual_seed(0)
+    model = Said(clip)
+    scenes = loop.scenes()
+
+    def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
+        return model.loss([scenes[i] for i in indices if len(scenes[i].things) == 1], rng)
+
+    loop.Training("words", model, run, steps, lr=1e-3, average=0.99).run(128, loss_of)
+
+
+def worded(run: Path) -> Any:
+    """The CLIP whose text tower the UNet has."""
+    said = Said(models.make_clip())
+    said.load_state_dict(loop.trained(run, "words"))
+    return said.clip
+
+
+def clip_pictures(run: Path, side: int) -> NDArray[np.uint8]:
+    """All pictures as CLIP gets them: [PICTURES, side, side, 3]."""
+    drawn = loop.pictures(run)
+    return np.stack([np.asarray(images.fit(Image.fromarray(picture), side, "crop")) for picture in drawn])
+
+
+def clip_pixels(pixels: NDArray[np.uint8]) -> Tensor:
+    mean, std = (torch.tensor(x)[:, None, None] for x in (CLIP_MEAN, CLIP_STD))
+    return ((loop.values(pixels) + 1) / 2 - mean) / std
+
+
+def contrast(model: Any, seen: Tensor, scenes: Sequence[data.Scene], rng: np.random.Generator) -> Tensor:
+    """CLIP's symmetric cross-entropy of image embeddings [B, width] and captions of what they show."""
+    texts = [data.caption(scene, rng if n % 2 else None) for n, scene in enumerate(scenes)]
+    seen, read = F.normalize(seen, dim=-1), F.normalize(encode_text(model, texts), dim=-1)
+    return both_ways(model.logit_scale.exp().clamp(max=100) * seen @ read.T)
+
+
+def both_ways(logits: Tensor) -> Tensor:
+    """Symmetric cross-entropy of [B, B]: number i of each side belong together."""
+    target = torch.arange(len(logits))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def encode_text(model: Any, texts: Sequence[str]) -> Tensor:
+    """``model.encode_text`` up to the longest text's end: attention is causal, so what follows it changes nothing."""
+    embedding: Tensor = read_text(model, texts, model.transformer.resblocks) @ model.text_projection
+    return embedding
+
+
+def read_text(model: Any, texts: Sequence[str], blocks: Iterable[torch.nn.Module]) -> Tensor:
+    """What comes out at each text's end behind these blocks and the last norm: [B, width]."""
+    tokens = tokenize(texts, pad_with_end=False)
+    ends = tokens.argmax(-1)
+    length = int(ends.max()) + 1
+    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+    x = x.permute(1, 0, 2)
+    for block in blocks:
+        x = block(x, attn_mask=model.attn_mask[:length, :length])
+    read: Tensor = model.ln_final(x.permute(1, 0, 2))[torch.arange(len(texts)), ends]
+    return read
+
+
+def save_clip(clip: torch.nn.Module, path: Path) -> None:
+    """Both towers, in float16."""
+    state = {key: value.half().contiguous() for key, value in clip.state_dict().items() if key != "attn_mask"}
+    save_file(state, path)
