@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .errors import IPAdapterError
 
@@ -32,12 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in argv[:1]:
             importlib.import_module(module).add_arguments(command)
     args = parser.parse_args(argv)
+    return ended(lambda: importlib.import_module(COMMANDS[args.command][0]).run(args))
+
+
+def ended(run: Callable[[], int | None]) -> int:
+    """The exit code of ``run``: of an error of ours, one line on stderr, it is 2; of Ctrl-C 130."""
     try:
-        code: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        return run() or 0
     except IPAdapterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    return code

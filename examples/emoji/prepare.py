@@ -23,7 +23,8 @@ from PIL import Image
 
 from lib_ipadapter import images
 from lib_ipadapter.checkpoint import sha256
-from lib_ipadapter.errors import DataError, DownloadError, IPAdapterError
+from lib_ipadapter.cli import ended
+from lib_ipadapter.errors import DataError, DownloadError
 
 HERE = Path(__file__).resolve().parent
 RUN = HERE / "run"
@@ -181,14 +182,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--downloads", type=Path, default=RUN / "downloads", help="folder of the two tarballs"
     )
     args = parser.parse_args(argv)
-    try:
-        if args.data.exists():
-            raise DataError(args.data, "is there already; delete it first, or give another --data")
-        train, held_out = write(args.data, args.downloads)
-    except IPAdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{train} pictures to train on, {held_out} held out, in {args.data.resolve()}")
+    return ended(lambda: _prepare(args.data, args.downloads))
+
+
+def _prepare(data: Path, downloads: Path) -> int:
+    if data.exists():
+        raise DataError(data, "is there already; delete it first, or give another --data")
+    train, held_out = write(data, downloads)
+    print(f"{train} pictures to train on, {held_out} held out, in {data.resolve()}")
     return 0
 
 

@@ -8,11 +8,11 @@ among the five closest (top-5, chance 5 %), in the embeddings of the emoji CLIP.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib_ipadapter.errors import DataError, IPAdapterError
+from lib_ipadapter.cli import ended
+from lib_ipadapter.errors import DataError
 from lib_ipadapter.evaluation import Clip, Item, Options, Results, evaluate, read_items
 from lib_ipadapter.evaluation.methods import BaseModel, Encoders, Studio, adapter_method
 from lib_ipadapter.standalone.generate import device_of
@@ -68,19 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--precision", choices=("float32", "float16"), help="default: float16 on a GPU, else float32"
     )
     args = parser.parse_args(argv)
+    return ended(lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> int:
     adapter, out = (
         args.adapter or args.folder / "adapter" / "ip_adapter.safetensors",
         args.out or args.folder / "retrieval",
     )
     checkpoint = args.folder / "weights" / "emoji.safetensors"
-    try:
-        device, dtype = device_of(args)
-        studio = Studio.load(checkpoint, checkpoint.with_suffix(".yaml"), device, dtype, steps=args.steps,
-                             cfg=args.cfg, size=(SIDE, SIDE))  # fmt: skip
-        found = retrieval(args.folder, adapter, out, args.lambdas, args.count, studio, args.batch)
-    except IPAdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    device, dtype = device_of(args)
+    studio = Studio.load(checkpoint, checkpoint.with_suffix(".yaml"), device, dtype, steps=args.steps,
+                         cfg=args.cfg, size=(SIDE, SIDE))  # fmt: skip
+    found = retrieval(args.folder, adapter, out, args.lambdas, args.count, studio, args.batch)
     for side, results in found.items():
         print(f"{side} concepts\n\n{results.markdown()}")
     return 0

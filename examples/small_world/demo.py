@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lib_ipadapter.errors import FileError, IPAdapterError
+from lib_ipadapter.cli import ended
+from lib_ipadapter.errors import FileError
 
 from . import data, models
 from .drawer import SIZE, Drawer
@@ -140,22 +141,22 @@ def _make_room(out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the picture and prints where it is."""
-    from tqdm import tqdm
-
     parser = argparse.ArgumentParser(prog="python -m examples.small_world.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs") / "demo.png")
     parser.add_argument("--weights", type=Path, default=models.WEIGHTS, help="folder of the models")
     parser.add_argument("--adapter", default=models.BASE_ADAPTER.name, help="file in that folder")
     args = parser.parse_args(argv)
-    try:
-        _make_room(args.out)
-        with tqdm(total=len(rows()) * len(WEIGHTS), unit="picture", file=sys.stderr) as bar:
-            picture = draw(args.weights, args.adapter, bar.update)
-        picture.save(args.out)
-    except IPAdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(args.out.resolve())
+    return ended(lambda: _write(args.out, args.weights, args.adapter))
+
+
+def _write(out: Path, weights: Path, adapter: str) -> int:
+    from tqdm import tqdm
+
+    _make_room(out)
+    with tqdm(total=len(rows()) * len(WEIGHTS), unit="picture", file=sys.stderr) as bar:
+        picture = draw(weights, adapter, bar.update)
+    picture.save(out)
+    print(out.resolve())
     return 0
 
 

@@ -2,15 +2,14 @@
 
 The noise that a UNet predicts says little about a resampler's many weights, and in the steps that a CPU has time for a
 resampler learns hardly anything of it. The base adapter's tokens say what it has to tell: a fresh resampler, of plus.yaml's
-sizes, is fitted to them, each of the base's tokens four times, which is the same attention. It takes no UNet and a minute,
-and the trainer goes on from there: plus.yaml with --init OUT.
+sizes, is fitted to them, each of the base's tokens four times, which is the same attention. It takes no UNet and a minute
+or two; the trainer goes on from there, as plus.yaml says.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib_ipadapter import images
 from lib_ipadapter.adapter import Adapter
 from lib_ipadapter.checkpoint import open_adapter, save_adapter
+from lib_ipadapter.cli import ended
 from lib_ipadapter.encoders import register_configs
 from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.encoders.spec import Feature
-from lib_ipadapter.errors import IPAdapterError
+from lib_ipadapter.errors import ConfigError, DataError
 from lib_ipadapter.training.adapter import projection_of
 from lib_ipadapter.training.config import TrainConfig, read_yaml
-from lib_ipadapter.training.data import Preparation
-from lib_ipadapter.training.source import Source, open_source
+from lib_ipadapter.training.source import BrokenPicture, Source, open_source
 from lib_ipadapter.variant import LAYERS, PROJECTION
 
 from . import loop, models
@@ -38,15 +38,19 @@ BATCH, LR, WARM_UP = 128, 3e-3, 50
 
 def fit(start: Path, out: Path, config: TrainConfig, steps: int) -> float:
     """Writes OUT: ``start``'s K' and V', and a resampler of its tokens; returns the share of their variance over the
-    pictures that the resampler leaves unexplained. Raises FileError, EncoderError, DataError."""
+    pictures that the resampler leaves unexplained. Raises FileError, EncoderError, DataError, ConfigError."""
     file, adapter = open_adapter(start), Adapter.load(start)
     register_configs([Path(config.encoder).parent])
     encoder = ImageEncoder.load(config.encoder, torch.device("cpu"))
     seen = _features(encoder, open_source(config.data), ("pooled", "penultimate"))
+    if not seen:
+        raise DataError(Path(config.data), "no picture there can be read")
     wanted = adapter.tokens(seen["pooled"])
     resampler = projection_of(config, adapter.spec.context, encoder.spec)
-    times = resampler(seen["penultimate"][:1]).shape[1] // wanted.shape[1]
-    wanted = wanted.repeat_interleave(times, dim=1)
+    tokens = resampler(seen["penultimate"][:1]).shape[1]
+    if tokens % wanted.shape[1]:
+        raise ConfigError("tokens", tokens, f"a multiple of the {wanted.shape[1]} of {start.name}")
+    wanted = wanted.repeat_interleave(tokens // wanted.shape[1], dim=1)
     left = _train(resampler, seen["penultimate"], wanted, steps) / float(wanted.var(0).mean())
     tensors = {key: value for key, value in file.tensors().items() if key.startswith(LAYERS)}
     tensors.update({f"{PROJECTION}{key}": value for key, value in resampler.state_dict().items()})
@@ -57,15 +61,22 @@ def fit(start: Path, out: Path, config: TrainConfig, steps: int) -> float:
 
 @torch.no_grad()
 def _features(encoder: ImageEncoder, source: Source, names: Sequence[Feature]) -> dict[str, Tensor]:
-    """Of all pictures of the data, by their names."""
-    prepare = Preparation(encoder.spec.image_size, encoder.spec)
+    """Of all pictures of the data that can be read, by their names; nothing where there are none."""
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for first in range(0, len(source), BATCH):
-        indices = range(first, min(first + BATCH, len(source)))
-        pixels = torch.stack([prepare(source.load(index))["reference"] for index in indices])
-        for name in names:
-            parts[name].append(encoder.encode_pixels(pixels, name))
-    return {name: torch.cat(part) for name, part in parts.items()}
+        pixels = list(_pixels(encoder, source, range(first, min(first + BATCH, len(source)))))
+        for name in names if pixels else ():
+            parts[name].append(encoder.encode_pixels(torch.cat(pixels), name))
+    return {name: torch.cat(part) for name, part in parts.items() if part}
+
+
+def _pixels(encoder: ImageEncoder, source: Source, indices: Iterable[int]) -> Iterator[Tensor]:
+    for index in indices:
+        try:
+            reference = source.load(index).reference
+        except BrokenPicture:  # the trainer passes it over too, and says so
+            continue
+        yield encoder.pixels(images.fit(reference, encoder.spec.image_size, "crop"))
 
 
 def _train(resampler: torch.nn.Module, features: Tensor, wanted: Tensor, steps: int) -> float:
@@ -93,11 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=PLUS, help="of the plus adapter's training")
     parser.add_argument("--steps", type=int, default=800)
     args = parser.parse_args(argv)
-    try:
-        left = fit(args.adapter, args.out, TrainConfig.parse(read_yaml(args.config)), args.steps)
-    except IPAdapterError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return ended(lambda: _write(args))
+
+
+def _write(args: argparse.Namespace) -> int:
+    left = fit(args.adapter, args.out, TrainConfig.parse(read_yaml(args.config)), args.steps)
     print(f"{left:.1%} of the tokens' variance is left; written to {args.out}")
     return 0
 

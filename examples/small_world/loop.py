@@ -118,18 +118,18 @@ class Training:
         self.file = run / f"{name}.state.pt"
         apart = {id(matrix) for matrix in matrices}
         others = [p for p in model.parameters() if p.requires_grad and id(p) not in apart]
-        self.optimizers: list[tuple[torch.optim.Optimizer, float]] = [
-            (torch.optim.AdamW(others, lr=lr, weight_decay=0.01, betas=(0.9, 0.98)), lr)
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
         ]
         if matrices:
-            self.optimizers.append((Muon(matrices, matrices_lr), matrices_lr))
+            self.optimizers.append(Muon(matrices, matrices_lr))
         self.ema = copy.deepcopy(model).eval().requires_grad_(False)
         self.start = 0
         if self.file.is_file():
             held: dict[str, Any] = torch.load(self.file, map_location="cpu")
             model.load_state_dict(held["model"])
             self.ema.load_state_dict(held["ema"])
-            for (optimizer, _), state in zip(self.optimizers, held["optimizers"]):
+            for optimizer, state in zip(self.optimizers, held["optimizers"]):
                 optimizer.load_state_dict(state)
             self.start = held["step"]
 
@@ -138,9 +138,9 @@ class Training:
         begun, shown = time.monotonic(), 0.0
         for step, indices, rng in batches(size, self.start, self.steps):
             torch.manual_seed(step)
-            for optimizer, lr in self.optimizers:
+            for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = lr * rate(step, self.steps)
+                    group["lr"] = optimizer.defaults["lr"] * rate(step, self.steps)
             loss = loss_of(step, indices, rng)
             if not loss.isfinite():
                 raise SystemExit(
@@ -150,7 +150,7 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
             self._share_gradients()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            for optimizer, _ in self.optimizers:
+            for optimizer in self.optimizers:
                 optimizer.step()
             if (step + 1) % AVERAGE_EVERY == 0 or step + 1 == self.steps:
                 self._average(step)
@@ -183,7 +183,7 @@ class Training:
         part = self.file.with_suffix(".part")
         state = {
             "model": self.model.state_dict(), "ema": self.ema.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer, _ in self.optimizers], "step": step,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "step": step,
         }  # fmt: skip
         torch.save(state, part)
         part.replace(self.file)

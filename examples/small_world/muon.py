@@ -1,5 +1,6 @@
 """Muon: the step of each weight matrix is its momentum made orthogonal (Jordan et al. 2024, kellerjordan.github.io/
-posts/muon). From nothing and on few pictures it is well ahead of AdamW: README.md beside this file has the numbers."""
+posts/muon). From nothing and on few pictures it is well ahead of AdamW: README.md beside this file has the numbers.
+torch has had one since 2.9, which takes no kernels of convolutions."""
 
 from __future__ import annotations
 
