@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,35 @@ def train_clip(run: Path, steps: int) -> None:
     )
 
 
+# What heads tell apart, of a thing and, in words, of its background
+OPTIONS = {
+    "shape": data.SHAPES, "colour": data.COLOURS, "texture": data.TEXTURES, "size": data.SIZES, "place": data.PLACES,
+    "background": tuple(data.BACKGROUNDS),
+}  # fmt: skip
+
+
 class Named(torch.nn.Module):
-    """A CLIP whose image embedding also says each attribute, linearly: heads that only training has."""
+    """A CLIP of which a feature, ``width`` wide, also says each attribute, linearly: heads that only training has."""
 
-    OPTIONS = {
-        "shape": data.SHAPES, "colour": data.COLOURS, "texture": data.TEXTURES, "size": data.SIZES,
-        "place": data.PLACES,
-    }  # fmt: skip
-
-    def __init__(self, clip: Any) -> None:
+    def __init__(self, clip: Any, width: int) -> None:
         super().__init__()
         self.clip = clip
-        width = clip.visual.output_dim
-        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in self.OPTIONS.items()})
+        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in OPTIONS.items()})
 
-    def loss(self, seen: Tensor, scenes: Sequence[data.Scene]) -> Tensor:
-        """Mean cross-entropy of the attributes; of embeddings [B, width] of pictures, those of one thing count."""
-        alone = torch.tensor([len(scene.things) == 1 for scene in scenes])
-        things = [scene.things[0] for scene in scenes if len(scene.things) == 1]
+    def loss(self, features: Tensor, said: Sequence[Mapping[str, str]]) -> Tensor:
+        """Mean cross-entropy of the attributes. features: [B, width]; said: what counts of each, by OPTIONS' names."""
         losses = []
-        for name, options in self.OPTIONS.items():
-            wanted = torch.tensor([options.index(getattr(thing, name)) for thing in things])
-            losses.append(F.cross_entropy(self.heads[name](seen[alone]), wanted))
+        for name, options in OPTIONS.items():
+            rows = [row for row, names in enumerate(said) if name in names]
+            if rows:
+                wanted = torch.tensor([options.index(said[row][name]) for row in rows])
+                losses.append(F.cross_entropy(self.heads[name](features[rows]), wanted))
         return torch.stack(losses).mean()
+
+
+def shown(scene: data.Scene) -> dict[str, str]:
+    """What a picture of one thing shows of it; of two, nothing counts."""
+    return asdict(scene.things[0]) if len(scene.things) == 1 else {}
 
 
 def train_vision(run: Path, steps: int) -> None:
@@ -73,7 +80,7 @@ def train_vision(run: Path, steps: int) -> None:
     clip.positional_embedding.requires_grad_(False)
     clip.transformer.resblocks[:-1].requires_grad_(False)
     torch.manual_seed(0)
-    model = Named(clip)
+    model = Named(clip, clip.visual.output_dim)
     small, scenes = clip_pictures(run, clip.visual.image_size[0]), loop.scenes()
     groups: dict[str, list[int]] = {colour: [] for colour in data.COLOURS}
     for index, scene in enumerate(scenes):
@@ -84,62 +91,49 @@ def train_vision(run: Path, steps: int) -> None:
         if step % 2:
             colour = data.COLOURS[step // 2 % len(data.COLOURS)]
             indices = rng.choice(groups[colour], len(indices), replace=False)
-        shown = [scenes[i] for i in indices]
+        chosen = [scenes[i] for i in indices]
         # Moved by a few pixels, around the edge: the background has one colour.
         pixels = np.roll(small[indices], rng.integers(-2, 3, 2), axis=(1, 2))
         seen = clip.encode_image(clip_pixels(pixels))
-        return contrast(clip, seen, shown, rng) + 3 * model.loss(seen, shown)
+        return contrast(clip, seen, chosen, rng) + 3 * model.loss(seen, [shown(scene) for scene in chosen])
 
     named = loop.Training("vision", model, run, steps, lr=1e-3, average=0.99).run(128, loss_of)
     save_clip(named.clip, models.CLIP_FILE)
 
 
-class Said(torch.nn.Module):
-    """A CLIP whose text tower, where the UNet reads it, says each attribute that a caption names: linearly, at the
-    caption's end."""
-
-    OPTIONS = {**Named.OPTIONS, "background": tuple(data.BACKGROUNDS)}
-
-    def __init__(self, clip: Any) -> None:
-        super().__init__()
-        self.clip = clip
-        width = clip.ln_final.normalized_shape[0]
-        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in self.OPTIONS.items()})
-
-    def loss(self, scenes: Sequence[data.Scene], rng: np.random.Generator) -> Tensor:
-        """Mean cross-entropy of the attributes that the captions of scenes of one thing name."""
-        texts = [data.caption(scene, rng if n % 2 else None) for n, scene in enumerate(scenes)]
-        read = read_text(self.clip, texts, self.clip.transformer.resblocks[:-1])
-        named = [data.named(text) for text in texts]
-        losses = []
-        for name, options in self.OPTIONS.items():
-            rows = [n for n, names in enumerate(named) if name in names]
-            wanted = torch.tensor([options.index(named[n][name]) for n in rows])
-            losses.append(F.cross_entropy(self.heads[name](read[rows]), wanted))
-        return torch.stack(losses).mean()
-
-
 def train_words(run: Path, steps: int) -> None:
     """The text tower goes on alone, as the UNet will have it: from pictures CLIP learns in its few steps that round
-    shapes are not pointed ones, and hardly more, and what two captions have in common no UNet can tell apart."""
+    shapes are not pointed ones, and hardly more, and what two captions have in common no UNet can tell apart. It learns
+    to say what a caption names at its end and behind it, for the UNet attends to all tokens."""
     clip = models.make_clip()
     clip.load_state_dict(loop.trained(run, "clip"))
     clip.visual.requires_grad_(False)
     torch.manual_seed(0)
-    model = Said(clip)
-    scenes = loop.scenes()
+    model = Named(clip, clip.ln_final.normalized_shape[0])
+    scenes = [scene for scene in loop.scenes() if len(scene.things) == 1]
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
-        return model.loss([scenes[i] for i in indices if len(scenes[i].things) == 1], rng)
+        texts = captions([scenes[i % len(scenes)] for i in indices], rng)
+        tokens = tokenize(texts, pad_with_end=False)
+        ends = ends_of(tokens)
+        behind = torch.from_numpy(rng.integers(ends, tokens.shape[1]))
+        read = words_read(clip, tokens)
+        features = torch.cat([at(read, ends), at(read, behind)])
+        return model.loss(features, 2 * [data.named(text) for text in texts])
 
     loop.Training("words", model, run, steps, lr=1e-3, average=0.99).run(128, loss_of)
 
 
+def words_read(clip: Any, tokens: Tensor) -> Tensor:
+    """What the UNet is given of tokens [B, L]: the last block's input, normed, [B, L, width]."""
+    return read_text(clip, tokens, clip.transformer.resblocks[:-1])
+
+
 def worded(run: Path) -> Any:
     """The CLIP whose text tower the UNet has."""
-    said = Said(models.make_clip())
-    said.load_state_dict(loop.trained(run, "words"))
-    return said.clip
+    clip, state = models.make_clip(), loop.trained(run, "words")
+    clip.load_state_dict({key.removeprefix("clip."): state[key] for key in state if key.startswith("clip.")})
+    return clip
 
 
 def clip_pictures(run: Path, side: int) -> NDArray[np.uint8]:
@@ -155,9 +149,13 @@ def clip_pixels(pixels: NDArray[np.uint8]) -> Tensor:
 
 def contrast(model: Any, seen: Tensor, scenes: Sequence[data.Scene], rng: np.random.Generator) -> Tensor:
     """CLIP's symmetric cross-entropy of image embeddings [B, width] and captions of what they show."""
-    texts = [data.caption(scene, rng if n % 2 else None) for n, scene in enumerate(scenes)]
-    seen, read = F.normalize(seen, dim=-1), F.normalize(encode_text(model, texts), dim=-1)
+    seen, read = F.normalize(seen, dim=-1), F.normalize(encode_text(model, captions(scenes, rng)), dim=-1)
     return both_ways(model.logit_scale.exp().clamp(max=100) * seen @ read.T)
+
+
+def captions(scenes: Sequence[data.Scene], rng: np.random.Generator) -> list[str]:
+    """Of each scene one; every other names all attributes."""
+    return [data.caption(scene, rng if n % 2 else None) for n, scene in enumerate(scenes)]
 
 
 def both_ways(logits: Tensor) -> Tensor:
@@ -168,21 +166,32 @@ def both_ways(logits: Tensor) -> Tensor:
 
 def encode_text(model: Any, texts: Sequence[str]) -> Tensor:
     """``model.encode_text`` up to the longest text's end: attention is causal, so what follows it changes nothing."""
-    embedding: Tensor = read_text(model, texts, model.transformer.resblocks) @ model.text_projection
+    tokens = tokenize(texts, pad_with_end=False)
+    ends = ends_of(tokens)
+    read = read_text(model, tokens[:, : int(ends.max()) + 1], model.transformer.resblocks)
+    embedding: Tensor = at(read, ends) @ model.text_projection
     return embedding
 
 
-def read_text(model: Any, texts: Sequence[str], blocks: Iterable[torch.nn.Module]) -> Tensor:
-    """What comes out at each text's end behind these blocks and the last norm: [B, width]."""
-    tokens = tokenize(texts, pad_with_end=False)
-    ends = tokens.argmax(-1)
-    length = int(ends.max()) + 1
-    x = model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]
+def read_text(model: Any, tokens: Tensor, blocks: Iterable[torch.nn.Module]) -> Tensor:
+    """What of tokens [B, L] comes out behind these blocks and the last norm: [B, L, width]."""
+    length = tokens.shape[1]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
     x = x.permute(1, 0, 2)
     for block in blocks:
         x = block(x, attn_mask=model.attn_mask[:length, :length])
-    read: Tensor = model.ln_final(x.permute(1, 0, 2))[torch.arange(len(texts)), ends]
+    read: Tensor = model.ln_final(x.permute(1, 0, 2))
     return read
+
+
+def ends_of(tokens: Tensor) -> Tensor:
+    """Where each text of tokens [B, L] ends: the largest id."""
+    return tokens.argmax(-1)
+
+
+def at(read: Tensor, places: Tensor) -> Tensor:
+    """Of read [B, L, width] one place of each: [B, width]."""
+    return read[torch.arange(len(read)), places]
 
 
 def save_clip(clip: torch.nn.Module, path: Path) -> None:

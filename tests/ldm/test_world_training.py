@@ -26,7 +26,7 @@ from examples.small_world.muon import Muon, orthogonal
 from lib_ipadapter.adapter import Adapter
 from lib_ipadapter.checkpoint import open_adapter, sha256
 from lib_ipadapter.encoders.clip import ImageEncoder
-from lib_ipadapter.errors import DataError, DownloadError, TrainingError
+from lib_ipadapter.errors import ConfigError, DataError, DownloadError, TrainingError
 from lib_ipadapter.evaluation import Item
 from lib_ipadapter.evaluation.items import read_items
 from lib_ipadapter.standalone.text import tokenize
@@ -55,7 +55,7 @@ def spread(run: Path) -> None:
 
 def words(run: Path) -> None:
     torch.manual_seed(6)
-    torch.save({"ema": towers.Said(models.make_clip()).state_dict()}, run / "words.state.pt")
+    torch.save({"ema": towers.Named(models.make_clip(), 64).state_dict()}, run / "words.state.pt")
 
 
 def weights(run: Path, name: str) -> dict[str, torch.Tensor]:
@@ -74,33 +74,43 @@ def test_texts_are_encoded_up_to_their_end():
 
 def test_attributes_of_pictures_of_one_thing_count():
     torch.manual_seed(0)
-    named = towers.Named(models.make_clip())
+    named = towers.Named(models.make_clip(), 96)
     scenes = [data.scene_of(1, i) for i in range(30)]
     assert {len(scene.things) for scene in scenes} == {1, 2}
+    said = [towers.shown(scene) for scene in scenes]
     seen = torch.randn(30, 96)
-    loss = named.loss(seen, scenes)
+    loss = named.loss(seen, said)
     alone = torch.tensor([len(scene.things) == 1 for scene in scenes])
     seen[~alone] += 10
-    assert torch.equal(named.loss(seen, scenes), loss)
+    assert torch.equal(named.loss(seen, said), loss)
     seen[alone] += 10
-    assert not torch.equal(named.loss(seen, scenes), loss)
+    assert not torch.equal(named.loss(seen, said), loss)
 
 
 def test_the_text_tower_learns_to_say_what_captions_name(tmp_path, few):
-    """Where the UNet reads it; the picture tower stays."""
+    """Where the UNet reads it, at a text's end and behind; the picture tower stays."""
     torch.manual_seed(0)
     clip = models.make_clip()
     torch.save({"ema": clip.state_dict()}, tmp_path / "clip.state.pt")
-    scenes = [data.scene_of(1, i) for i in range(40) if len(data.scene_of(1, i).things) == 1]
-    towers.train_words(tmp_path, 1)
-    before = towers.Said(models.make_clip())
-    before.load_state_dict(weights(tmp_path, "words"))
-    (tmp_path / "words.state.pt").unlink()
-    towers.train_words(tmp_path, 25)
-    after = towers.Said(models.make_clip())
-    after.load_state_dict(weights(tmp_path, "words"))
-    first, last = (float(said.loss(scenes, np.random.default_rng(0))) for said in (before, after))
-    assert last < 0.8 * first
+    texts = [data.caption(data.scene_of(1, i)) for i in range(40) if len(data.scene_of(1, i).things) == 1]
+    tokens = tokenize(texts, pad_with_end=False)
+    said = [data.named(text) for text in texts]
+
+    @torch.no_grad()
+    def loss(named: towers.Named, behind: int) -> float:
+        read = towers.words_read(named.clip, tokens)
+        return float(named.loss(towers.at(read, tokens.argmax(-1) + behind), said))
+
+    def trained(steps: int) -> towers.Named:
+        (tmp_path / "words.state.pt").unlink(missing_ok=True)
+        towers.train_words(tmp_path, steps)
+        named = towers.Named(models.make_clip(), 64)
+        named.load_state_dict(weights(tmp_path, "words"))
+        return named
+
+    before, after = trained(1), trained(25)
+    for behind in (0, 5, 40):
+        assert loss(after, behind) < 0.8 * loss(before, behind)
     fresh, state = clip.state_dict(), after.clip.state_dict()
     changed = {key.split(".")[0] for key in fresh if not torch.equal(fresh[key], state[key])}
     assert "visual" not in changed
@@ -259,8 +269,24 @@ def test_a_resampler_is_fitted_to_the_base_adapters_tokens(tmp_path):
     assert (fitted.unflatten(1, (4, 4)) - base[:, :, None]).pow(2).mean() < 0.1 * base.var()
 
 
-def test_fitting_says_what_is_wrong(tmp_path, capsys):
-    assert fit.main([str(tmp_path / "none.safetensors"), str(tmp_path / "out.safetensors")]) == 2
+def test_fitting_passes_over_broken_pictures_and_says_what_is_wrong(tmp_path, capsys):
+    weights, out = write_stand_in(tmp_path / "weights"), tmp_path / "out.safetensors"
+    export.write_training(tmp_path / "data", 4)
+    (tmp_path / "data" / "00002.png").write_bytes(b"broken")
+    given = {
+        **read_yaml(fit.PLUS),
+        "data": str(tmp_path / "data"),
+        "encoder": str(weights / models.CLIP_FILE.name),
+    }
+    fit.fit(weights / models.BASE_ADAPTER.name, out, TrainConfig.parse(given), 1)
+    assert out.is_file()
+    with pytest.raises(ConfigError, match="multiple of the 4"):
+        fit.fit(weights / models.BASE_ADAPTER.name, out, TrainConfig.parse({**given, "tokens": 6}), 1)
+    for path in (tmp_path / "data").glob("*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(DataError, match="no picture there can be read"):
+        fit.fit(weights / models.BASE_ADAPTER.name, out, TrainConfig.parse(given), 1)
+    assert fit.main([str(tmp_path / "none.safetensors"), str(out)]) == 2
     assert "none.safetensors" in capsys.readouterr().err
 
 
