@@ -46,17 +46,11 @@ class Emoji:
 
     def pictures(self) -> NDArray[np.uint8]:
         """[loop.PICTURES, SIDE, SIDE, 3], drawn once, in the file where the small world's loop looks for them."""
-        path = self.run / "pictures.npy"
-        if not path.is_file():
-            part = path.with_suffix(".part")
-            drawn = np.lib.format.open_memmap(part, "w+", np.uint8, (loop.PICTURES, SIDE, SIDE, 3))
-            originals = [images.load(file) for file in self.files]
-            for index in range(loop.PICTURES):
-                picture = originals[index % self.count]
-                drawn[index] = np.asarray(picture if index < self.count else moved(picture, index))
-            drawn.flush()
-            part.rename(path)
-        return loop.pictures(self.run)
+        return loop.pictures(self.run, self._draw)
+
+    def _draw(self, index: int) -> Image.Image:
+        picture = images.load(self.files[index % self.count])
+        return picture if index < self.count else moved(picture, index)
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
         """The label, and any of the tags."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from lib_ipadapter.errors import TrainingError
@@ -29,18 +31,27 @@ T = TypeVar("T")
 LossOf = Callable[[int, NDArray[np.int64], np.random.Generator], Tensor]
 
 
-def pictures(run: Path) -> NDArray[np.uint8]:
-    """The training pictures [PICTURES, SIDE, SIDE, 3], drawn once and kept in the run's folder."""
+def sample(index: int) -> Image.Image:
+    """Training picture ``index``."""
+    return data.sample(SEED, index).picture
+
+
+def pictures(run: Path, draw: Callable[[int], Image.Image] = sample) -> NDArray[np.uint8]:
+    """The training pictures [PICTURES, SIDE, SIDE, 3], drawn once and kept in the run's folder. Parts that begin side by
+    side may each draw them."""
     path = run / "pictures.npy"
     if not path.is_file():
         run.mkdir(parents=True, exist_ok=True)
         print(f"drawing {PICTURES} pictures", flush=True)
-        part = path.with_suffix(".part")
-        drawn = np.lib.format.open_memmap(part, "w+", np.uint8, (PICTURES, data.SIDE, data.SIDE, 3))
-        for index in range(PICTURES):
-            drawn[index] = np.asarray(data.sample(SEED, index).picture)
-        drawn.flush()
-        part.rename(path)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            drawn = np.lib.format.open_memmap(part, "w+", np.uint8, (PICTURES, data.SIDE, data.SIDE, 3))
+            for index in range(PICTURES):
+                drawn[index] = np.asarray(draw(index))
+            drawn.flush()
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     found: NDArray[np.uint8] = np.load(path, mmap_mode="c")  # torch wants to own what it reads
     return found
 

@@ -168,7 +168,9 @@ def normal_latents(run: Path) -> tuple[Tensor, Any]:
             parts.append(model.encode(loop.values(drawn[first : first + 64])))
             if first % 2048 == 0:
                 print(f"latents {first}/{len(drawn)}", flush=True)
-        torch.save(torch.cat(parts), path)
+        part = path.with_suffix(".part")
+        torch.save(torch.cat(parts), part)
+        part.replace(path)
     latents: Tensor = torch.load(path)
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     into, out = model.quant_conv, model.post_quant_conv  # to (mean, log of the variance); from latents

@@ -1,33 +1,26 @@
-"""The small world's training from nothing, and the emoji's: a few steps on a few pictures."""
+"""The small world's training from nothing: a few steps on a few pictures."""
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
-from examples.emoji import prepare, retrieval
-from examples.emoji import train as emoji
 from examples.small_world import data, export, fine, fit, loop, models, towers, train
 from examples.small_world.drawer import Drawer
 from examples.small_world.muon import Muon, orthogonal
 from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.checkpoint import open_adapter, sha256
+from lib_ipadapter.checkpoint import open_adapter
 from lib_ipadapter.encoders.clip import ImageEncoder
-from lib_ipadapter.errors import ConfigError, DataError, DownloadError, TrainingError
-from lib_ipadapter.evaluation import Item
+from lib_ipadapter.errors import ConfigError, DataError, TrainingError
 from lib_ipadapter.evaluation.items import read_items
 from lib_ipadapter.standalone.text import tokenize
 from lib_ipadapter.training.config import TrainConfig, read_yaml
@@ -115,6 +108,28 @@ def test_the_text_tower_learns_to_say_what_captions_name(tmp_path, few):
     changed = {key.split(".")[0] for key in fresh if not torch.equal(fresh[key], state[key])}
     assert "visual" not in changed
     assert {"token_embedding", "transformer", "ln_final"} <= changed
+
+
+def test_parts_that_begin_side_by_side_may_both_draw_the_pictures(tmp_path, few, monkeypatch):
+    def draw(index: int) -> Image.Image:
+        if index == 5:  # another process begins now, and is done before this one
+            with monkeypatch.context() as other:
+                other.setattr(os, "getpid", lambda: -1)
+                assert np.array_equal(loop.pictures(tmp_path)[7], np.asarray(loop.sample(7)))
+        return loop.sample(index)
+
+    drawn = loop.pictures(tmp_path, draw)
+    assert all(np.array_equal(drawn[index], np.asarray(loop.sample(index))) for index in range(FEW))
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures.npy"]
+
+
+def test_drawing_that_is_stopped_leaves_nothing(tmp_path, few):
+    def stopped(index: int) -> Image.Image:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.pictures(tmp_path, stopped)
+    assert not list(tmp_path.iterdir())
 
 
 @torch.no_grad()
@@ -288,96 +303,6 @@ def test_fitting_passes_over_broken_pictures_and_says_what_is_wrong(tmp_path, ca
         fit.fit(weights / models.BASE_ADAPTER.name, out, TrainConfig.parse(given), 1)
     assert fit.main([str(tmp_path / "none.safetensors"), str(out)]) == 2
     assert "none.safetensors" in capsys.readouterr().err
-
-
-# emoji
-
-
-@pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tarballs such as npm's, of 20 emoji; one has no words."""
-    folder = tmp_path / "downloads"
-    folder.mkdir()
-    entries, files = [], {}
-    for n in range(20):
-        code = f"1F4{n:02X}"
-        entries.append({"hexcode": code, "label": f"Thing {n}", "tags": [f"tag {n}", "thing"]})
-        content = io.BytesIO()
-        Image.new("RGBA", (64, 64), (12 * n, 255 - 12 * n, 90, 255)).save(content, "webp")
-        files[f"package/assets/{code.lower()}.webp"] = content.getvalue()
-    files["package/assets/1f999.webp"] = content.getvalue()
-    monkeypatch.setattr(prepare, "PICTURES", tarball(folder, "pictures", files))
-    words = {"package/en/data.json": json.dumps(entries).encode()}
-    monkeypatch.setattr(prepare, "WORDS", tarball(folder, "words", words))
-    return folder
-
-
-def tarball(folder: Path, name: str, files: dict[str, bytes]) -> prepare.Package:
-    path = folder / f"{name}-1.0.tgz"
-    with tarfile.open(path, "w:gz") as archive:
-        for key, content in files.items():
-            member = tarfile.TarInfo(key)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return prepare.Package(name, "1.0", sha256(path))
-
-
-def test_concepts():
-    assert prepare.concept("1F44B-1F3FB") == prepare.concept("1f44b")
-    assert prepare.concept("1f468-200d-1f33e") == prepare.concept("1f9d1-1f3fd-200d-1f33e")
-    assert prepare.concept("1f3c3-200d-2640-fe0f") == prepare.concept("1f3c3")
-    assert prepare.concept("1f600") != prepare.concept("1f601")
-
-
-def test_emoji_are_prepared_whole_or_not_at_all(tmp_path, packages, capsys):
-    out = tmp_path / "data"
-    train_count, held_out = prepare.write(out, packages)
-    assert train_count + held_out == 20
-    assert "1f999" in capsys.readouterr().err
-    picture = next((out / "train").glob("*.png"))
-    assert Image.open(picture).size == (128, 128)
-    assert picture.with_suffix(".txt").read_text().startswith("thing ")
-    assert {prepare.is_held_out(path.stem) for path in (out / "train").glob("*.png")} == {False}
-    assert prepare.main(["--data", str(out), "--downloads", str(packages)]) == 2
-
-    (packages / "words-1.0.tgz").write_bytes(b"something else")
-    with pytest.raises(DownloadError, match="sha256"):
-        prepare.write(tmp_path / "again", packages)
-    assert not (tmp_path / "again").exists()
-
-
-def test_references_are_one_of_each_concept(tmp_path):
-    for name in ("1f44b", "1f44b-1f3fb", "1f600", "1f601"):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
-        (tmp_path / f"{name}.txt").write_text(name)
-    chosen = retrieval.references(tmp_path, 3)
-    assert all(isinstance(item, Item) for item in chosen)
-    assert len({prepare.concept(item.key) for item in chosen}) == 3
-    with pytest.raises(DataError, match="3 concepts"):
-        retrieval.references(tmp_path, 4)
-
-
-def test_emoji_go_on_from_the_small_world(tmp_path, packages, few, monkeypatch):
-    torch.manual_seed(1)
-    parts = (models.make_unet(), models.make_autoencoder(), models.make_clip())
-    monkeypatch.setattr(models, "CHECKPOINT", tmp_path / "small.safetensors")
-    monkeypatch.setattr(models, "CLIP_FILE", tmp_path / "small-clip.safetensors")
-    save_file(models.checkpoint_state(*parts), models.CHECKPOINT)
-    towers.save_clip(parts[2], models.CLIP_FILE)
-    prepare.write(tmp_path / "data", packages)
-    for part in emoji.PARTS:
-        assert emoji.main([part, "--folder", str(tmp_path), "--steps", "1"]) == 0
-    state = load_file(tmp_path / "weights" / "emoji.safetensors")
-    assert state.keys() == load_file(models.CHECKPOINT).keys()
-    # By one step, at a rate that has just begun to rise
-    after, before = weights(tmp_path, "base"), models.part_of_checkpoint("model.diffusion_model.")
-    assert 0 < max(float((after[key] - before[key]).abs().max()) for key in after) < 1e-4
-    assert f"arch: {emoji.ARCH}" in (tmp_path / "weights" / "emoji.yaml").read_text()
-
-
-def test_emoji_without_data(tmp_path, capsys):
-    assert emoji.main(["clip", "--folder", str(tmp_path)]) == 2
-    assert "prepare.py" in capsys.readouterr().err
 
 
 def test_regions_and_types_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
