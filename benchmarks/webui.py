@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.synthetic import adapter_tensors, write_adapter  # noqa: E402
-from tests.webui.harness import CONTEXT, SD1_WIDTHS, WebUI, absent, b64, picture, python  # noqa: E402
+from tests.synthetic import adapter_tensors, write_adapter
+from tests.webui.harness import CONTEXT, SD1_WIDTHS, WebUI, absent, b64, picture, python
 
 WIDTH = 1152
 
