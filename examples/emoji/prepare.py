@@ -185,12 +185,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended(lambda: _prepare(args.data, args.downloads))
 
 
-def _prepare(data: Path, downloads: Path) -> int:
+def _prepare(data: Path, downloads: Path) -> None:
     if data.exists():
         raise DataError(data, "is there already; delete it first, or give another --data")
     train, held_out = write(data, downloads)
     print(f"{train} pictures to train on, {held_out} held out, in {data.resolve()}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended(lambda: _measure(args))
 
 
-def _measure(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace) -> None:
     adapter, out = (
         args.adapter or args.folder / "adapter" / "ip_adapter.safetensors",
         args.out or args.folder / "retrieval",
@@ -83,7 +83,6 @@ def _measure(args: argparse.Namespace) -> int:
     found = retrieval(args.folder, adapter, out, args.lambdas, args.count, studio, args.batch)
     for side, results in found.items():
         print(f"{side} concepts\n\n{results.markdown()}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ BACKGROUNDS = {
     "white": (245, 245, 245), "gray": (186, 186, 186), "beige": (231, 214, 186), "sky": (190, 214, 235),
     "mint": (192, 231, 206), "lavender": (215, 203, 235),
 }  # fmt: skip
+# What there is to say of a scene of one thing
+OPTIONS = {
+    "shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES, "place": PLACES,
+    "background": tuple(BACKGROUNDS),
+}  # fmt: skip
 DARK = 0.28  # the second colour of a texture, as a share of the first
 PAIRS = 0.2  # share of the pictures with two objects
 
@@ -136,13 +141,14 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
 
 
 def named(text: str) -> dict[str, str]:
-    """What a caption of one thing names, of a Thing's fields and "background"."""
-    kinds = {"shape": SHAPES, "colour": COLOURS, "texture": TEXTURES, "size": SIZES}
-    words = text.split()
-    found = {kind: name for kind, names in kinds.items() for name in names if name in words}
-    found.update(("place", place) for place, phrase in WORDS_OF_PLACE.items() if phrase in text)
-    found.update(("background", name) for name in BACKGROUNDS if f"{name} background" in text)
-    return found
+    """What a caption of one thing names, by OPTIONS' names."""
+    phrases = {"place": WORDS_OF_PLACE, "background": {name: f"{name} background" for name in BACKGROUNDS}}
+    return {
+        kind: name
+        for kind, names in OPTIONS.items()
+        for name in names
+        if f" {phrases.get(kind, {}).get(name, name)} " in f" {text} "
+    }
 
 
 # pixels

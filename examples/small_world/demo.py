@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended(lambda: _write(args.out, args.weights, args.adapter))
 
 
-def _write(out: Path, weights: Path, adapter: str) -> int:
+def _write(out: Path, weights: Path, adapter: str) -> None:
     from tqdm import tqdm
 
     _make_room(out)
@@ -157,7 +157,6 @@ def _write(out: Path, weights: Path, adapter: str) -> int:
         picture = draw(weights, adapter, bar.update)
     picture.save(out)
     print(out.resolve())
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from lib_ipadapter.cli import ended
 from lib_ipadapter.evaluation.items import Item, read_items
 from lib_ipadapter.masks import Region
 
@@ -93,13 +94,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=60, help="references, of all")
     parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args(argv)
+    return ended(lambda: _measure(args))
+
+
+def _measure(args: argparse.Namespace) -> None:
     drawer = Drawer(args.weights, args.adapter, args.steps)
     items = read_items(args.references, limit=args.limit)
     if args.part == "regions":
         print(markdown(("attribute", "its own", "the other's", "halves"), regions(drawer, items)))
     else:
         print(markdown(("weight type", *ATTRIBUTES), types(drawer, items)))
-    return 0
 
 
 if __name__ == "__main__":

@@ -107,10 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ended(lambda: _write(args))
 
 
-def _write(args: argparse.Namespace) -> int:
+def _write(args: argparse.Namespace) -> None:
     left = fit(args.adapter, args.out, TrainConfig.parse(read_yaml(args.config)), args.steps)
     print(f"{left:.1%} of the tokens' variance is left; written to {args.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from lib_ipadapter.cli import ended
 from lib_ipadapter.evaluation import Options, evaluate
 from lib_ipadapter.evaluation.items import Item, read_items
 from lib_ipadapter.evaluation.methods import BaseModel, Encoders, Method, Studio, TextBaseline, adapter_method
@@ -82,19 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch", type=int, default=16)
     args = parser.parse_args(argv)
-    print(
-        measure(
-            args.part,
-            args.references,
-            args.out,
-            args.weights,
-            args.lambdas,
-            args.limit,
-            args.steps,
-            args.batch,
-        )
-    )
-    return 0
+    return ended(lambda: print(measure(**vars(args))))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,10 @@ class Muon(torch.optim.Optimizer):
             order = sorted(range(len(weights)), key=lambda n: -weights[n].numel())
             mine = set(order[rank::count])
             for n, (weight, step) in enumerate(zip(weights, self._parts(steps, weights))):
-                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                state = self.state[weight]
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1 - MOMENTUM)
                 if n in mine:
                     step.copy_(orthogonal(weight.grad.lerp(momentum, MOMENTUM)))

@@ -39,25 +39,18 @@ def train_clip(run: Path, steps: int) -> None:
     )
 
 
-# What heads tell apart, of a thing and, in words, of its background
-OPTIONS = {
-    "shape": data.SHAPES, "colour": data.COLOURS, "texture": data.TEXTURES, "size": data.SIZES, "place": data.PLACES,
-    "background": tuple(data.BACKGROUNDS),
-}  # fmt: skip
-
-
 class Named(torch.nn.Module):
     """A CLIP of which a feature, ``width`` wide, also says each attribute, linearly: heads that only training has."""
 
     def __init__(self, clip: Any, width: int) -> None:
         super().__init__()
         self.clip = clip
-        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in OPTIONS.items()})
+        self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in data.OPTIONS.items()})
 
     def loss(self, features: Tensor, said: Sequence[Mapping[str, str]]) -> Tensor:
         """Mean cross-entropy of the attributes. features: [B, width]; said: what counts of each, by OPTIONS' names."""
         losses = []
-        for name, options in OPTIONS.items():
+        for name, options in data.OPTIONS.items():
             rows = [row for row, names in enumerate(said) if name in names]
             if rows:
                 wanted = torch.tensor([options.index(said[row][name]) for row in rows])
