@@ -224,7 +224,9 @@ def sha256(path: Path | str) -> str:
 def save_adapter(
     tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes a safetensors file with normalised keys; never a partial file under the final name."""
+    """Writes a safetensors file with normalised keys; never a partial file under the final name. The same tensors and
+    metadata make the same bytes, so that a hash says whether a training was repeated exactly. Raises FileError."""
+    import safetensors
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -232,9 +234,22 @@ def save_adapter(
     own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     try:
         save_file(own, str(part), {"format": "pt", **(metadata or {})})
+        _sort_metadata(part)
         os.replace(part, path)
-    except OSError as error:
-        raise FileError(path, f"cannot be written: {error.strerror or error}") from None
+    except (OSError, safetensors.SafetensorError) as error:  # type: ignore[attr-defined]
+        raise FileError(path, f"cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the metadata in an order of chance; sorted in place, they keep the header's length."""
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) <= length:  # whatever characters either writer escapes
+            file.seek(8)
+            file.write(content.ljust(length))

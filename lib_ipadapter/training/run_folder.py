@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from .config import TrainConfig
 
 ADAPTER = "ip_adapter.safetensors"
 _PREFIX = "step-"
+_TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")  # which torch.save's errors on a full disk name
 
 
 class RunFolder:
@@ -77,6 +79,7 @@ class RunFolder:
     def publish(self, step: int) -> None:
         """The part becomes the step's checkpoint and OUT's adapter; the oldest beyond ``keep`` go."""
         with writing(self.root):
+            _check_whole(self.part(step))
             final = self.of(step)
             if final.exists():
                 shutil.rmtree(final)
@@ -111,11 +114,31 @@ def writing(folder: Path) -> Iterator[None]:
     """A full disk or a folder that cannot be written to becomes a FileError."""
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        elif any(name in str(error) for name in _TORCH_WRITERS):
+            reason = _cut_off(folder)
+        else:
+            raise
         raise FileError(
-            folder, f"cannot be written to: {error.strerror or error}. The last whole checkpoint is kept; make room "
-            "and start the same command again to go on from it",
+            folder, f"cannot be written to: {reason}. The last whole checkpoint is kept; make room and start the same "
+            "command again to go on from it",
         ) from error  # fmt: skip
+
+
+def _check_whole(folder: Path) -> None:
+    """torch.save passes over a failed write of a file's last bytes, where the list of its content is. Raises OSError."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not zipfile.is_zipfile(path):
+            with path.open("rb") as file:
+                if file.read(4) == b"PK\x03\x04":
+                    raise OSError(_cut_off(folder))
+
+
+def _cut_off(folder: Path) -> str:
+    free = shutil.disk_usage(folder).free
+    return f"torch could not write a whole file, and {free / 1e6:.1f} MB are free there"
 
 
 def _as_yaml(config: TrainConfig) -> str:

@@ -18,6 +18,7 @@ from ..standalone.sampler import Schedule, ddim
 from .adapter import TrainableAdapter
 from .base import Base, Sizes, Text
 from .config import TrainConfig
+from .run_folder import writing
 
 if TYPE_CHECKING:
     from .feed import Feed
@@ -58,10 +59,10 @@ class Sampler:
         for y, row in enumerate(rows):
             for x, picture in enumerate(row):
                 grid.paste(images.fit(picture, side, "crop"), (x * side, y * side))
-        folder = Path(self.config.out) / "samples"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"step-{step:08d}.png"
-        grid.save(path)
+        path = Path(self.config.out) / "samples" / f"step-{step:08d}.png"
+        with writing(path.parent.parent):
+            path.parent.mkdir(exist_ok=True)
+            grid.save(path)
         return path
 
     def _row(self, adapter: TrainableAdapter, feature: Tensor) -> list[Image.Image]:

@@ -67,7 +67,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         _tell_deepspeed(self.accelerator, config)
         self.model, self.optimizer = self.accelerator.prepare(self.denoiser, optimizer)
-        self._stop = False
+        self._asked = self._stop = False  # of this process to stop; of all, at the end of a step
         self._metadata = self._describe()
 
     @property
@@ -140,7 +140,7 @@ class Trainer:
                 self.base, self.model, batch.moments, batch.captions, batch.features, self.feed.nothing,
                 batch.sizes, draws, self.config.weighting,
             )  # fmt: skip
-            mine = torch.stack([loss.detach() / self.config.accumulate, loss.new_tensor(float(self._stop))])
+            mine = torch.stack([loss.detach() / self.config.accumulate, loss.new_tensor(float(self._asked))])
             shared: Tensor = self.accelerator.reduce(mine, reduction="mean")
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
@@ -223,12 +223,12 @@ class Trainer:
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
-        """Ctrl-C, or a kind kill, stops behind the running step; a second one at once."""
+        """Ctrl-C, or a kind kill, stops behind the running step or the next; a second one at once."""
 
         def stop(number: int, frame: Any) -> None:
-            if self._stop:
+            if self._asked:
                 raise KeyboardInterrupt
-            self._stop = True
+            self._asked = True
 
         try:
             held = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -264,7 +264,8 @@ class _Show:
         if self._bar:
             self._bar.close()
         if self._board:
-            self._board.close()
+            with writing(self.folder.root):
+                self._board.close()
 
     def step(self, step: int, loss: float, rate: float, broken: int) -> None:
         if not self.main:
@@ -277,15 +278,16 @@ class _Show:
         self._bar.set_postfix_str(f"loss {self._mean:.4f}, {speed:.1f} pictures/s{note}", refresh=False)
         self._bar.update(step - self._bar.n)
         if self._board:
-            for name, value in (("loss", loss), ("lr", rate), ("pictures_per_second", speed)):
-                self._board.add_scalar(name, value, step)
+            with writing(self.folder.root):
+                for name, value in (("loss", loss), ("lr", rate), ("pictures_per_second", speed)):
+                    self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, path: Path) -> None:
         if self._board:
             import numpy as np
             from PIL import Image
 
-            with Image.open(path) as grid:
+            with writing(self.folder.root), Image.open(path) as grid:
                 self._board.add_image("samples", np.asarray(grid.convert("RGB")), step, dataformats="HWC")
 
 

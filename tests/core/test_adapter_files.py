@@ -15,6 +15,7 @@ from lib_ipadapter.checkpoint import open_adapter, save_adapter, sha256
 from lib_ipadapter.cli import main
 from lib_ipadapter.errors import FileError
 from lib_ipadapter.variant import identify
+from tests.full_disk import full_disk
 from tests.synthetic import SD1_WIDTHS, SDXL_WIDTHS, STYLES, adapter_tensors, write_adapter
 
 # The published files: their shapes, and what they are. (Tokens, dim, inner and depth are the resampler's.)
@@ -199,11 +200,27 @@ def test_convert_refuses_to_overwrite_and_keeps_metadata(tmp_path, capsys):
     assert set(file.dtypes.values()) == {"F16"}
 
 
-def test_a_failed_write_leaves_no_partial_file(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+def test_a_failed_write_is_said_and_leaves_what_was_there(tmp_path):
+    path = tmp_path / "b.safetensors"
+    save_adapter(adapter_tensors(), path)
+    before = path.read_bytes()
+    for size in (100, len(before) - 1):
+        with (
+            pytest.raises(FileError, match=r"b\.safetensors.*cannot be written.*File too large"),
+            full_disk(size),
+        ):
+            save_adapter(adapter_tensors(), path)
+    assert [held.name for held in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == before
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(FileError, match="No space left"):
-        save_adapter(adapter_tensors(), tmp_path / "b.safetensors")
-    assert list(tmp_path.iterdir()) == []
+
+def test_the_same_content_makes_the_same_bytes(tmp_path):
+    """Or nobody could tell by a hash whether a training was repeated exactly."""
+    said = {f"field {n}": 'a "quote", é, 画像, a tab\t, a bell\x07 and a \x7f' for n in range(12)}
+    save_adapter(adapter_tensors(), tmp_path / "a.safetensors", said)
+    save_adapter(adapter_tensors(), tmp_path / "b.safetensors", dict(reversed(said.items())))
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    file = open_adapter(tmp_path / "a.safetensors")
+    assert file.metadata == {"format": "pt", **said}
+    read = file.tensors()
+    assert all(torch.equal(read[key], value) for key, value in adapter_tensors().items())

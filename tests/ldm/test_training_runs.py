@@ -23,6 +23,7 @@ from lib_ipadapter.cli import main
 from lib_ipadapter.errors import ConfigError, FileError, TrainingError
 from lib_ipadapter.training import objective
 from lib_ipadapter.training.trainer import Trainer
+from tests.full_disk import full_disk
 from tests.ldm.trainings import ROOT, config, losses, tensors, train, write_data
 
 
@@ -48,6 +49,26 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
     assert (out / "ip_adapter.safetensors").is_file()
     train(folder, out, steps=done + 1)
     assert len(losses(out)) == done + 1
+
+
+@pytest.mark.parametrize("moment", ["loss", "backward", "saving"])
+def test_ctrl_c_is_heard_at_any_moment(folder, tmp_path, monkeypatch, moment):
+    trainer = Trainer(config(folder, tmp_path, steps=8, save_every=2))
+    owner, name = {
+        "loss": (objective, "loss"), "backward": (trainer.accelerator, "backward"), "saving": (trainer, "_save")
+    }[moment]  # fmt: skip
+    real, calls = getattr(owner, name), []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    outcome = trainer.run()
+    assert outcome.stopped
+    assert outcome.step == {"loss": 1, "backward": 2, "saving": 3}[moment]
 
 
 def test_broken_pictures_are_passed_over_and_listed_once(folder, tmp_path):
@@ -78,21 +99,29 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(folder, tm
     assert all(value.isfinite().all() for value in tensors(tmp_path / "ip_adapter.safetensors").values())
 
 
-def test_a_full_disk_is_said_and_the_last_checkpoint_kept(folder, tmp_path, monkeypatch):
-    from lib_ipadapter.training import trainer
+FULL = r"cannot be written to: .*The last whole checkpoint is kept"
 
-    real, calls = trainer.save_adapter, []
 
-    def full(*args: Any, **kwargs: Any) -> None:
-        calls.append(1)
-        if len(calls) > 1:
-            raise OSError(28, "No space left on device")
-        real(*args, **kwargs)
+def test_a_full_disk_is_said_and_the_last_checkpoint_kept(folder, tmp_path):
+    """torch raises then what is no OSError, and nothing at all where it is a file's last bytes that fail."""
+    train(folder, tmp_path, steps=2, save_every=2)
+    largest = max(path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*"))
+    for size in (largest // 2, largest - 1):
+        with pytest.raises(FileError, match=FULL), full_disk(size):
+            train(folder, tmp_path, steps=4, save_every=2)
+        assert Adapter.load(tmp_path / "ip_adapter.safetensors").spec.variant == "base"
+        assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000002"]
+    train(folder, tmp_path, steps=4, save_every=2)
+    assert len(losses(tmp_path)) == 4
 
-    monkeypatch.setattr(trainer, "save_adapter", full)
-    with pytest.raises(FileError, match=r"No space left on device.*The last whole checkpoint is kept"):
-        train(folder, tmp_path, steps=4, save_every=2)
-    assert Adapter.load(tmp_path / "ip_adapter.safetensors").spec.variant == "base"
+
+@pytest.mark.parametrize("fields", [{"sample_every": 3, "sample_steps": 1}, {"tensorboard": True}])
+def test_a_full_disk_under_what_is_shown_is_said(folder, tmp_path, fields):
+    if "tensorboard" in fields:
+        pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    train(folder, tmp_path, steps=2, **fields)
+    with pytest.raises(FileError, match=FULL), full_disk(2000):
+        train(folder, tmp_path, steps=30, **fields)
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000002"]
 
 
