@@ -67,7 +67,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         _tell_deepspeed(self.accelerator, config)
         self.model, self.optimizer = self.accelerator.prepare(self.denoiser, optimizer)
-        self._asked = self._stop = False  # of this process to stop; of all, at the end of a step
+        self._asked = False  # to stop, of this process; all agree on it at the end of a step
         self._metadata = self._describe()
 
     @property
@@ -104,9 +104,9 @@ class Trainer:
         try:
             with self._listening(), _Show(self, begun) as show:
                 step = begun
-                for step, loss in self._steps(begun):
+                for step, loss, stop in self._steps(begun):
                     show.step(step, loss, _rate(self.config, step - 1), self.feed.broken)
-                    last = self._stop or step == self.config.steps
+                    last = stop or step == self.config.steps
                     if last or step % self.config.save_every == 0:
                         self._save(step)
                         saved = step
@@ -119,8 +119,8 @@ class Trainer:
             self.denoiser.remove()
         return Outcome(saved, self.folder.root / ADAPTER, step < self.config.steps)
 
-    def _steps(self, begun: int) -> Iterator[tuple[int, float]]:
-        """(steps done, mean loss over all processes) after each optimizer step."""
+    def _steps(self, begun: int) -> Iterator[tuple[int, float, bool]]:
+        """(steps done, mean loss over all processes, whether one is to stop) after each optimizer step."""
         batches = self.feed.batches(begun)
         for step in range(begun, self.config.steps):
             for group in self.optimizer.param_groups:
@@ -129,8 +129,7 @@ class Trainer:
             for _ in range(self.config.accumulate):
                 total += self._micro(next(batches), step, total)
             self._average(step)
-            self._stop = bool(total[1] > 0)
-            yield step + 1, float(total[0])
+            yield step + 1, float(total[0]), bool(total[1] > 0)
 
     def _micro(self, batch: Batch, step: int, before: Tensor) -> Tensor:
         """One batch's gradients, and the optimizer's step behind the last. [its share of the loss, stop]."""
