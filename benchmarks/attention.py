@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, not installed
 
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.session import ImagePrompt, Session
-from lib_ipadapter.variant import VariantSpec
+from lib_ipadapter.adapters.variant import VariantSpec
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.session import ImagePrompt, Session
 
 # (tokens of the latent, width, heads, how many layers), and the width of the text tokens
 MODELS = {

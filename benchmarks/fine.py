@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, not installed
 
-from lib_ipadapter import hooks
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.masks import Region
-from lib_ipadapter.session import ImagePrompt, Session, Timing
+from lib_ipadapter.adapters.variant import VariantSpec
+from lib_ipadapter.attention import hooks
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.region import Region
+from lib_ipadapter.attention.session import ImagePrompt, Session, Timing
 from lib_ipadapter.standalone.model import quick
-from lib_ipadapter.variant import VariantSpec
-from lib_ipadapter.weights import Curve, LayerRule
+from lib_ipadapter.unit.weights import Curve, LayerRule
 
 CONTEXT, TOKENS = 768, 4
 

@@ -31,7 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, not installed
 
-from lib_ipadapter.projection import LinearProjection
+from lib_ipadapter.adapters.projection import LinearProjection
 from lib_ipadapter.training.adapter import TrainableAdapter
 from lib_ipadapter.training.base import Base, Sizes, Text
 from lib_ipadapter.training.objective import Denoiser

@@ -11,8 +11,8 @@ from .errors import IPAdapterError
 
 # Name, module with add_arguments(parser) and run(args) -> exit code, help. Imported when asked for.
 COMMANDS = {
-    "inspect": ("lib_ipadapter.inspect", "say what adapter files are and what they need"),
-    "convert": ("lib_ipadapter.convert", "write an adapter as safetensors"),
+    "inspect": ("lib_ipadapter.adapters.inspect", "say what adapter files are and what they need"),
+    "convert": ("lib_ipadapter.adapters.convert", "write an adapter as safetensors"),
     "embed": ("lib_ipadapter.standalone.embed", "save the features of pictures, to prompt with them again"),
     "generate": ("lib_ipadapter.standalone.generate", "draw pictures without a WebUI"),
     "train": ("lib_ipadapter.training.command", "train an adapter on captioned pictures"),

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from examples.small_world import models
-from lib_ipadapter.layers import cross_attention_layers
+from lib_ipadapter.attention.layers import cross_attention_layers
 from tests.synthetic import adapter_tensors, write_adapter
 from tests.webui.checkpoints import randomise
 

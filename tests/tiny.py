@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.session import ImagePrompt, Timing
-from lib_ipadapter.variant import VariantSpec
+from lib_ipadapter.adapters.variant import VariantSpec
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.session import ImagePrompt, Timing
 
 CONTEXT = 24
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.seeing import Level
-from lib_ipadapter.session import ImagePrompt, Session
+from lib_ipadapter.attention.heatmaps.recorder import Level
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.session import ImagePrompt, Session
 from tests.tiny import CONTEXT, Block
 
 WIDTH = 16

@@ -21,10 +21,10 @@ from typing import Any
 
 from PIL import Image
 
-from lib_ipadapter import images
-from lib_ipadapter.checkpoint import sha256
+from lib_ipadapter.adapters.file import sha256
 from lib_ipadapter.cli import ended
 from lib_ipadapter.errors import DataError, DownloadError
+from lib_ipadapter.pictures import images
 
 HERE = Path(__file__).resolve().parent
 RUN = HERE / "run"

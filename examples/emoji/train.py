@@ -20,8 +20,8 @@ from torch import Tensor
 
 from examples.small_world import loop, models, towers
 from examples.small_world import train as small_world
-from lib_ipadapter import images
 from lib_ipadapter.errors import DataError
+from lib_ipadapter.pictures import images
 
 from .prepare import RUN, SIDE
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from PIL import Image
 
-from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.attention.region import Region
+from lib_ipadapter.attention.session import ImagePrompt
 from lib_ipadapter.encoders import EncoderSource, register_configs
 from lib_ipadapter.errors import FileError
-from lib_ipadapter.masks import Region
-from lib_ipadapter.prepare import Pictures, prepare
-from lib_ipadapter.session import ImagePrompt
+from lib_ipadapter.prompts.prepare import Pictures, prepare
 from lib_ipadapter.standalone import Standalone
 from lib_ipadapter.unit import Unit
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from lib_ipadapter.attention.region import Region
 from lib_ipadapter.cli import ended
 from lib_ipadapter.evaluation.items import Item, read_items
-from lib_ipadapter.masks import Region
 
 from . import data, models
 from .drawer import Drawer

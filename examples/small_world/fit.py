@@ -17,18 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_ipadapter import images
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.checkpoint import open_adapter, save_adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.adapters.file import open_adapter, save_adapter
+from lib_ipadapter.adapters.variant import LAYERS, PROJECTION
 from lib_ipadapter.cli import ended
 from lib_ipadapter.encoders import register_configs
 from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.encoders.spec import Feature
 from lib_ipadapter.errors import ConfigError, DataError
+from lib_ipadapter.pictures import images
 from lib_ipadapter.training.adapter import projection_of
 from lib_ipadapter.training.config import TrainConfig, read_yaml
 from lib_ipadapter.training.source import BrokenPicture, Source, open_source
-from lib_ipadapter.variant import LAYERS, PROJECTION
 
 from . import loop, models
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from lib_ipadapter.checkpoint import open_adapter, save_adapter
+from lib_ipadapter.adapters.file import open_adapter, save_adapter
 
 from . import models
 

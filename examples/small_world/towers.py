@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib_ipadapter import images
 from lib_ipadapter.encoders.spec import CLIP_MEAN, CLIP_STD
+from lib_ipadapter.pictures import images
 from lib_ipadapter.standalone.text import tokenize
 
 from . import data, loop, models

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import images
+from ..cache import LRU
 from ..errors import EncoderMissing
-from ..lru import LRU
+from ..pictures import images
 from .clip import Device, Features, ImageEncoder
 from .find import find_encoder
 from .spec import ENCODERS, Feature
 
 if TYPE_CHECKING:
-    from ..variant import VariantSpec
+    from ..adapters.variant import VariantSpec
 
 # A penultimate feature of ViT-H takes 1.3 MB, 2.2 MB as the allocator scatters them (measured): 27 MB in all
 DEFAULT_ENTRIES = 12

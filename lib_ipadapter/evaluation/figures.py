@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .. import images
 from ..errors import ModelError
+from ..pictures import images
 from .items import Item
 from .pictures import replaced, weight_text
 from .table import REFERENCE, Results

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from .. import images
 from ..errors import ConfigError, FileError, ImageError
+from ..pictures import images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 METADATA = "metadata.jsonl"

@@ -11,18 +11,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..adapter import Adapter
-from ..checkpoint import open_adapter, sha256
+from ..adapters.adapter import Adapter
+from ..adapters.file import open_adapter, sha256
+from ..adapters.variant import VariantSpec
+from ..attention.session import ImagePrompt
+from ..cache import LRU
 from ..encoders import EncoderSource, register_configs
 from ..errors import BrokenEncoder
-from ..fields import Reference
-from ..lru import LRU
-from ..prepare import Pictures, prepare
-from ..session import ImagePrompt
+from ..prompts.prepare import Pictures, prepare
 from ..standalone import Standalone
 from ..standalone.concat import image_tokens, is_concat, load_concat
 from ..unit import Unit
-from ..variant import VariantSpec
+from ..unit.fields import Reference
 from .items import Item
 
 BASE, TEXT = "base-model", "text"

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .. import images
-from ..checkpoint import sha256
+from ..adapters.file import sha256
 from ..encoders.files import opened
 from ..encoders.spec import CLIP_MEAN, CLIP_STD
 from ..errors import BrokenEncoder, FileError
+from ..pictures import images
 
 BATCH = 32
 _VOCABULARY = 49408  # of open_clip's own tokeniser

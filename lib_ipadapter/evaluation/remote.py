@@ -16,8 +16,8 @@ from typing import Any
 
 from PIL import Image
 
-from .. import images
 from ..errors import FileError, ImageError, IPAdapterError
+from ..pictures import images
 from .items import Item
 from .methods import Job, Method
 

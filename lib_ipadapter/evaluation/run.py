@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .. import __version__, images
+from .. import __version__
 from ..errors import ConfigError, IPAdapterError, ModelError
-from ..fields import WEIGHT_RANGE
+from ..pictures import images
+from ..unit.fields import WEIGHT_RANGE
 from . import figures
 from .items import Item
 from .methods import Job, Method

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import images
+from ..pictures import images
 from .items import Item
 from .metric import Metric
 from .pictures import replaced

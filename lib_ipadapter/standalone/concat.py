@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..adapter import Adapter
-from ..checkpoint import AdapterFile, open_adapter
+from ..adapters.adapter import Adapter
+from ..adapters.file import AdapterFile, open_adapter
+from ..adapters.variant import LAYERS, PROJECTION, Shapes, identify
 from ..errors import BrokenAdapter, WrongBase
-from ..features import FeatureSource, feature
-from ..variant import LAYERS, PROJECTION, Shapes, identify
-from ..views import Look
+from ..pictures.preprocess import Look
+from ..prompts.features import FeatureSource, feature
 
 METADATA = {"attention": "concat"}  # of the header
 # The last layer of each projection: its length is the context

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .. import features, images
-from ..adapter import Adapter
-from ..embeds import Encoded
+from ..adapters.adapter import Adapter
 from ..errors import FileError
-from ..references import expanded
+from ..files.embeds import Encoded
+from ..pictures import images
+from ..prompts import features
+from ..prompts.references import expanded
 from .generate import add_unit_arguments, encoder_source, loaded, read_units
 from .shelf import PathShelf
 

@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from .. import images
-from ..adapter import Adapter
-from ..embeds import Encoded
+from ..adapters.adapter import Adapter
+from ..adapters.variant import VariantSpec
+from ..attention.region import Region, of_picture
+from ..attention.session import COND, UNCOND, ImagePrompt
 from ..encoders import EncoderSource, identify_encoder, register_configs
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
-from ..masks import Region, of_picture
-from ..names import Named
-from ..prepare import Pictures, prepare
-from ..references import expanded, in_turn, singles
-from ..session import COND, UNCOND, ImagePrompt
+from ..files.embeds import Encoded
+from ..pictures import images
+from ..prompts.prepare import Pictures, prepare
+from ..prompts.references import expanded, in_turn, singles
 from ..unit import COMBINES, FITS, PICTURES, Unit, parse_units
-from ..variant import VariantSpec
+from ..unit.names import Named
 from .host import Standalone
 from .shelf import PathShelf
 

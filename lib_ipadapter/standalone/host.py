@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..attention.session import ImagePrompt, Session
 from ..errors import ModelError, UnitError
-from ..session import ImagePrompt, Session
 from .concat import append
 from .model import Parts, load_parts
 from .sampler import Keep, Progress, Schedule, ddim

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import split_heads
-from ..checkpoint import open_adapter
+from ..adapters.file import open_adapter
+from ..attention.term import split_heads
 from ..errors import FileError, ModelError, UnsafeFile
 from .config import Config, read_config
 from .text import TextTower, build_text, load

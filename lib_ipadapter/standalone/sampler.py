@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..session import COND, UNCOND, Session
+from ..attention.session import COND, UNCOND, Session
 from .config import Config
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x [B, 4, h, w], t [B], context [B, 77, C]) to the output

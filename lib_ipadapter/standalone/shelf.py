@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..embeds import Embeds, read
-from ..references import PictureFolders
+from ..files.embeds import Embeds, read
+from ..prompts.references import PictureFolders
 
 
 class PathShelf:

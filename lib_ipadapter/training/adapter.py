@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..adapter import Adapter
-from ..checkpoint import open_adapter
+from ..adapters.adapter import Adapter
+from ..adapters.file import open_adapter
+from ..adapters.projection import LinearProjection, MLPProjection, Resampler
+from ..adapters.variant import DIM_HEAD, LAYERS, PROJECTION, VariantSpec, identify
+from ..attention.layers import Layer, check_fit
 from ..encoders.spec import EncoderSpec, Feature
 from ..errors import WrongBase
-from ..layers import Layer, check_fit
-from ..projection import LinearProjection, MLPProjection, Resampler
-from ..variant import DIM_HEAD, LAYERS, PROJECTION, VariantSpec, identify
 from .config import TrainConfig
 
 FEATURES: Mapping[str, Feature] = {"base": "pooled", "plus": "penultimate", "full": "penultimate"}

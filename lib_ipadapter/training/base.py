@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 
+from ..attention.layers import Layer, cross_attention_layers
 from ..errors import FileError, ModelError, UnsupportedModel
-from ..layers import Layer, cross_attention_layers
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .. import images
 from ..encoders.clip import normalised
 from ..encoders.spec import EncoderSpec
 from ..errors import DataError
+from ..pictures import images
 from .cache import Cache
 from .source import BrokenPicture, Item, Source
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoint import sha256
+from ..adapters.file import sha256
 from ..encoders import register_configs
 from ..encoders.clip import ImageEncoder
 from ..errors import ConfigError

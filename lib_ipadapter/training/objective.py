@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..hooks import Hooks
+from ..attention.hooks import Hooks
 from .adapter import TrainableAdapter
 from .base import Base, Sizes, Text
 from .config import TrainConfig

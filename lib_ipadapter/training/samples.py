@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import images
+from ..attention.session import ImagePrompt, Session
 from ..errors import TrainingError
-from ..session import ImagePrompt, Session
+from ..pictures import images
 from ..standalone.sampler import Schedule, ddim
 from .adapter import TrainableAdapter
 from .base import Base, Sizes, Text

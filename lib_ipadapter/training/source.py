@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .. import images
 from ..errors import DataError, ImageError
+from ..pictures import images
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _GLOB = set("*?[{")

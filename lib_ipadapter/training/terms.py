@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import image_attention, split_heads
+from ..attention.layers import Layer
+from ..attention.term import image_attention, split_heads
 from ..errors import RowsError
-from ..layers import Layer
 from .adapter import TrainableAdapter
 
 

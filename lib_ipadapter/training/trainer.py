@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoint import save_adapter, sha256
+from ..adapters.file import save_adapter, sha256
 from ..errors import FileError, ModelError, TrainingError
 from . import objective
 from .adapter import TrainableAdapter, make

@@ -12,10 +12,10 @@ from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
 
 from .. import __version__
-from ..embeds import EmbedsFolder
 from ..errors import IPAdapterError, UnitError
-from ..presets import Presets
+from ..files.embeds import EmbedsFolder
 from ..unit import schema
+from ..unit.presets import Presets
 from .host import Host
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ..masks import WHOLE, Box, within
+from ..attention.region import WHOLE, Box, within
 from ..unit import Unit
 from .stack import callers, is_in
 from .stack import jobs as jobs_of

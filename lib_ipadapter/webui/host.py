@@ -13,16 +13,16 @@ import torch
 from modules import devices, lowvram, paths, sd_unet, shared
 from torch import nn
 
-from .. import inspect as inspection
-from ..adapter import Adapter
-from ..checkpoint import open_adapter
-from ..download import download_encoder
+from ..adapters import inspect as inspection
+from ..adapters.adapter import Adapter
+from ..adapters.file import open_adapter
+from ..adapters.variant import VariantSpec, identify
+from ..cache import LRU
 from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, register_archs, register_configs
 from ..errors import EncoderMissing, IPAdapterError, UnsupportedModel
-from ..library import Folder, Library
-from ..lru import LRU
-from ..presets import Presets
-from ..variant import VariantSpec, identify
+from ..files.download import download_encoder
+from ..files.library import Folder, Library
+from ..unit.presets import Presets
 from . import settings
 from .shelf import HostShelf
 

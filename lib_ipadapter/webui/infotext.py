@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UnitError
-from ..fields import WEIGHT_RANGE, Field, Reference
-from ..names import KINDS, Named
 from ..unit import FIELDS, PICTURES, Unit
+from ..unit.fields import WEIGHT_RANGE, Field, Reference
+from ..unit.names import KINDS, Named
 from .panel_values import shown_name
 
 KEY = "IP-Adapter"

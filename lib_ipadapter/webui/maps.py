@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image
 
-from ..heat import Font, figures, sheet
-from ..masks import WHOLE, Box
-from ..seeing import Maps
-from ..session import ImagePrompt, Session
+from ..attention.heatmaps.recorder import Maps
+from ..attention.heatmaps.sheet import Font, figures, sheet
+from ..attention.region import WHOLE, Box
+from ..attention.session import ImagePrompt, Session
 from ..unit import Unit
 
 TEXT = "IP-Adapter maps"  # in a sheet's PNG: its figures, JSON

@@ -8,11 +8,11 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
+from ..attention.session import Timing
 from ..errors import UnitError
-from ..prepare import prompt_fields
-from ..session import Timing
+from ..prompts.prepare import prompt_fields
 from ..unit import FIELDS, FINE, Unit
-from ..weights import LayerWeight, Places
+from ..unit.weights import LayerWeight, Places
 from .panel_html import failure
 
 STEPS = 20  # columns of the chart

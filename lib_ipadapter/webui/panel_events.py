@@ -12,13 +12,13 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from .. import images, views
 from ..errors import IPAdapterError, UnitError
-from ..fields import Field
-from ..library import SUFFIXES
-from ..presets import KEPT
-from ..unit import FIELDS
-from ..weights import SD, SDXL
+from ..files.library import SUFFIXES
+from ..pictures import images, preprocess
+from ..unit import FIELDS, crops
+from ..unit.fields import Field
+from ..unit.presets import KEPT
+from ..unit.weights import SD, SDXL
 from . import panel_html
 from .infotext import KEY, match, named_texts, read, weights_text
 from .panel_charts import SHOWN, charts
@@ -65,14 +65,14 @@ class UnitEvents:
         numbers = numbers[: len(paths)]
         fit, position, sharpen, box = look
         try:
-            boxes = views.boxes(views.parse_boxes(box or ""), len(paths))
+            boxes = crops.boxes(crops.parse_boxes(box or ""), len(paths))
         except UnitError as error:
             boxes, problem = [None] * len(paths), problem or (str(error) if paths else "")
         size = self.host.encoder_size(model) if is_model(model) else 224
         remark = panel_html.note(match(_wanted(wanted), [panel_html.picture_hash(path) for path in paths]))
         return [
             gr.update(visible=count > 1 or bool(saved) or bool(text.strip())),
-            panel_html.thumbnails(paths, numbers, size, views.Look(fit, position, sharpen), boxes),
+            panel_html.thumbnails(paths, numbers, size, preprocess.Look(fit, position, sharpen), boxes),
             (panel_html.failure(problem) if problem else "") + remark,
             gr.update(visible=count > 0),
         ]

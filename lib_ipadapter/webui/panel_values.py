@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnitError
-from ..fields import Field
-from ..names import KINDS, Named
 from ..unit import FIELDS
+from ..unit.fields import Field
+from ..unit.names import KINDS, Named
 
 NO_MODEL = "None"
 WEIGHTS = "image weights"

@@ -9,11 +9,11 @@ from typing import Any
 
 from modules import shared
 
-from .. import images
-from ..embeds import Encoded
 from ..errors import ImageError
-from ..features import Pictures
-from ..references import Shelf, expanded
+from ..files.embeds import Encoded
+from ..pictures import images
+from ..prompts.features import Pictures
+from ..prompts.references import Shelf, expanded
 from ..unit import Unit
 from .infotext import Hashes
 

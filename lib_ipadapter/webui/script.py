@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..attention.layers import Layer, check_fit, cross_attention_layers, layer_weights
+from ..attention.region import WHOLE, Box, Region, finished, of_picture
+from ..attention.session import COND, UNCOND, ImagePrompt, Session
 from ..errors import IPAdapterError, UnitError, WrongBase
-from ..layers import Layer, check_fit, cross_attention_layers
-from ..masks import WHOLE, Box, Region, finished, of_picture
-from ..prepare import prepare, prompt_fields
-from ..references import in_turn
-from ..session import COND, UNCOND, ImagePrompt, Session
+from ..prompts.prepare import prepare, prompt_fields
+from ..prompts.references import in_turn
 from ..unit import Unit, parse_units
 from . import turns
 from .batch import pictures_of
@@ -88,7 +88,7 @@ class Run:
             return None, [(unit, held_by(unit, self.host.shelf()).hashes(unit))]
         adapter = self.host.adapter(unit.model)
         check_fit(adapter.spec, layers, unit.model)
-        prompt_fields(unit)[0].of(unit.weight, layers)
+        layer_weights(prompt_fields(unit)[0], unit.weight, layers)
         source, shelf = self.host.source(), self.host.shelf()
         turn = turns.taken(self.p, unit, shelf)
         held = [held_by(one, shelf) for one in turn]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from modules.call_queue import queue_lock
 
-from .. import features
-from ..embeds import Embeds, EmbedsFolder
 from ..errors import UnitError
-from ..names import Named
-from ..references import PictureFolders
+from ..files.embeds import Embeds, EmbedsFolder
+from ..prompts import features
+from ..prompts.references import PictureFolders
 from ..unit import Unit
+from ..unit.names import Named
 from .pictures import held_by
 
 if TYPE_CHECKING:

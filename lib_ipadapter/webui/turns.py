@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..attention.session import COND, UNCOND
 from ..errors import UnitError
-from ..names import Named
-from ..references import singles
-from ..session import COND, UNCOND
+from ..prompts.references import singles
 from ..unit import Unit
+from ..unit.names import Named
 from .host import logger
 from .shelf import HostShelf
 from .stack import callers, is_in, jobs

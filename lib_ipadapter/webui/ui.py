@@ -14,9 +14,9 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
-from ..fields import Field
-from ..presets import KEPT
 from ..unit import FIELDS, FINE, FOLLOW, LOOK, WHERE
+from ..unit.fields import Field
+from ..unit.presets import KEPT
 from .panel_charts import SHOWN
 from .panel_events import LOOKED, Paste, UnitEvents
 from .panel_saved import SavedEvents

@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import images
 from ..errors import ImageError, UnitError
-from ..fields import Field, Reference
-from ..names import Named
+from ..pictures import images
 from ..unit import FIELDS
+from ..unit.fields import Field, Reference
+from ..unit.names import Named
 from .panel_values import named_in
 
 _ATTRIBUTE = "_ipadapter_axes"

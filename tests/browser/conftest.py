@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_ipadapter.images import content_hash
-from lib_ipadapter.images import load as load_picture
+from lib_ipadapter.pictures.images import content_hash
+from lib_ipadapter.pictures.images import load as load_picture
 from tests.webui import harness
 
 from .pages import ARGS, PanelPage

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from lib_ipadapter.images import content_hash, load
+from lib_ipadapter.pictures.images import content_hash, load
 
 from .pages import PanelPage, upload
 from .test_generate import generate, infotext, small

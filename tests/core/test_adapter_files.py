@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.checkpoint import open_adapter, save_adapter, sha256
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.adapters.file import open_adapter, save_adapter, sha256
+from lib_ipadapter.adapters.variant import identify
 from lib_ipadapter.cli import main
 from lib_ipadapter.errors import FileError
-from lib_ipadapter.variant import identify
 from tests.full_disk import full_disk
 from tests.synthetic import SD1_WIDTHS, SDXL_WIDTHS, STYLES, adapter_tensors, write_adapter
 
@@ -36,7 +36,7 @@ PUBLISHED = {
 def shapes_of(args: tuple) -> dict[str, tuple[int, ...]]:
     variant, context, widths, width, tokens, dim, inner = args
     with torch.device("meta"):
-        from lib_ipadapter.projection import LinearProjection, MLPProjection, Resampler
+        from lib_ipadapter.adapters.projection import LinearProjection, MLPProjection, Resampler
 
         module = {
             "base": lambda: LinearProjection(width, tokens, context),

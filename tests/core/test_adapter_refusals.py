@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.checkpoint import open_adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.adapters.file import open_adapter
+from lib_ipadapter.adapters.variant import identify
 from lib_ipadapter.errors import BrokenAdapter, FileError, NotAnAdapter, UnsafeFile, UnsupportedAdapter
-from lib_ipadapter.variant import identify
 from tests.synthetic import adapter_tensors, nested, write_adapter
 
 

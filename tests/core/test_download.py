@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from lib_ipadapter import download as download_module
-from lib_ipadapter.download import download, download_encoder, hub_url
 from lib_ipadapter.encoders import ENCODERS
 from lib_ipadapter.encoders.spec import EncoderSpec, HubFile
 from lib_ipadapter.errors import DownloadError, EncoderError
+from lib_ipadapter.files import download as download_module
+from lib_ipadapter.files.download import download, download_encoder, hub_url
 
 DATA = bytes(range(256)) * 12_000  # 3 MB
 HASH = hashlib.sha256(DATA).hexdigest()

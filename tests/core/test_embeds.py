@@ -13,18 +13,18 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lib_ipadapter import features
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.embeds import EmbedsFolder, read
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.attention.session import Session
 from lib_ipadapter.errors import FileError, UnitError
-from lib_ipadapter.fields import MAX_IMAGES
-from lib_ipadapter.images import content_hash
-from lib_ipadapter.names import Named
-from lib_ipadapter.prepare import Pictures, prepare
-from lib_ipadapter.references import PictureFolders, expanded, in_turn, singles, spread
-from lib_ipadapter.session import Session
+from lib_ipadapter.files.embeds import EmbedsFolder, read
+from lib_ipadapter.pictures.images import content_hash
+from lib_ipadapter.prompts import features
+from lib_ipadapter.prompts.prepare import Pictures, prepare
+from lib_ipadapter.prompts.references import PictureFolders, expanded, in_turn, singles, spread
 from lib_ipadapter.unit import COMBINES, Unit, schema
-from lib_ipadapter.weights import LayerRule
+from lib_ipadapter.unit.fields import MAX_IMAGES
+from lib_ipadapter.unit.names import Named
+from lib_ipadapter.unit.weights import LayerRule
 from tests.synthetic import adapter_tensors, write_adapter
 from tests.tiny import UNet, inputs, prompt
 

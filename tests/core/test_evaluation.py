@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib_ipadapter import images
 from lib_ipadapter.errors import ConfigError, FileError, ImageError
 from lib_ipadapter.evaluation import Item, Options, bootstrap, evaluate, read_items
 from lib_ipadapter.evaluation.pictures import Pictures
 from lib_ipadapter.evaluation.run import plan_columns
+from lib_ipadapter.pictures import images
 from tests.by_colour import COLOURS, THREE, ByColour, Mixer, plain, run
 
 # statistics

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from lib_ipadapter.attention.region import WHOLE
 from lib_ipadapter.errors import RowsError
-from lib_ipadapter.masks import WHOLE
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui.batch import pictures_of
 from lib_ipadapter.webui.following import Following, Place, boxes_of, latent_tiles

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageFile
 
-from lib_ipadapter import images
 from lib_ipadapter.errors import ImageError
+from lib_ipadapter.pictures import images
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
 

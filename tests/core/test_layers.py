@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from lib_ipadapter.layers import cross_attention_layers
+from lib_ipadapter.attention.layers import cross_attention_layers
 from tests.tiny import UNet
 
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib_ipadapter.errors import AdapterMissing
-from lib_ipadapter.library import Folder, Library, looks_like_adapter
+from lib_ipadapter.files.library import Folder, Library, looks_like_adapter
 
 
 def adapter(path, tensors=None):

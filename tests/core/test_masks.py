@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from lib_ipadapter.attention.region import WHOLE, Region, finished, level, of_picture, within
 from lib_ipadapter.errors import RowsError, UnitError
-from lib_ipadapter.masks import WHOLE, Region, finished, level, of_picture, within
 from lib_ipadapter.unit import Unit
 
 # Latents of 600x400, 520x512, 1920x1080, 65x64 and others, height first

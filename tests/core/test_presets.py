@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lib_ipadapter.errors import FileError, UnitError
-from lib_ipadapter.presets import KEPT, Presets
+from lib_ipadapter.unit.presets import KEPT, Presets
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lib_ipadapter.attention.rows import Rows
 from lib_ipadapter.errors import RowsError
-from lib_ipadapter.rows import Rows
 
 
 def began(*sets: int) -> Rows:

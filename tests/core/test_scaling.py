@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib_ipadapter.attention import split_heads
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.session import Session
+from lib_ipadapter.attention.term import split_heads
 from lib_ipadapter.errors import UnitError
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.prepare import combine
-from lib_ipadapter.session import Session
+from lib_ipadapter.prompts.prepare import combine
 from lib_ipadapter.unit import SCALINGS, Unit
-from lib_ipadapter.weights import Curve, LayerRule
+from lib_ipadapter.unit.weights import Curve, LayerRule
 from tests import tiny
 
 WEIGHT, FACTOR = 0.7, 0.5

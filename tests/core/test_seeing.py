@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib_ipadapter import seeing, session
-from lib_ipadapter.attention import add_term, fill_vector, image_attention
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.masks import Region
-from lib_ipadapter.prepare import maps_of
-from lib_ipadapter.seeing import COLUMNS, Level, Maps
-from lib_ipadapter.session import Session
+from lib_ipadapter.attention import session
+from lib_ipadapter.attention.heatmaps import recorder as seeing
+from lib_ipadapter.attention.heatmaps.recorder import COLUMNS, Level, Maps
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.region import Region
+from lib_ipadapter.attention.session import Session
+from lib_ipadapter.attention.term import add_term, fill_vector, image_attention
+from lib_ipadapter.prompts.prepare import maps_of
 from lib_ipadapter.unit import Unit
-from lib_ipadapter.weights import Curve, LayerRule
+from lib_ipadapter.unit.weights import Curve, LayerRule
 from tests.tiny import prompt
 from tests.watched import WIDTH, UNet, Watch, close, expected, inputs, plain, run, seen, upsampled
 

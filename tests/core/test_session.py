@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.session import ImagePrompt, Session
 from lib_ipadapter.errors import RowsError, UnsupportedModel, WrongBase
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.session import ImagePrompt, Session
 from tests.tiny import CONTEXT, UNet, inputs, prompt
 
 STEP = [0, 1]

@@ -17,7 +17,7 @@ from PIL import Image, ImageFilter, ImageFont
 
 import dev
 from examples.small_world import data, demo, models, publish, read
-from lib_ipadapter.checkpoint import sha256
+from lib_ipadapter.adapters.file import sha256
 from lib_ipadapter.encoders import register_archs
 from lib_ipadapter.encoders.custom import register_arch
 from lib_ipadapter.errors import BrokenEncoder, FileError, ModelError, UnsupportedModel

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from lib_ipadapter.adapters.variant import identify
 from lib_ipadapter.encoders import ENCODERS, EncoderSource, ImageEncoder, find_encoder, register_configs
 from lib_ipadapter.encoders import timm_tower as towers
 from lib_ipadapter.errors import BrokenEncoder, EncoderMissing
-from lib_ipadapter.variant import identify
 from tests.synthetic import adapter_tensors
 
 timm = pytest.importorskip("timm", reason="timm is not installed")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from lib_ipadapter import images
 from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.errors import DataError
+from lib_ipadapter.pictures import images
 from lib_ipadapter.training import data
 from lib_ipadapter.training.data import Positions, PositionSampler, Preparation, draws
 from lib_ipadapter.training.source import BrokenPicture, Entry, FolderSource, open_source

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_ipadapter import images, views
 from lib_ipadapter.errors import UnitError
-from lib_ipadapter.features import Pictures, cond_features, merged, uncond_feature
-from lib_ipadapter.unit import Unit
-from lib_ipadapter.views import Look
+from lib_ipadapter.pictures import images, preprocess
+from lib_ipadapter.pictures.preprocess import Look
+from lib_ipadapter.prompts.features import Pictures, cond_features, merged, uncond_feature
+from lib_ipadapter.unit import Unit, crops
 from lib_ipadapter.webui import panel_html
 
 
@@ -40,8 +40,8 @@ def same(a: Image.Image, b: Image.Image) -> bool:
     ],
 )
 def test_boxes_are_spelled_one_way(given: object, spelled: str) -> None:
-    assert views.parse_boxes(given) == spelled
-    assert views.parse_boxes(spelled) == spelled
+    assert crops.parse_boxes(given) == spelled
+    assert crops.parse_boxes(spelled) == spelled
 
 
 @pytest.mark.parametrize(
@@ -50,31 +50,31 @@ def test_boxes_are_spelled_one_way(given: object, spelled: str) -> None:
 )  # fmt: skip
 def test_wrong_boxes_name_the_field_and_what_was_expected(wrong: object) -> None:
     with pytest.raises(UnitError, match=r"box.*left, top, right, bottom"):
-        views.parse_boxes(wrong)
+        crops.parse_boxes(wrong)
 
 
 def test_one_box_is_for_all_and_several_are_one_each() -> None:
-    assert views.boxes("0, 0, 1, 0.5", 2) == [(0, 0, 1, 0.5)] * 2
-    assert views.boxes("; 0, 0, 1, 0.5", 2) == [None, (0, 0, 1, 0.5)]
-    assert views.boxes("", 3) == [None] * 3
-    assert views.boxes("; 0, 0, 1, 0.5", 3) == [None, (0, 0, 1, 0.5), None]
-    assert [views.box_at("; 0, 0, 1, 0.5", i, 2) for i in range(2)] == ["", "0, 0, 1, 0.5"]
+    assert crops.boxes("0, 0, 1, 0.5", 2) == [(0, 0, 1, 0.5)] * 2
+    assert crops.boxes("; 0, 0, 1, 0.5", 2) == [None, (0, 0, 1, 0.5)]
+    assert crops.boxes("", 3) == [None] * 3
+    assert crops.boxes("; 0, 0, 1, 0.5", 3) == [None, (0, 0, 1, 0.5), None]
+    assert [crops.box_at("; 0, 0, 1, 0.5", i, 2) for i in range(2)] == ["", "0, 0, 1, 0.5"]
     with pytest.raises(UnitError, match="one box for all, or 1"):
         Unit.parse({"model": "m", "images": ["aGk="], "box": "; 0, 0, 1, 0.5"})
 
 
 def test_a_box_cuts_and_is_never_empty() -> None:
     whole = picture(40, 30)
-    assert same(views.counted(whole, (0.25, 0.5, 0.75, 1), None), whole.crop((10, 15, 30, 30)))
-    assert views.counted(whole, (0.999, 0.999, 1, 1), None).size == (1, 1)
-    assert views.counted(whole, (0, 0, 0.001, 0.001), None).size == (1, 1)
+    assert same(preprocess.counted(whole, (0.25, 0.5, 0.75, 1), None), whole.crop((10, 15, 30, 30)))
+    assert preprocess.counted(whole, (0.999, 0.999, 1, 1), None).size == (1, 1)
+    assert preprocess.counted(whole, (0, 0, 0.001, 0.001), None).size == (1, 1)
 
 
 def test_a_reference_mask_takes_out_what_is_black() -> None:
     mask = Image.new("L", (4, 2), 0)
     mask.paste(255, (0, 0, 2, 2))
     mask = mask.resize((40, 30), Image.Resampling.NEAREST)
-    values = np.asarray(views.counted(picture(), None, mask))
+    values = np.asarray(preprocess.counted(picture(), None, mask))
     assert (values[:, :20] == np.asarray(picture())[:, :20]).all()
     assert (values[:, 20:] == images.NEUTRAL).all()
 
@@ -89,18 +89,18 @@ def test_a_reference_mask_takes_out_what_is_black() -> None:
 )  # fmt: skip
 def test_positions(position: str, wide: tuple[int, ...] | None, tall: tuple[int, ...] | None) -> None:
     for whole, box in ((picture(40, 30), wide), (picture(30, 40), tall)):
-        (view,) = views.views(whole, Look("crop", position))
+        (view,) = preprocess.views(whole, Look("crop", position))
         assert same(view.picture, whole.crop(box) if box else whole)
-        assert same(views.views(whole, Look("pad", position))[0].picture, whole)
+        assert same(preprocess.views(whole, Look("pad", position))[0].picture, whole)
 
 
 @pytest.mark.parametrize("size", [(30, 30), (31, 30), (30, 90), (200, 60), (1, 1), (1000, 3), (7, 500)])
 def test_tiles_cover_the_picture(size: tuple[int, int]) -> None:
-    tiles = views.views(picture(*size), Look("tiles"))
-    assert len(tiles) <= views.MAX_TILES
+    tiles = preprocess.views(picture(*size), Look("tiles"))
+    assert len(tiles) <= preprocess.MAX_TILES
     side = tiles[0].picture.width
     assert all(tile.picture.size == (side, side) and tile.fit == "stretch" for tile in tiles)
-    if max(size) > views.MAX_TILES * min(size):
+    if max(size) > preprocess.MAX_TILES * min(size):
         return
     seen = np.zeros(size[::-1], dtype=bool)
     for tile in tiles:
@@ -158,21 +158,21 @@ def cas(values: np.ndarray, amount: float) -> np.ndarray:
 @pytest.mark.parametrize("amount", [0.01, 0.5, 1.0])
 def test_sharpening_is_cas(amount: float) -> None:
     whole = picture(9, 7)
-    ours = np.asarray(views.sharpened(whole, amount), dtype=float)
+    ours = np.asarray(preprocess.sharpened(whole, amount), dtype=float)
     for channel in range(3):
         expected = cas(np.asarray(whole)[..., channel] / 255.0, amount) * 255
         assert abs(ours[..., channel] - expected).max() <= 0.5 + 1e-6
-    assert same(views.sharpened(whole, 0), whole)
+    assert same(preprocess.sharpened(whole, 0), whole)
     flat = Image.new("RGB", (5, 5), (10, 200, 30))
-    assert same(views.sharpened(flat, amount), flat)
+    assert same(preprocess.sharpened(flat, amount), flat)
 
 
 def test_noise_is_the_same_each_time_and_all_there_is_at_1() -> None:
     one, two = picture(seed=1), picture(seed=2)
-    assert same(views.noised(one, 0), one)
-    assert same(views.noised(one, 0.5), views.noised(one, 0.5))
-    assert same(views.noised(one, 1), views.noised(two, 1))
-    assert not same(views.noised(one, 0.5), views.noised(two, 0.5))
+    assert same(preprocess.noised(one, 0), one)
+    assert same(preprocess.noised(one, 0.5), preprocess.noised(one, 0.5))
+    assert same(preprocess.noised(one, 1), preprocess.noised(two, 1))
+    assert not same(preprocess.noised(one, 0.5), preprocess.noised(two, 0.5))
 
 
 # features
@@ -220,8 +220,8 @@ def test_each_reference_has_its_box() -> None:
 def test_sharpening_is_of_what_the_encoder_sees() -> None:
     _, _, source = read({"sharpen": 0.5}, Pictures([picture()]))
     assert source.asked[0][1] == "stretch"
-    assert same(source.asked[0][0], views.sharpened(images.fit(picture(), 16, "crop"), 0.5))
-    seen = views.square(picture(), Look(sharpen=0.5), 16)  # what the thumbnail shows
+    assert same(source.asked[0][0], preprocess.sharpened(images.fit(picture(), 16, "crop"), 0.5))
+    seen = preprocess.square(picture(), Look(sharpen=0.5), 16)  # what the thumbnail shows
     assert same(source.asked[0][0], seen)
 
 
@@ -243,11 +243,11 @@ def test_negative_references_are_the_unconditional_side() -> None:
 
 def test_noise_fades_the_negatives_or_else_the_references() -> None:
     _, uncond, source = read({"noise": 0.5}, Pictures([picture()]))
-    faded = views.noised(images.fit(picture(), 16, "crop"), 0.5)
+    faded = preprocess.noised(images.fit(picture(), 16, "crop"), 0.5)
     assert same(source.asked[-1][0], faded)
     assert uncond.any()
     _, _, source = read({"noise": 0.5}, Pictures([picture()], [picture(seed=3)]))
-    assert same(source.asked[-1][0], views.noised(images.fit(picture(seed=3), 16, "crop"), 0.5))
+    assert same(source.asked[-1][0], preprocess.noised(images.fit(picture(seed=3), 16, "crop"), 0.5))
 
 
 def test_thumbnails_show_the_box(tmp_path: object) -> None:

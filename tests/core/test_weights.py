@@ -11,14 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lib_ipadapter import weights
-from lib_ipadapter.attention import image_attention, project
+from lib_ipadapter.attention.layers import Layer, cross_attention_layers, execution_order
+from lib_ipadapter.attention.session import Session
+from lib_ipadapter.attention.term import image_attention, project
 from lib_ipadapter.errors import UnitError, UnsupportedModel
-from lib_ipadapter.layers import Layer, cross_attention_layers
-from lib_ipadapter.prepare import prompt_fields
-from lib_ipadapter.session import Session
-from lib_ipadapter.unit import Unit, schema
-from lib_ipadapter.weights import SD, SDXL, TYPES, Curve, LayerRule, Places, execution_order
+from lib_ipadapter.prompts.prepare import prompt_fields
+from lib_ipadapter.unit import Unit, schema, weights
+from lib_ipadapter.unit.weights import SD, SDXL, TYPES, Curve, LayerRule, Places
 from tests import tiny
 
 W, C = 0.8, 0.3

@@ -17,7 +17,7 @@ pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 from examples.emoji import prepare, retrieval
 from examples.emoji import train as emoji
 from examples.small_world import loop, models, towers
-from lib_ipadapter.checkpoint import sha256
+from lib_ipadapter.adapters.file import sha256
 from lib_ipadapter.errors import DataError, DownloadError
 from lib_ipadapter.evaluation import Item
 

@@ -15,9 +15,9 @@ from PIL import Image
 
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
-from lib_ipadapter import images
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.checkpoint import save_adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.adapters.file import save_adapter
+from lib_ipadapter.attention.session import Session
 from lib_ipadapter.cli import main
 from lib_ipadapter.errors import BrokenAdapter, UnitError, WrongBase
 from lib_ipadapter.evaluation import Clip, Item, Options, evaluate
@@ -30,8 +30,8 @@ from lib_ipadapter.evaluation.methods import (
     Studio,
     adapter_method,
 )
-from lib_ipadapter.prepare import Pictures, prepare
-from lib_ipadapter.session import Session
+from lib_ipadapter.pictures import images
+from lib_ipadapter.prompts.prepare import Pictures, prepare
 from lib_ipadapter.standalone.concat import METADATA, append, load_concat
 from lib_ipadapter.standalone.sampler import Schedule, ddim
 from lib_ipadapter.unit import Reference, Unit

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
-from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.region import Region, level
+from lib_ipadapter.attention.session import ImagePrompt, Session
 from lib_ipadapter.errors import RowsError
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.masks import Region, level
-from lib_ipadapter.session import ImagePrompt, Session
 from lib_ipadapter.standalone import Standalone
 from tests.core.test_masks import SIZES
 from tests.ldm.small import write_all

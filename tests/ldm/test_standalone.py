@@ -15,7 +15,8 @@ from PIL import Image
 
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
-from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.attention.session import ImagePrompt, Session, Timing
 from lib_ipadapter.errors import (
     FileError,
     IPAdapterError,
@@ -25,7 +26,6 @@ from lib_ipadapter.errors import (
     UnsupportedModel,
     WrongBase,
 )
-from lib_ipadapter.session import ImagePrompt, Session, Timing
 from lib_ipadapter.standalone import Standalone
 from lib_ipadapter.standalone.sampler import Schedule, alphas_cumprod, ddim
 from lib_ipadapter.standalone.text import tokenize

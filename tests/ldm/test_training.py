@@ -17,9 +17,9 @@ from safetensors import safe_open
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
-from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.attention.session import COND, ImagePrompt, Session
 from lib_ipadapter.errors import WrongBase
-from lib_ipadapter.session import COND, ImagePrompt, Session
 from lib_ipadapter.training import objective
 from lib_ipadapter.training.trainer import Trainer
 from tests.ldm.trainings import PICTURES, ROOT, config, losses, tensors, train, write_data

@@ -18,7 +18,7 @@ from PIL import Image
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
-from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.cli import main
 from lib_ipadapter.errors import ConfigError, FileError, TrainingError
 from lib_ipadapter.training import objective

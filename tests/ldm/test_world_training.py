@@ -17,8 +17,8 @@ pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 from examples.small_world import data, export, fine, fit, loop, models, towers, train
 from examples.small_world.drawer import Drawer
 from examples.small_world.muon import Muon, orthogonal
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.checkpoint import open_adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.adapters.file import open_adapter
 from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.errors import ConfigError, DataError, TrainingError
 from lib_ipadapter.evaluation.items import read_items

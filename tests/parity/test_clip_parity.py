@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib_ipadapter import images
 from lib_ipadapter.encoders import ENCODERS, EncoderSpec, ImageEncoder, register
+from lib_ipadapter.pictures import images
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.adapters.adapter import Adapter
 from tests.synthetic import adapter_tensors, nested, write_adapter
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lib_ipadapter.adapter import Adapter
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.attention.session import ImagePrompt, Session
 from lib_ipadapter.errors import FileError
-from lib_ipadapter.session import ImagePrompt, Session
 from lib_ipadapter.training.base import Sizes, Text, open_base
 from lib_ipadapter.training.config import TrainConfig
 from lib_ipadapter.training.trainer import Trainer

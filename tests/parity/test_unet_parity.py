@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib_ipadapter.adapter import Adapter
-from lib_ipadapter.layers import cross_attention_layers
-from lib_ipadapter.session import ImagePrompt, Session
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.session import ImagePrompt, Session
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lib_ipadapter import images, views
+from lib_ipadapter.pictures import images, preprocess
 
 from .harness import WebUI, b64, picture, pixels
 
@@ -94,4 +94,6 @@ def test_bad_values_are_refused_with_the_fields_own_message(on_sd1: WebUI, unit,
 
 
 def test_the_largest_tile_count_is_bounded() -> None:
-    assert len(views.views(Image.new("RGB", (4000, 2)), views.Look("tiles"))) == views.MAX_TILES
+    assert (
+        len(preprocess.views(Image.new("RGB", (4000, 2)), preprocess.Look("tiles"))) == preprocess.MAX_TILES
+    )

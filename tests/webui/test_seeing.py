@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib_ipadapter import heat
-from lib_ipadapter.seeing import COLUMNS
+from lib_ipadapter.attention.heatmaps import sheet as heat
+from lib_ipadapter.attention.heatmaps.recorder import COLUMNS
 
 from .harness import WebUI, b64, picture, pixels
 from .test_regions import HIRES, half, inpainting

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lib_ipadapter.weights import TYPES
+from lib_ipadapter.unit.weights import TYPES
 
 from .harness import WebUI, b64, picture, pixels
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from .attention import add_term
 from .layers import Layer
+from .term import add_term
 
 
 class Terms(Protocol):

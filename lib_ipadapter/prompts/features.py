@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from . import images, views
-from .embeds import Embeds, Encoded, Source
-from .errors import UnitError
-from .unit import Unit
-from .variant import VariantSpec
+from ..adapters.variant import VariantSpec
+from ..errors import UnitError
+from ..files.embeds import Embeds, Encoded, Source
+from ..pictures import images, preprocess
+from ..unit import Unit, crops
 
 
 class FeatureSource(Protocol):
@@ -44,7 +44,7 @@ class Pictures:
 
 def cond_features(unit: Unit, pictures: Pictures, source: FeatureSource, spec: VariantSpec) -> list[Tensor]:
     """The feature of each reference. Raises FileError for embeds that the adapter does not take."""
-    look = views.Look(unit.fit, unit.position, unit.sharpen)
+    look = preprocess.Look(unit.fit, unit.position, unit.sharpen)
     return [
         part.for_adapter(spec) if isinstance(part, Encoded) else feature(part, look, source, spec)
         for part in _counted(unit, pictures)
@@ -61,14 +61,14 @@ def uncond_feature(unit: Unit, pictures: Pictures, source: FeatureSource, spec: 
         raise UnitError(
             "noise", unit.noise, "0, or negative references: saved embeds hold no picture to fade"
         )
-    look = views.Look(unit.fit, unit.position, unit.sharpen)
+    look = preprocess.Look(unit.fit, unit.position, unit.sharpen)
     return torch.stack([feature(picture, look, source, spec, unit.noise) for picture in shown]).mean(0)
 
 
 def _counted(unit: Unit, pictures: Pictures) -> list[Image.Image | Encoded]:
-    boxes = views.boxes(unit.box, len(pictures.images))
+    boxes = crops.boxes(unit.box, len(pictures.images))
     return [
-        part if isinstance(part, Encoded) else views.counted(part, box, pictures.focus)
+        part if isinstance(part, Encoded) else preprocess.counted(part, box, pictures.focus)
         for part, box in zip(pictures.images, boxes)
     ]
 
@@ -93,16 +93,16 @@ def embeds(
 
 
 def feature(
-    picture: Image.Image, look: views.Look, source: FeatureSource, spec: VariantSpec, noise: float = 0.0
+    picture: Image.Image, look: preprocess.Look, source: FeatureSource, spec: VariantSpec, noise: float = 0.0
 ) -> Tensor:
     """The feature of one RGB picture, faded by ``noise`` 0..1."""
-    parts = views.views(picture, look)
+    parts = preprocess.views(picture, look)
     features = []
     for part in parts:
         shown, fit = part.picture, part.fit
         if look.sharpen or noise:
             shown = images.fit(shown, source.side(spec), fit)
-            shown, fit = views.noised(views.sharpened(shown, look.sharpen), noise), "stretch"
+            shown, fit = preprocess.noised(preprocess.sharpened(shown, look.sharpen), noise), "stretch"
         features.append(source.features(shown, fit, spec))
     return features[0] if len(parts) == 1 else merged(features, [(part.left, part.top) for part in parts])
 

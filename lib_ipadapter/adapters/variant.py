@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from .errors import BrokenAdapter, NotAnAdapter, UnsupportedAdapter
+from ..errors import BrokenAdapter, NotAnAdapter, UnsupportedAdapter
 
 Feature = Literal["pooled", "penultimate"]
 Shape = tuple[int, ...]
@@ -109,7 +109,7 @@ def _is_layer(key: str) -> bool:
 
 
 def _full_tokens(found: Shapes, context: int) -> int:
-    from .encoders.spec import for_feature
+    from ..encoders.spec import for_feature
 
     encoder = for_feature("penultimate", found["proj.0.weight"][-1])
     return encoder.tokens if encoder else 257
@@ -250,7 +250,7 @@ def _spec(variant: Variant, projection: Shapes, context: int, widths: tuple[int,
 
 
 def _encoder(feature: Feature, width: int) -> str:
-    from .encoders.spec import for_feature
+    from ..encoders.spec import for_feature
 
     known = POOLED_ENCODERS if feature == "pooled" else PENULTIMATE_ENCODERS
     registered = for_feature(feature, width)
@@ -260,7 +260,7 @@ def _encoder(feature: Feature, width: int) -> str:
 def _named(encoder: str, spec: VariantSpec) -> str:
     """The encoder that a header names; where that one is not known, another of people's own of that width
     (its files were renamed), but none of the published ones."""
-    from .encoders.spec import ENCODERS
+    from ..encoders.spec import ENCODERS
 
     published = (*POOLED_ENCODERS.values(), *PENULTIMATE_ENCODERS.values())
     own = spec.encoder and spec.encoder not in published

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from .errors import RowsError
+from ..errors import RowsError
 
 Row = TypeVar("Row")
 Tile = TypeVar("Tile")

@@ -20,15 +20,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter
-from .attention import fill_vector, image_attention, project
-from .errors import RowsError
+from ..adapters.adapter import Adapter
+from ..errors import RowsError
+from ..unit.weights import ALWAYS, EVENLY, Curve, LayerRule, LayerWeight
+from .heatmaps.recorder import Recorder
 from .hooks import Hooks
-from .layers import Layer, check_fit, cross_attention_layers
-from .masks import WHOLE, Box, Region
+from .layers import Layer, check_fit, cross_attention_layers, layer_weights
+from .region import WHOLE, Box, Region
 from .rows import Rows
-from .seeing import Recorder
-from .weights import ALWAYS, EVENLY, Curve, LayerRule, LayerWeight
+from .term import fill_vector, image_attention, project
 
 COND, UNCOND = 0, 1
 Size = tuple[int, int]  # height, width
@@ -219,7 +219,7 @@ class Session:
         layers = cross_attention_layers(unet)
         for prompt in self.prompts:
             check_fit(prompt.adapter.spec, layers, prompt.label)
-        weights = [prompt.rule.of(prompt.weight, layers) for prompt in self.prompts]
+        weights = [layer_weights(prompt.rule, prompt.weight, layers) for prompt in self.prompts]
         for kv, held in zip(self._kv, weights):
             kv.fit(held)
         if self.recorder:

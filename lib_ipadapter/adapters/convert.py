@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import open_adapter, save_adapter
-from .errors import FileError
+from ..errors import FileError
+from .file import open_adapter, save_adapter
 from .variant import identify
 
 DTYPES = ("float16", "bfloat16", "float32")

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import views, weights
-from .errors import IPAdapterError, UnitError
+from ..errors import IPAdapterError, UnitError
+from . import crops, weights
 from .fields import WEIGHT_RANGE, Field, Reference
 from .names import Named
 
-FITS = views.FITS
+FITS = crops.FITS
 COMBINES = ("concat", "average", "norm average", "add", "subtract")
 SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
@@ -53,10 +53,10 @@ FIELDS: tuple[Field, ...] = (
     Field("distribute", "choice", "together", "References", "All of them in each picture, or in turn: the first in the "
           "job's first picture, the second in its second, and so on.", choices=DISTRIBUTIONS),
     Field("position", "choice", "center", "Crop position", "Where the square of fit crop lies in a longer picture.",
-          choices=views.POSITIONS, group=LOOK),
+          choices=crops.POSITIONS, group=LOOK),
     Field("box", "text", "", "Crop box",
           'Of each reference only this counts: "left, top, right, bottom", 0 to 1; or drag it on a thumbnail.',
-          spelling=views.parse_boxes, form=views.BOX_EXPECTED, group=LOOK),
+          spelling=crops.parse_boxes, form=crops.BOX_EXPECTED, group=LOOK),
     Field("sharpen", "number", 0.0, "Sharpen", "Of what the encoder sees.", 0.0, 1.0, group=LOOK),
     Field("noise", "number", 0.0, "Noise",
           "How far the negative references, or else the references, fade into noise on the unconditional side.",
@@ -168,7 +168,7 @@ class Unit:
 
     def check_images(self) -> None:
         """What the images must satisfy together; of those that are Named, once they are there. Raises UnitError."""
-        views.boxes(self.box, len(self.images))
+        crops.boxes(self.box, len(self.images))
         if self.combine == "subtract" and len(self.images) < 2:
             raise UnitError("images", "1 image", "at least two, since combine is subtract")
         if self.combine in ("average", "norm average") and math.isclose(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .errors import RowsError
+from ..errors import RowsError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, as shares of width and height
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image, ImageCms
 
-from .errors import ImageError
+from ..errors import ImageError
 
 MAX_BYTES = 64 * 2**20  # of the encoded file
 MAX_PIXELS = 100_000_000

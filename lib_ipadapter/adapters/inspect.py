@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import open_adapter, sha256
-from .errors import FileError
+from ..errors import FileError
+from .file import open_adapter, sha256
 from .variant import identify
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .checkpoint import AdapterFile, open_safetensors, save_adapter
-from .errors import FileError, UnitError, UnsafeFile
-from .fields import MAX_IMAGES, WEIGHT_RANGE, Field
-from .names import checked_name
-from .variant import VariantSpec
+from ..adapters.file import AdapterFile, open_safetensors, save_adapter
+from ..adapters.variant import VariantSpec
+from ..errors import FileError, UnitError, UnsafeFile
+from ..unit.fields import MAX_IMAGES, WEIGHT_RANGE, Field
+from ..unit.names import checked_name
 
 VERSION = "1"
 _MARK = "ip_adapter_embeds"

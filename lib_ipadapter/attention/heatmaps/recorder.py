@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .attention import full_precision, split_heads
-from .layers import Layer
-from .masks import depth_of, halved
+from ..layers import Layer
+from ..region import depth_of, halved
+from ..term import full_precision, split_heads
 
 PARTS = {"input": "in", "middle": "mid", "output": "out"}
 THIRDS = ("early", "middle", "late")

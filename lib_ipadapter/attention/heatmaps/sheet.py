@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .masks import WHOLE, Box
-from .seeing import COLUMNS, Array, Maps, Step
+from ..region import WHOLE, Box
+from .recorder import COLUMNS, Array, Maps, Step
 
 HEADS = {
     "all": "all layers and steps",

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .adapter import Adapter
+from ..adapters.adapter import Adapter
+from ..attention.region import Region
+from ..attention.session import ImagePrompt, Timing
+from ..unit import Unit
+from ..unit.weights import Curve, LayerRule, curve_points, layers_table
 from .features import FeatureSource, Pictures, cond_features, uncond_feature
-from .masks import Region
-from .session import ImagePrompt, Timing
-from .unit import Unit
-from .weights import Curve, LayerRule, curve_points, layers_table
 
 __all__ = ["Pictures", "combine", "prepare", "prompt_fields"]
 

@@ -12,13 +12,9 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .errors import UnitError, UnsupportedModel
-
-if TYPE_CHECKING:  # units are parsed where there is no torch
-    from .layers import Layer
+from ..errors import UnitError, UnsupportedModel
 
 FACTORS = (-5.0, 5.0)  # of a layer or of a point of a curve
 INTERPOLATIONS = ("linear", "step")
@@ -141,33 +137,6 @@ class LayerRule:
         return composes if self.kind == "style transfer precise" else (
             self.kind == "composition precise" and not composes
         )  # fmt: skip
-
-    def of(self, weight: float, layers: Sequence[Layer]) -> tuple[LayerWeight, ...]:
-        """The same by the layers' places in file order. Raises as ``at``."""
-        order, places = execution_order(tuple(layers))
-        weights = self.at(weight, places)
-        return tuple(weights[t] for t in order)
-
-
-@lru_cache(maxsize=16)
-def _ordered(names: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...], Places]:
-    groups: dict[str, list[str]] = {"input": [], "middle": [], "output": []}
-    owners = []
-    for name, part in names:
-        # attn2 of all depths of one SpatialTransformer belong together.
-        owner = name.partition(".transformer_blocks.")[0]
-        owners.append(owner)
-        if owner not in groups[part]:
-            groups[part].append(owner)
-    order = {owner: t for t, owner in enumerate(owner for held in groups.values() for owner in held)}
-    middle = len(groups["input"])
-    places = Places(len(order), middle, middle + len(groups["middle"]))
-    return tuple(order[owner] for owner in owners), places
-
-
-def execution_order(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], Places]:
-    """(t of each layer, by its place in file order; the model's places)."""
-    return _ordered(tuple((layer.name, layer.part) for layer in layers))
 
 
 # steps

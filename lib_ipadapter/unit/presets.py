@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import FileError, UnitError
+from ..errors import FileError, UnitError
 from .names import checked_name
 from .unit import FIELDS, PICTURES
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
 
-from .errors import UnsupportedModel, WrongBase
-from .variant import VariantSpec, base_of_context
+from ..adapters.variant import VariantSpec, base_of_context
+from ..errors import UnsupportedModel, WrongBase
+from ..unit.weights import LayerRule, LayerWeight, Places
 
 # Part of the UNet by the name of its child module: ldm and sgm on the left, diffusers on the right.
 PARTS = {
@@ -106,3 +108,31 @@ def check_fit(spec: VariantSpec, layers: Sequence[Layer], label: str) -> None:
         value=spec.base,
         field="model",
     )
+
+
+@lru_cache(maxsize=16)
+def _ordered(names: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...], Places]:
+    groups: dict[str, list[str]] = {"input": [], "middle": [], "output": []}
+    owners = []
+    for name, part in names:
+        # attn2 of all depths of one SpatialTransformer belong together.
+        owner = name.partition(".transformer_blocks.")[0]
+        owners.append(owner)
+        if owner not in groups[part]:
+            groups[part].append(owner)
+    order = {owner: t for t, owner in enumerate(owner for held in groups.values() for owner in held)}
+    middle = len(groups["input"])
+    places = Places(len(order), middle, middle + len(groups["middle"]))
+    return tuple(order[owner] for owner in owners), places
+
+
+def execution_order(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], Places]:
+    """(t of each layer, by its place in file order; the model's places)."""
+    return _ordered(tuple((layer.name, layer.part) for layer in layers))
+
+
+def layer_weights(rule: LayerRule, weight: float, layers: Sequence[Layer]) -> tuple[LayerWeight, ...]:
+    """What ``rule`` makes of λ = ``weight`` at each layer, by its position in file order. Raises as ``LayerRule.at``."""
+    order, places = execution_order(tuple(layers))
+    weights = rule.at(weight, places)
+    return tuple(weights[t] for t in order)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import BrokenAdapter, FileError, UnsafeFile
+from ..errors import BrokenAdapter, FileError, UnsafeFile
 from .variant import Shape
 
 _MAX_HEADER = 100 << 20

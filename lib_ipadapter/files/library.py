@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import AdapterMissing
+from ..errors import AdapterMissing
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 # What only adapter files hold, in any of the layouts that checkpoint.py reads or names.

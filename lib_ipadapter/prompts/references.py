@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import torch
 
-from .embeds import Embeds
-from .errors import UnitError
-from .fields import MAX_IMAGES, Reference
-from .names import Named, checked_name
-from .session import COND, UNCOND, ImagePrompt
-from .unit import Unit
-from .views import box_at
+from ..attention.session import COND, UNCOND, ImagePrompt
+from ..errors import UnitError
+from ..files.embeds import Embeds
+from ..unit import Unit
+from ..unit.crops import box_at
+from ..unit.fields import MAX_IMAGES, Reference
+from ..unit.names import Named, checked_name
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".jp2", ".avif", ".ppm", ".ico",

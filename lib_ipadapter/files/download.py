@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .errors import DownloadError
+from .. import __version__
+from ..errors import DownloadError
 
 HUB = "https://huggingface.co"
 CHUNK = 1 << 20  # bytes
@@ -59,7 +59,7 @@ def hub_url(repo: str, file: str, revision: str = "main") -> str:
 
 def download_encoder(name: str, folder: Path, progress: Progress | None = None) -> Path:
     """Fetches a registered encoder into ``folder``, which is made. Raises DownloadError."""
-    from .encoders.spec import ENCODERS
+    from ..encoders.spec import ENCODERS
 
     spec = ENCODERS.get(name)
     hint = spec.pretrained_hint if spec else None

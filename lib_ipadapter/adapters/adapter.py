@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import open_adapter
-from .errors import BrokenAdapter
+from ..errors import BrokenAdapter
+from .file import open_adapter
 from .projection import build
 from .variant import LAYERS, PROJECTION, VariantSpec, identify
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import UnitError
+from ..errors import UnitError
 from .names import KINDS, Named, image_schema
 
 MAX_IMAGES = 64

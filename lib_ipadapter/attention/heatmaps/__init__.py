@@ -1,0 +1,1 @@
+"""Heat maps: where in the picture each reference acted."""

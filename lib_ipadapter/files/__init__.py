@@ -1,0 +1,1 @@
+"""Bytes on disk: the adapter library, saved embeds, downloads."""

@@ -1,0 +1,1 @@
+"""Pixels: pictures loaded from bytes, and preprocessed for an image encoder."""
