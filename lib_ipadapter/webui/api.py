@@ -16,10 +16,10 @@ from ..errors import IPAdapterError, UnitError
 from ..files.embeds import EmbedsFolder
 from ..unit import schema
 from ..unit.presets import Presets
-from .host import Host
+from .models import Models
 
 
-def register(app: FastAPI, host: Host) -> None:
+def register(app: FastAPI, models: Models) -> None:
     """Adds the routes; they ask for the API's own credentials (``--api-auth``) where it has any."""
     guard = [Depends(_authenticate(shared.cmd_opts.api_auth))] if shared.cmd_opts.api_auth else []
 
@@ -30,36 +30,36 @@ def register(app: FastAPI, host: Host) -> None:
         return {"version": __version__}
 
     def model_list() -> dict[str, list[str]]:
-        host.refresh()
-        return {"model_list": host.model_names()}
+        models.refresh()
+        return {"model_list": models.model_names()}
 
     def inspect(body: Any = Body(...)) -> Any:
-        return _answer(lambda: host.inspect(_model_of(body)))
+        return _answer(lambda: models.inspect(_model_of(body)))
 
     def presets() -> Any:
-        held = host.presets()
+        held = models.presets()
         return _answer(lambda: {"presets": {name: held.load(name) for name in held.names()}})
 
     def save_preset(body: Any = Body(...)) -> Any:
         given = _object(body)
-        return _answer(lambda: {"preset": host.presets().save(given.get("name"), _unit_of(given))})
+        return _answer(lambda: {"preset": models.presets().save(given.get("name"), _unit_of(given))})
 
     def delete_preset(body: Any = Body(...)) -> Any:
-        return _answer(lambda: _deleted(host.presets(), _object(body).get("name")))
+        return _answer(lambda: _deleted(models.presets(), _object(body).get("name")))
 
     def embeds() -> Any:
-        return _answer(lambda: {"embeds": host.shelf().saved.reports()})
+        return _answer(lambda: {"embeds": models.shelf().saved.reports()})
 
     def save_embeds(body: Any = Body(...)) -> Any:
         given = _object(body)
         title = given.get("title", "")
-        return _answer(lambda: {"embeds": host.shelf().save(given.get("name"), _unit_of(given), title)})
+        return _answer(lambda: {"embeds": models.shelf().save(given.get("name"), _unit_of(given), title)})
 
     def delete_embeds(name: str) -> Any:
-        return _answer(lambda: _deleted(host.shelf().saved, name))
+        return _answer(lambda: _deleted(models.shelf().saved, name))
 
     def folders() -> Any:
-        held = host.shelf().folders
+        held = models.shelf().folders
         return _answer(lambda: {"folders": {name: len(held.pictures(name)) for name in held.names()}})
 
     add("version", version, "GET")

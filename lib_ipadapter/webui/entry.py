@@ -5,26 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from . import api, settings
-from .host import Host
+from .hosts import choose
+from .lifecycle import Lifecycle
+from .models import Models
+from .panel.panel import Panel, build_panel, register_send_buttons
 from .request import requested_units
-from .script import Lifecycle
-from .ui import Panel, build_panel, register_send_buttons
 from .xyz import add_axes
 
 # The WebUI runs the script's file again at each "Reload UI", this module once: caches survive a reload.
-_HOST = Host()
+_MODELS = Models(choose())
 TITLE = "IP-Adapter"
 
 
 def register(script_callbacks: Any) -> Lifecycle:
     """Registers all callbacks; the WebUI has just cleared those of the last load."""
-    _HOST.register_archs()
-    lifecycle = Lifecycle(_HOST)
+    _MODELS.register_archs()
+    lifecycle = Lifecycle(_MODELS)
     script_callbacks.on_ui_settings(settings.register)
-    script_callbacks.on_app_started(lambda demo, app: api.register(app, _HOST))
+    script_callbacks.on_app_started(lambda demo, app: api.register(app, _MODELS))
     script_callbacks.on_cfg_denoiser(lifecycle.on_cfg_denoiser)
     script_callbacks.on_cfg_denoised(lifecycle.on_cfg_denoised)
-    script_callbacks.on_script_unloaded(_HOST.release)
+    script_callbacks.on_script_unloaded(_MODELS.release)
     # Now where the plot is loaded already, as the WebUI's own scripts are: without a page (--nowebui) the API lists
     # the axes before the callback comes.
     _add_axes()
@@ -38,7 +39,7 @@ def _add_axes() -> None:
 
     for data in scripts.scripts_data:
         if data.script_class.__module__ in ("xyz_grid.py", "scripts.xyz_grid"):
-            add_axes(data.module, _HOST, _units_of)
+            add_axes(data.module, _MODELS, _units_of)
 
 
 def _units_of(p: Any) -> list[dict[str, Any]]:
@@ -51,4 +52,4 @@ def _units_of(p: Any) -> list[dict[str, Any]]:
 
 def panel(is_img2img: bool) -> Panel:
     """The components of one tab."""
-    return build_panel(is_img2img, _HOST)
+    return build_panel(is_img2img, _MODELS)

@@ -18,7 +18,7 @@ from ..errors import UnitError
 from ..unit import FIELDS, PICTURES, Unit
 from ..unit.fields import WEIGHT_RANGE, Field, Reference
 from ..unit.names import KINDS, Named
-from .panel_values import shown_name
+from .panel.values import shown_name
 
 KEY = "IP-Adapter"
 _FIELDS = {f.name: f for f in FIELDS if f.told and f.name not in PICTURES and f.name != "enabled"}

@@ -14,6 +14,7 @@ from ..attention.heatmaps.sheet import Font, figures, sheet
 from ..attention.region import WHOLE, Box
 from ..attention.session import ImagePrompt, Session
 from ..unit import Unit
+from .log import logger
 
 TEXT = "IP-Adapter maps"  # in a sheet's PNG: its figures, JSON
 _LEFT_OUT = (
@@ -80,7 +81,7 @@ class Sheets:
         try:
             self._append(processed, box, host.font, host.writes_infotext())
         except Exception as error:
-            host.report("no maps of where the references acted")
+            logger.exception("no maps of where the references acted")
             processed.comments += f"IP-Adapter could not show where the references acted: {error}\n"
 
     def _append(self, processed: Any, box: Box, font: Font, texts: bool) -> None:

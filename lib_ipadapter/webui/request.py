@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import IPAdapterError, UnitError
-from .panel_values import is_drawing, units_from_panel
+from .panel.values import is_drawing, units_from_panel
 
 Fill = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 

@@ -7,8 +7,7 @@ picture. Only ``p.init`` and ``p.sample`` are called unguarded. So a refused req
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,28 +20,27 @@ from ..attention.session import COND, UNCOND, ImagePrompt, Session
 from ..errors import IPAdapterError, UnitError, WrongBase
 from ..prompts.prepare import prepare, prompt_fields
 from ..prompts.references import in_turn
-from ..unit import Unit, parse_units
+from ..unit import Unit
 from . import turns
 from .batch import pictures_of
-from .following import PLACE_UNKNOWN, Following, Place, boxes_of, cut_of, latent_tiles
-from .host import Host, logger
-from .infotext import KEY, Hashes, to_infotext
-from .maps import Sheets, shown_in
+from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
+from .infotext import Hashes, to_infotext
+from .log import logger
+from .maps import Sheets
+from .models import Models
 from .pictures import held_by
 from .replacement import Replacement
-from .request import requested_units
-from .xyz import cell_values, over_units
 
 Said = tuple[Unit, Hashes]  # a unit as the infotext has it
-_RUN = "_ipadapter_run"
 
 
 class Run:
     """One processing job's Session, and the ``p.sample`` and ``p.init`` that it stands in for."""
 
-    def __init__(self, p: Any, host: Host) -> None:
+    def __init__(self, p: Any, models: Models) -> None:
         self.p = p
-        self.host = host
+        self.models = models
+        self.host = models.host
         self.place = Place()
         self.boxes: tuple[Box, ...] = (WHOLE,)  # what part of the picture the last step's latents showed
         self.session = Session(())
@@ -58,7 +56,7 @@ class Run:
     def start(self, units: Sequence[Unit]) -> None:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
         acting = any(unit.enabled and self.place.lets(unit) for unit in units)
-        layers = cross_attention_layers(self.host.unet()) if acting else []
+        layers = cross_attention_layers(self.host.unet(self.p)) if acting else []
         told, shown = [], []
         for index, unit in enumerate(units):
             try:
@@ -85,17 +83,17 @@ class Run:
         """The unit's image prompt, None where its switches are off, and as what it stands in the infotext of each
         picture in turn. What can be refused without encoding is first."""
         if not self.place.lets(unit):
-            return None, [(unit, held_by(unit, self.host.shelf()).hashes(unit))]
-        adapter = self.host.adapter(unit.model)
+            return None, [(unit, held_by(unit, self.models.shelf()).hashes(unit))]
+        adapter = self.models.adapter(unit.model)
         check_fit(adapter.spec, layers, unit.model)
         layer_weights(prompt_fields(unit)[0], unit.weight, layers)
-        source, shelf = self.host.source(), self.host.shelf()
+        source, shelf = self.models.source(), self.models.shelf()
         turn = turns.taken(self.p, unit, shelf)
         held = [held_by(one, shelf) for one in turn]
         if any(one.encodes for one in held):
             source.path(adapter.spec)
         region = self._region(unit, held[0].mask.image if held[0].mask else None)
-        with self.host.encoding():
+        with self.models.encoding():
             prompts = [prepare(one.unit, one.pictures(), adapter, source, region) for one in held]
         return in_turn(prompts), [(one, its.hashes(one)) for one, its in zip(turn, held)]
 
@@ -164,7 +162,7 @@ class Run:
         try:
             for region, unit in self._redrawn:
                 region.show(self._inpainted(unit))
-            self.session.attach(self.host.unet())
+            self.session.attach(self.host.unet(self.p))
             self.sheets.begin()
             samples = original(*args, **kwargs)
             self.sheets.end(self.p.iteration)
@@ -213,14 +211,14 @@ class Run:
 
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
-        unet = self.host.unet()
+        unet = self.host.unet(self.p)
         if unet in (self.session.unet, self._refused) or not self.session.prompts:
             return
         try:
             self.session.attach(unet)
         except WrongBase as error:
             self.session.detach()
-            if not self.host.is_refiner(self.p):
+            if not self.host.in_refiner(self.p):
                 raise
             # The refiner only finishes what the prompted model began; no adapter exists for its shape.
             self._refused = unet
@@ -244,93 +242,3 @@ class Run:
         self.session.detach()
         self._error = error
         self._watch(inner)
-
-
-class Lifecycle:
-    """What scripts/ip_adapter.py's Script delegates to. ``armed`` is the Run whose step is under way."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.armed: Run | None = None
-        self.following = Following()
-
-    def process(self, p: Any, args: Sequence[Any]) -> None:
-        """Once per job, checkpoint loaded and options set. Never raises: errors surface from p.init."""
-        self.disarm()
-        self.forget(p)
-        p.extra_generation_params.pop(KEY, None)
-        run = Run(p, self.host)
-        try:
-            run.place = self.following.place(p, self.run_of)
-            given = requested_units(args, self.host.presets().over)
-            units = parse_units(self._with_defaults(over_units(cell_values(p), given)))
-            if not any(unit.enabled for unit in units):
-                return
-            run.start(shown_in(p, units, inside=run.place.around is not None))
-            p.extra_generation_params[KEY] = run.infotext
-        except IPAdapterError as error:
-            logger.error("%s", error)
-            run.refuse(error)
-        except Exception as error:
-            logger.error("unexpected error\n%s", traceback.format_exc())
-            run.refuse(error)
-        setattr(p, _RUN, run)
-
-    @staticmethod
-    def run_of(p: Any) -> Run | None:
-        """The Run that is p's own: a shallow copy of p carries the Run of the p that it was made of."""
-        run: Run | None = vars(p).get(_RUN)
-        return run if run is not None and run.p is p else None
-
-    def _with_defaults(self, units: Sequence[Any]) -> list[Any]:
-        """The settings' own default of fit, for the panel and for requests alike."""
-        fit = {"fit": self.host.default_fit()}
-        return [{**fit, **unit} if isinstance(unit, Mapping) else unit for unit in units]
-
-    def process_batch(self, p: Any) -> None:
-        """Before each batch of a job."""
-        run = vars(p).get(_RUN)
-        if run is not None and run.p is p and run.session.prompts:
-            run.before_sample()
-
-    def finished(self, p: Any, picture: Image.Image) -> None:
-        """A picture of a job is as it will be returned."""
-        run = vars(p).get(_RUN)
-        if run is not None and run.p is p:
-            run.sheets.picture(p.iteration, p.batch_index, picture)
-
-    def postprocess(self, p: Any, processed: Any) -> None:
-        """After a job."""
-        run = vars(p).get(_RUN)
-        if run is not None and run.p is p:
-            run.sheets.append_to(processed, cut_of(p), self.host)
-        self.forget(p)
-
-    def forget(self, p: Any) -> None:
-        """Restores ``p`` and the model after a job, or before ``p`` is used again."""
-        run = vars(p).pop(_RUN, None)
-        # A shallow copy of p carries the Run of the p that it was made of.
-        if run is not None and run.p is p:
-            run.restore()
-
-    def disarm(self) -> None:
-        """No hook acts any more."""
-        if self.armed is not None:
-            self.armed.session.end_step()
-            self.armed = None
-
-    def on_cfg_denoiser(self, params: Any) -> None:
-        """Arms the Run of the job that is sampling, and no other."""
-        self.disarm()
-        run = vars(params.denoiser.p).get(_RUN) if params.denoiser.p is not None else None
-        if run is None or run.p is not params.denoiser.p:
-            return
-        self.armed = run
-        try:
-            run.step(params)
-        except Exception as error:
-            run.break_next_call(error, params.denoiser.inner_model)
-
-    def on_cfg_denoised(self, params: Any) -> None:
-        """The step is over."""
-        self.disarm()

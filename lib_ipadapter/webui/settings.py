@@ -32,6 +32,21 @@ def folders(name: str) -> list[str]:
     return [part.strip() for part in str(get(name)).replace("\n", ",").split(",") if part.strip()]
 
 
+def unit_count() -> int:
+    """Units in the panel."""
+    return max(1, int(get("ipadapter_units")))
+
+
+def default_fit() -> str:
+    """The default of a unit's ``fit``."""
+    return str(get("ipadapter_default_fit"))
+
+
+def allow_download() -> bool:
+    """Whether the panel offers to download encoders."""
+    return bool(get("ipadapter_allow_download"))
+
+
 def register() -> None:
     """For ``on_ui_settings``."""
 

@@ -14,19 +14,20 @@ from ..prompts import features
 from ..prompts.references import PictureFolders
 from ..unit import Unit
 from ..unit.names import Named
+from . import settings
 from .pictures import held_by
 
 if TYPE_CHECKING:
-    from .host import Host
+    from .models import Models
 
 
 class HostShelf:
     """``references.Shelf`` of the WebUI: ``embeds`` and ``references`` in the folder of the adapters."""
 
-    def __init__(self, folder: Path, host: Host) -> None:
+    def __init__(self, folder: Path, models: Models) -> None:
         self.saved = EmbedsFolder(folder / "embeds")
         self.folders = PictureFolders(folder / "references")
-        self.host = host
+        self.models = models
 
     def embeds(self, name: str) -> Embeds:
         """Raises UnitError, FileError."""
@@ -50,13 +51,13 @@ class HostShelf:
         self.saved.check(name)
         if not isinstance(title, str) or len(title) > 1000:
             raise UnitError("title", title, "a text of at most 1000 characters")
-        host = self.host
-        fields = {"fit": host.default_fit(), **host.presets().over(given), "enabled": True}
+        models = self.models
+        fields = {"fit": settings.default_fit(), **models.presets().over(given), "enabled": True}
         held = held_by(Unit.parse(fields), self)
-        adapter, hashes = host.adapter(held.unit.model), [picture.hash for picture in held.images]
-        with queue_lock, host.encoding():
+        adapter, hashes = models.adapter(held.unit.model), [picture.hash for picture in held.images]
+        with queue_lock, models.encoding():
             embeds = features.embeds(
-                name, held.unit, held.pictures(), hashes, host.source(), adapter.spec, title
+                name, held.unit, held.pictures(), hashes, models.source(), adapter.spec, title
             )
         self.saved.save(embeds)
         return embeds.report()

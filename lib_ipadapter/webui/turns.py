@@ -10,7 +10,7 @@ from ..errors import UnitError
 from ..prompts.references import singles
 from ..unit import Unit
 from ..unit.names import Named
-from .host import logger
+from .log import logger
 from .shelf import HostShelf
 from .stack import callers, is_in, jobs
 

@@ -15,19 +15,20 @@ from ..pictures import images
 from ..unit import FIELDS
 from ..unit.fields import Field, Reference
 from ..unit.names import Named
-from .panel_values import named_in
+from . import settings
+from .panel.values import named_in
 
 _ATTRIBUTE = "_ipadapter_axes"
 _OFF, _ON = "off", "on"
 UnitsOf = Callable[[Any], Sequence[Any]]
 
 
-def add_axes(module: Any, host: Any, units_of: UnitsOf) -> None:
+def add_axes(module: Any, models: Any, units_of: UnitsOf) -> None:
     """Extends the axes of the X/Y/Z plot's module, once. units_of: the unit objects that a ``p`` was given."""
     present = {option.label for option in module.axis_options}
-    for index in range(host.unit_count()):
+    for index in range(settings.unit_count()):
         for field in (field for field in FIELDS if field.told and field.kind != "image"):
-            axis = Axis(field, index, host, units_of)
+            axis = Axis(field, index, models, units_of)
             if axis.label not in present:
                 module.axis_options.append(axis.option(module.AxisOption))
 
@@ -35,11 +36,11 @@ def add_axes(module: Any, host: Any, units_of: UnitsOf) -> None:
 class Axis:
     """One field of one unit (0-based)."""
 
-    def __init__(self, field: Field, index: int, host: Any, units_of: UnitsOf) -> None:
+    def __init__(self, field: Field, index: int, models: Any, units_of: UnitsOf) -> None:
         self.units_of = units_of
         self.field = field
         self.index = index
-        self.host = host
+        self.models = models
         title = "Reference file" if field.kind == "images" else field.label
         self.label = f"[IP-Adapter] {title}" if index == 0 else f"[IP-Adapter {index + 1}] {title}"
 
@@ -51,7 +52,7 @@ class Axis:
         elif self.field.kind == "choice":
             choices = lambda: list(self.field.choices)  # noqa: E731
         elif self.field.name == "model":
-            choices = self.host.model_names
+            choices = self.models.model_names
         cast = float if self.field.kind == "number" else str
         # Another adapter or reference is read and encoded: those axes go outside where the plot may choose.
         cost = {"model": 0.3, "images": 0.2}.get(self.field.name, 0.0)
@@ -75,14 +76,14 @@ class Axis:
             over_units({(self.index, self.field.name): meant}, units)
             meant = self.field.parse(meant)
             if self.field.name == "model":
-                self.host.find(meant)
+                self.models.find(meant)
             if self.field.kind == "images":
                 self._check_named(meant)
 
     def _check_named(self, references: Sequence[Reference]) -> None:
         for named in (reference.image for reference in references):
             if isinstance(named, Named):
-                self.host.shelf().check(named)
+                self.models.shelf().check(named)
 
     def shown(self, p: Any, option: Any, value: Any) -> str:
         """A cell's caption."""

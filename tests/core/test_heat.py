@@ -87,16 +87,12 @@ def test_figures():
 
 class Host:
     font = staticmethod(plain_font)
-    messages: list[str] = []
 
     def pastes_inpainted(self) -> bool:
         return True
 
     def writes_infotext(self) -> bool:
         return True
-
-    def report(self, message: str) -> None:
-        self.messages.append(message)
 
 
 def drawn(pictures: int, grid: bool = False, more: int = 0) -> SimpleNamespace:
@@ -140,7 +136,9 @@ def test_sheets_stand_behind_the_pictures_with_their_texts(grid, more):
     assert not processed.comments
 
 
-def test_an_error_is_said_and_the_pictures_stay():
+def test_an_error_is_reported_and_the_pictures_stay(monkeypatch):
+    messages = []
+    monkeypatch.setattr(job.logger, "exception", messages.append)
     sheets, session = sheets_of((UNIT, 1))
     session.recorder.maps = lambda place: [Maps(dict.fromkeys(COLUMNS))]
     processed = drawn(1)
@@ -149,7 +147,7 @@ def test_an_error_is_said_and_the_pictures_stay():
     sheets.append_to(processed, None, Host())
     assert len(processed.images) == 1
     assert "could not show" in processed.comments
-    assert Host.messages
+    assert "no maps" in messages[0]
 
 
 def test_what_was_left_out_is_said():

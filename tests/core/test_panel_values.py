@@ -9,7 +9,7 @@ from PIL import Image
 
 from lib_ipadapter.errors import UnitError
 from lib_ipadapter.unit import FIELD_NAMES, FIELDS, Unit
-from lib_ipadapter.webui.panel_values import (
+from lib_ipadapter.webui.panel.values import (
     SAVED,
     WEIGHTS,
     drawn,

@@ -12,7 +12,7 @@ from lib_ipadapter.pictures import images, preprocess
 from lib_ipadapter.pictures.preprocess import Look
 from lib_ipadapter.prompts.features import Pictures, cond_features, merged, uncond_feature
 from lib_ipadapter.unit import Unit, crops
-from lib_ipadapter.webui import panel_html
+from lib_ipadapter.webui.panel import html as panel_html
 
 
 def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:

@@ -6,22 +6,22 @@ from typing import Any
 
 import gradio as gr
 
-from ..errors import IPAdapterError
-from . import panel_html
-from .panel_events import LOOKED, extended, paths_of
-from .panel_values import NO_MODEL, drawn, pictures, shown_name
+from ...errors import IPAdapterError
+from . import html
+from .events import LOOKED, extended, paths_of
+from .values import NO_MODEL, drawn, pictures, shown_name
 
 
 class SavedEvents:
-    """The handlers of one unit's row. ``host`` is what build_panel was given."""
+    """The handlers of one unit's row. ``models`` is what build_panel was given."""
 
-    def __init__(self, host: Any) -> None:
-        self.host = host
+    def __init__(self, models: Any) -> None:
+        self.models = models
 
     def names(self) -> list[str]:
         """Embeds and folders; none where they cannot be listed."""
         try:
-            return [shown_name(named) for named in self.host.shelf().names()]
+            return [shown_name(named) for named in self.models.shelf().names()]
         except OSError:
             return []
 
@@ -38,15 +38,15 @@ class SavedEvents:
         try:
             unit = {"model": "" if model == NO_MODEL else model, **dict(zip(LOOKED, look, strict=True))}
             images = pictures(files, weights, saved)
-            self.host.shelf().save(name, {**unit, "focus": drawn(focus), "images": images})
+            self.models.shelf().save(name, {**unit, "focus": drawn(focus), "images": images})
         except IPAdapterError as error:
-            return [gr.update(), panel_html.failure(str(error))]
-        return [gr.update(choices=self.names()), panel_html.note(f"Saved as {name}; choose it above.")]
+            return [gr.update(), html.failure(str(error))]
+        return [gr.update(choices=self.names()), html.note(f"Saved as {name}; choose it above.")]
 
     def delete(self, name: Any) -> list[Any]:
         """The list of saved references, and a remark."""
         try:
-            self.host.shelf().saved.remove(name)
+            self.models.shelf().saved.remove(name)
         except IPAdapterError as error:
-            return [gr.update(), panel_html.failure(str(error))]
-        return [gr.update(choices=self.names()), panel_html.note(f"Deleted {name}.")]
+            return [gr.update(), html.failure(str(error))]
+        return [gr.update(choices=self.names()), html.note(f"Deleted {name}.")]

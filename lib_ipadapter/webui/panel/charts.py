@@ -8,12 +8,12 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
-from ..attention.session import Timing
-from ..errors import UnitError
-from ..prompts.prepare import prompt_fields
-from ..unit import FIELDS, FINE, Unit
-from ..unit.weights import LayerWeight, Places
-from .panel_html import failure
+from ...attention.session import Timing
+from ...errors import UnitError
+from ...prompts.prepare import prompt_fields
+from ...unit import FIELDS, FINE, Unit
+from ...unit.weights import LayerWeight, Places
+from .html import failure
 
 STEPS = 20  # columns of the chart
 _CELL, _LEFT, _WIDTH, _TALL = 8, 52, 300, 90

@@ -15,10 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import IPAdapterError
-from ..pictures import preprocess
-from ..pictures.preprocess import Look
-from ..unit.crops import Box
+from ...errors import IPAdapterError
+from ...pictures import preprocess
+from ...pictures.preprocess import Look
+from ...unit.crops import Box
 
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
@@ -27,7 +27,7 @@ _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screen
 def square(path: str, size: int, look: Look, box: Box | None) -> str:
     """The square that the encoder will see, as a data URI. ``path`` names its content: gradio puts each
     upload under the hash of its bytes. Raises ImageError."""
-    from ..pictures.images import load
+    from ...pictures.images import load
 
     return _data_uri(preprocess.square(preprocess.counted(load(Path(path)), box, None), look, size), _THUMB)
 
@@ -35,7 +35,7 @@ def square(path: str, size: int, look: Look, box: Box | None) -> str:
 @lru_cache(maxsize=8)
 def whole(path: str) -> str:
     """The whole picture as a data URI, at most 1024 pixels wide and high, to draw the box on. Raises ImageError."""
-    from ..pictures.images import load
+    from ...pictures.images import load
 
     return _data_uri(load(Path(path)), 1024)
 
@@ -50,7 +50,7 @@ def _data_uri(seen: Image.Image, side: int) -> str:
 @lru_cache(maxsize=2048)
 def picture_hash(path: str) -> str:
     """The hash by which an infotext names the picture; "" for one that cannot be read."""
-    from ..pictures.images import content_hash, load
+    from ...pictures.images import content_hash, load
 
     try:
         return content_hash(load(Path(path)))

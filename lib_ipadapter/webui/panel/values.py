@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import UnitError
-from ..unit import FIELDS
-from ..unit.fields import Field
-from ..unit.names import KINDS, Named
+from ...errors import UnitError
+from ...unit import FIELDS
+from ...unit.fields import Field
+from ...unit.names import KINDS, Named
 
 NO_MODEL = "None"
 WEIGHTS = "image weights"

@@ -5,35 +5,34 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from PIL import Image
 
-from ..errors import IPAdapterError, UnitError
-from ..files.library import SUFFIXES
-from ..pictures import images, preprocess
-from ..unit import FIELDS, crops
-from ..unit.fields import Field
-from ..unit.presets import KEPT
-from ..unit.weights import SD, SDXL
-from . import panel_html
-from .infotext import KEY, match, named_texts, read, weights_text
-from .panel_charts import SHOWN, charts
-from .panel_values import NO_MODEL, panel_default, parse_weights
+from ...errors import IPAdapterError, UnitError
+from ...pictures import images, preprocess
+from ...unit import FIELDS, crops
+from ...unit.presets import KEPT
+from ...unit.weights import SD, SDXL
+from .. import settings
+from ..infotext import match, weights_text
+from . import html
+from .charts import SHOWN, charts
+from .values import NO_MODEL, panel_default, parse_weights
 
 LOOKED = ("fit", "position", "sharpen", "box")
 _ENABLED = next(field for field in FIELDS if field.name == "enabled")
 
 
 class UnitEvents:
-    """The handlers of one unit. ``host`` is what build_panel was given."""
+    """The handlers of one unit. ``models`` is what build_panel was given."""
 
-    def __init__(self, index: int, host: Any) -> None:
+    def __init__(self, index: int, models: Any) -> None:
         self.index = index
-        self.host = host
+        self.models = models
 
     # pictures: ``files`` are gradio's file objects. Each change is followed by ``show``.
 
@@ -68,12 +67,12 @@ class UnitEvents:
             boxes = crops.boxes(crops.parse_boxes(box or ""), len(paths))
         except UnitError as error:
             boxes, problem = [None] * len(paths), problem or (str(error) if paths else "")
-        size = self.host.encoder_size(model) if is_model(model) else 224
-        remark = panel_html.note(match(_wanted(wanted), [panel_html.picture_hash(path) for path in paths]))
+        size = self.models.encoder_size(model) if is_model(model) else 224
+        remark = html.note(match(_wanted(wanted), [html.picture_hash(path) for path in paths]))
         return [
             gr.update(visible=count > 1 or bool(saved) or bool(text.strip())),
-            panel_html.thumbnails(paths, numbers, size, preprocess.Look(fit, position, sharpen), boxes),
-            (panel_html.failure(problem) if problem else "") + remark,
+            html.thumbnails(paths, numbers, size, preprocess.Look(fit, position, sharpen), boxes),
+            (html.failure(problem) if problem else "") + remark,
             gr.update(visible=count > 0),
         ]
 
@@ -81,7 +80,7 @@ class UnitEvents:
         """The picture whose thumbnail was clicked, for the page to draw a box on; "" for one that cannot be read."""
         paths = paths_of(files)
         try:
-            return panel_html.whole(paths[int(place)])
+            return html.whole(paths[int(place)])
         except (IPAdapterError, OSError, ValueError, IndexError):
             return ""
 
@@ -90,7 +89,7 @@ class UnitEvents:
     def preset_names(self) -> list[str]:
         """Those that are saved; none where the folder cannot be read."""
         try:
-            return list(self.host.presets().names())
+            return list(self.models.presets().names())
         except OSError:
             return []
 
@@ -100,9 +99,9 @@ class UnitEvents:
         if not name or name not in self.preset_names():
             return ["", *unchanged]
         try:
-            fields = self.host.presets().load(name)
+            fields = self.models.presets().load(name)
         except IPAdapterError as error:
-            return [panel_html.failure(str(error)), *unchanged]
+            return [html.failure(str(error)), *unchanged]
         values = {key: fields.get(key, field.default) for key, field in KEPT.items()}
         return ["", *(value or NO_MODEL if key == "model" else value for key, value in values.items())]
 
@@ -111,31 +110,31 @@ class UnitEvents:
         unit = dict(zip(KEPT, values, strict=True))
         unit["model"] = "" if unit["model"] == NO_MODEL else unit["model"]
         try:
-            self.host.presets().save(name or "", unit)
+            self.models.presets().save(name or "", unit)
         except IPAdapterError as error:
-            return [gr.update(), panel_html.failure(str(error))]
-        return [gr.update(choices=self.preset_names(), value=name), panel_html.note(f"Saved as {name}.")]
+            return [gr.update(), html.failure(str(error))]
+        return [gr.update(choices=self.preset_names(), value=name), html.note(f"Saved as {name}.")]
 
     def delete_preset(self, name: Any) -> list[Any]:
         """The presets' list, and a remark."""
         try:
-            self.host.presets().remove(name or "")
+            self.models.presets().remove(name or "")
         except IPAdapterError as error:
-            return [gr.update(), panel_html.failure(str(error))]
-        return [gr.update(choices=self.preset_names(), value=None), panel_html.note(f"Deleted {name}.")]
+            return [gr.update(), html.failure(str(error))]
+        return [gr.update(choices=self.preset_names(), value=None), html.note(f"Deleted {name}.")]
 
     # the model's file
 
     def describe(self, model: Any) -> list[Any]:
         """What the file is, and whether the download button shows."""
-        info = description(self.host, model)
-        offer = bool(info and not info["error"] and not info["encoder_found"] and self.host.allow_download())
+        info = description(self.models, model)
+        offer = bool(info and not info["error"] and not info["encoder_found"] and settings.allow_download())
         label = f"Download {info['encoder']}" if info and offer else "Download"
-        return [panel_html.file_info(info), gr.update(visible=offer, value=label)]
+        return [html.file_info(info), gr.update(visible=offer, value=label)]
 
     def charts(self, model: Any, *values: Any) -> str:
         """The weight over layers and steps, for the values of SHOWN; the model says how many layers there are."""
-        info = description(self.host, model)
+        info = description(self.models, model)
         sdxl = info is not None and str(info.get("base", "")).startswith("SDXL")
         return charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD)
 
@@ -155,20 +154,20 @@ class UnitEvents:
 
     def download(self, model: Any) -> Iterator[list[Any]]:
         """Fetches the encoder in a thread of its own; the page sees how far it is."""
-        info = description(self.host, model)
+        info = description(self.models, model)
         if info is None:
             yield self.describe(model)
             return
         reports: queue.Queue[tuple[int, int | None] | Exception | None] = queue.Queue()
         threading.Thread(target=self._fetch, args=(info["encoder"], reports), daemon=True).start()
         while isinstance(report := _latest(reports), tuple):
-            yield [panel_html.progress(report[0], report[1], info["encoder"]), gr.update(visible=False)]
+            yield [html.progress(report[0], report[1], info["encoder"]), gr.update(visible=False)]
         shown = self.describe(model)
-        yield shown if report is None else [shown[0] + panel_html.failure(str(report)), shown[1]]
+        yield shown if report is None else [shown[0] + html.failure(str(report)), shown[1]]
 
     def _fetch(self, name: str, reports: queue.Queue[tuple[int, int | None] | Exception | None]) -> None:
         try:
-            self.host.download_encoder(name, lambda done, total: reports.put((done, total)))
+            self.models.download_encoder(name, lambda done, total: reports.put((done, total)))
         except Exception as error:  # shown in the panel: a thread has nobody else to tell
             reports.put(error)
         else:
@@ -188,12 +187,12 @@ def is_model(model: Any) -> bool:
     return isinstance(model, str) and model not in ("", NO_MODEL)
 
 
-def description(host: Any, model: Any) -> dict[str, Any] | None:
-    """``host.describe`` for a chosen model; an unforeseen failure is shown like any other."""
+def description(models: Any, model: Any) -> dict[str, Any] | None:
+    """``models.describe`` for a chosen model; an unforeseen failure is shown like any other."""
     if not is_model(model):
         return None
     try:
-        return dict(host.describe(model))
+        return dict(models.describe(model))
     except Exception as error:
         return {"title": model, "encoder": "", "encoder_found": False, "error": str(error)}
 
@@ -233,97 +232,3 @@ def _wanted(text: Any) -> list[str]:
         return list(json.loads(text)) if text else []
     except (TypeError, ValueError):
         return []
-
-
-# paste
-
-
-class Paste:
-    """Functions for ``infotext_fields``: what a pasted text means for each component.
-
-    The WebUI calls them with the parsed text, in the page and for the API's ``infotext``. None leaves a
-    component as it is.
-    """
-
-    def __init__(self, host: Any, count: int) -> None:
-        self.host = host
-        self.count = count
-
-    def flag(self, params: Mapping[str, Any]) -> bool | None:
-        """A text without our key was made without us; a broken value is ignored."""
-        return False if KEY not in params else True if read(params[KEY]).units else None
-
-    def notes(self, params: Mapping[str, Any]) -> str:
-        """What of the text could not be used, for the top of the panel; clears the last text's notes."""
-        pasted = read(params.get(KEY, "[]"))
-        notes = [f"The pasted text: {text}." for text in pasted.notes]
-        beyond = sum(1 for index in pasted.units if index >= self.count)
-        if beyond:
-            notes.append(f"The pasted text has {beyond} more units than this panel (see Settings).")
-        return panel_html.note(" ".join(notes))
-
-    def field(self, field: Field, index: int, component: Any) -> Any:
-        """The function for one field of one unit."""
-
-        def value(params: Mapping[str, Any]) -> Any:
-            units = read(params.get(KEY, "[]")).units
-            if isinstance(component.value, int) and not isinstance(component.value, bool):
-                # The API casts to this type, and a default saved as 1 would turn a weight of 0.5 into 0.
-                component.value = float(component.value)
-            if not units:
-                return None
-            if field.name == "enabled":
-                return index in units
-            return None if index not in units else self._value(field, units[index])
-
-        return value
-
-    def _value(self, field: Field, unit: Mapping[str, Any]) -> Any:
-        value = unit.get(field.name, field.default)
-        return self._listed(value) if field.name == "model" else value
-
-    def _listed(self, model: str) -> str:
-        """The name as the dropdown has it; one that is not there is kept, and generating says so."""
-        if not model:
-            return NO_MODEL
-        try:
-            names = self.host.model_names()
-        except (IPAdapterError, OSError):
-            return model
-        return model if model in names else next((n for n in names if _stem(n) == _stem(model)), model)
-
-    def weights(self, index: int) -> Any:
-        """The function for the weights' text of one unit."""
-
-        def value(params: Mapping[str, Any]) -> str | None:
-            unit = read(params.get(KEY, "[]")).units.get(index)
-            return None if unit is None else weights_text(unit["images"])
-
-        return value
-
-    def saved(self, index: int, component: Any) -> Any:
-        """The function for the saved references of one unit; those that are gone are kept, and generating says so."""
-
-        def value(params: Mapping[str, Any]) -> Any:
-            unit = read(params.get(KEY, "[]")).units.get(index)
-            return None if unit is None else gr.update(value=named_texts(unit["images"]))
-
-        return value
-
-    def wanted(self, index: int) -> Any:
-        """The function for the hidden list of hashes of one unit's pictures, JSON; "" without any."""
-
-        def value(params: Mapping[str, Any]) -> str:
-            unit = read(params.get(KEY, "[]")).units.get(index)
-            return (
-                ""
-                if unit is None
-                else json.dumps([image["hash"] for image in unit["images"] if "hash" in image])
-            )
-
-        return value
-
-
-def _stem(name: str) -> str:
-    lower = name.lower()
-    return next((lower[: -len(suffix)] for suffix in SUFFIXES if lower.endswith(suffix)), lower)

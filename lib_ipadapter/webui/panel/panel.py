@@ -1,7 +1,7 @@
 """The panel in txt2img and img2img: an accordion with units as tabs, each unit read off ``unit.FIELDS``.
 
 ``build_panel`` runs six times per start when the API is on, so it opens no model file, and whatever the
-host raises while it lists models only leaves the list empty.
+models raise while it lists models only leaves the list empty.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
-from ..unit import FIELDS, FINE, FOLLOW, LOOK, WHERE
-from ..unit.fields import Field
-from ..unit.presets import KEPT
-from .panel_charts import SHOWN
-from .panel_events import LOOKED, Paste, UnitEvents
-from .panel_saved import SavedEvents
-from .panel_values import NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
+from ...unit import FIELDS, FINE, FOLLOW, LOOK, WHERE
+from ...unit.fields import Field
+from ...unit.presets import KEPT
+from .. import settings
+from .charts import SHOWN
+from .events import LOOKED, UnitEvents
+from .paste import Paste
+from .saved import SavedEvents
+from .values import NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
 
 __all__ = ["Panel", "build_panel", "register_send_buttons", "units_from_panel"]
 
@@ -37,28 +39,28 @@ class Panel:
     paste_field_names: list[str] = field(default_factory=list)
 
 
-def build_panel(is_img2img: bool, host: Any) -> Panel:
+def build_panel(is_img2img: bool, models: Any) -> Panel:
     """Builds one tab's panel inside the Blocks that is open."""
     root = f"ipadapter_{'img2img' if is_img2img else 'txt2img'}"
-    names, count = _listed(host), max(1, int(host.unit_count()))
+    names, count = _listed(models), settings.unit_count()
     with InputAccordion(False, label="IP-Adapter", elem_id=root) as flag:
         notes = gr.HTML("", elem_id=f"{root}_notes")
         with gr.Tabs(elem_id=f"{root}_units"):
             units = []
             for index in range(count):
                 with gr.Tab(f"Unit {index + 1}", id=index, elem_id=f"{root}_{index}"):
-                    units.append(_UnitPanel(f"{root}_{index}", index, names, host))
-    _refresh_all(units, host)
-    paste = Paste(host, count)
+                    units.append(_UnitPanel(f"{root}_{index}", index, names, models))
+    _refresh_all(units, models)
+    paste = Paste(models, count)
     fields = [(flag, paste.flag), (notes, paste.notes)]
     for unit in units:
         fields += unit.infotext_fields(paste)
     return Panel([flag, *(component for unit in units for component in unit.components())], fields)
 
 
-def _listed(host: Any) -> list[str]:
+def _listed(models: Any) -> list[str]:
     try:
-        return list(host.model_names())
+        return list(models.model_names())
     except Exception:  # a raising ui() would take the whole API down; describe() tells when a model is used
         return []
 
@@ -66,15 +68,15 @@ def _listed(host: Any) -> list[str]:
 class _UnitPanel:
     """One unit's components: ``inputs`` by slot name (what the script gets), and those around them."""
 
-    def __init__(self, prefix: str, index: int, names: Sequence[str], host: Any) -> None:
+    def __init__(self, prefix: str, index: int, names: Sequence[str], models: Any) -> None:
         self.prefix = prefix
         self.index = index
         self.names = names
         self.inputs: dict[str, Any] = {}
         self.below: dict[str, Any] = {}  # what puts something into a pad to paint on
-        self.events = UnitEvents(index, host)
-        self.saved_events = SavedEvents(host)
-        self._default_fit = host.default_fit()
+        self.events = UnitEvents(index, models)
+        self.saved_events = SavedEvents(models)
+        self._default_fit = settings.default_fit()
         with FormRow():
             self.preset = gr.Dropdown(
                 self.events.preset_names(), value=None, allow_custom_value=True, elem_id=self._id("preset"),
@@ -281,13 +283,13 @@ _BELOW = {
 _RADIO = 4  # choices at most; more are a dropdown
 
 
-def _refresh_all(units: Sequence[_UnitPanel], host: Any) -> None:
+def _refresh_all(units: Sequence[_UnitPanel], models: Any) -> None:
     """Any unit's refresh button lists models and saved references for all of them."""
     dropdowns, saved = ([unit.inputs[name] for unit in units] for name in ("model", SAVED))
 
     def refresh() -> list[Any]:
-        host.refresh()
-        choices, named = [NO_MODEL, *host.model_names()], units[0].saved_events.names()
+        models.refresh()
+        choices, named = [NO_MODEL, *models.model_names()], units[0].saved_events.names()
         for dropdown in dropdowns:
             dropdown.choices = choices  # what a page that is loaded later gets
         for dropdown in saved:

@@ -1,0 +1,171 @@
+"""AUTOMATIC1111's WebUI 1.10 as a host. The only file that imports its model, device and path modules."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from modules import devices, lowvram, paths, sd_models, sd_unet, shared
+from torch import nn
+
+from ...errors import UnsupportedModel
+from ...files.library import Folder
+from .. import settings
+from .base import Shapes
+
+_ENCODERS = ("clip_vision", "image_encoder", "ipadapter")
+_SAME = "Use same checkpoint"
+_safetensors: Any = safetensors  # untyped
+
+
+class A1111:
+    """``base.Host`` of the WebUI."""
+
+    # folders
+
+    def home(self) -> Path:
+        """models/ipadapter."""
+        return _models() / "ipadapter"
+
+    def adapter_folders(self) -> list[Folder]:
+        """Ours, then those of the ControlNet extension, which hold other models too."""
+        ours = [
+            self.home(),
+            getattr(shared.cmd_opts, "ipadapter_dir", None),
+            *settings.folders("ipadapter_model_folders"),
+        ]
+        controlnet = [
+            _models() / "ControlNet",
+            _extensions() / "sd-webui-controlnet" / "models",
+            shared.opts.data.get("control_net_models_path"),
+            getattr(shared.cmd_opts, "controlnet_dir", None),
+        ]
+        return [Folder(Path(f)) for f in ours if f] + [Folder(Path(f), shared=True) for f in controlnet if f]
+
+    def encoder_folders(self) -> list[Path]:
+        """Ours, those of the settings, and the ControlNet extension's downloads."""
+        downloads = shared.opts.data.get("control_net_modules_path") or getattr(
+            shared.cmd_opts, "controlnet_annotator_models_path", None
+        )
+        annotator = Path(downloads or _extensions() / "sd-webui-controlnet" / "annotator" / "downloads")
+        ours = [_models() / name for name in _ENCODERS]
+        return [*ours, *map(Path, settings.folders("ipadapter_encoder_folders")), annotator / "clip_vision"]
+
+    def text_tower_folders(self) -> list[Path]:
+        """Those of the encoders and of the checkpoints."""
+        given = [Path(shared.cmd_opts.ckpt_dir)] if shared.cmd_opts.ckpt_dir else []
+        return [*self.encoder_folders(), _models() / "Stable-diffusion", *given]
+
+    # the model
+
+    def refuse(self, p: Any) -> None:
+        """By the options: ``process`` runs before the WebUI applies SD Unet, so the UNet in use is the last job's."""
+        _refuse_sd3()
+        option = sd_unet.get_unet_option()
+        if option is not None:
+            raise _compiled(option.label)
+
+    def unet(self, p: Any) -> nn.Module:
+        """By what is in use now."""
+        _refuse_sd3()
+        if sd_unet.current_unet is not None:
+            raise _compiled(sd_unet.current_unet.option.label)
+        unet: nn.Module = shared.sd_model.model.diffusion_model
+        return unet
+
+    def hires_differs(self, p: Any) -> bool:
+        """By the name that the job gives; the WebUI looks the checkpoint up later, in ``p.init``."""
+        return _hires_checkpoint(p) is not None
+
+    def hires_shapes(self, p: Any) -> Shapes | None:
+        """From the header of a safetensors file; pickles are not opened."""
+        info = _hires_checkpoint(p)
+        return None if info is None else _header(Path(info.filename))
+
+    def in_refiner(self, p: Any) -> bool:
+        """By the checkpoint that is loaded."""
+        info = getattr(p, "refiner_checkpoint_info", None)
+        return info is not None and shared.sd_model.sd_checkpoint_info == info
+
+    # memory
+
+    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+        """Half precision on CUDA, unless the WebUI was started without it."""
+        device = devices.get_device_for("ipadapter")
+        half = device.type == "cuda" and not shared.cmd_opts.no_half
+        return device, torch.float16 if half else torch.float32
+
+    @contextlib.contextmanager
+    def room(self) -> Iterator[bool]:
+        """With --lowvram and --medvram the model leaves the device first."""
+        short = lowvram.is_enabled(shared.sd_model)
+        if short:
+            lowvram.send_everything_to_cpu()
+        yield short
+
+    # the job's result
+
+    def comment(self, p: Any, text: str) -> None:
+        """Below the pictures."""
+        p.comment(text)
+
+    def pastes_inpainted(self) -> bool:
+        """An option of the WebUI."""
+        return bool(shared.opts.overlay_inpaint)
+
+    def writes_infotext(self) -> bool:
+        """An option of the WebUI."""
+        return bool(shared.opts.enable_pnginfo)
+
+    def font(self, size: int) -> Any:
+        """The WebUI's."""
+        from modules.images import get_font
+
+        return get_font(size)
+
+
+def _models() -> Path:
+    return Path(paths.models_path)
+
+
+def _extensions() -> Path:
+    return Path(paths.extensions_dir)
+
+
+def _refuse_sd3() -> None:
+    if getattr(shared.sd_model, "is_sd3", False):
+        raise UnsupportedModel(
+            "Stable Diffusion 3 has no cross-attention that an IP-Adapter could act in; load a checkpoint of "
+            "Stable Diffusion 1.x, 2.x or XL",
+            value="SD3",
+        )
+
+
+def _compiled(label: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"the compiled UNet {label!r} cannot be reached by an image prompt; set SD Unet to None in Settings",
+        value=label,
+    )
+
+
+def _hires_checkpoint(p: Any) -> Any:
+    """The CheckpointInfo of a hires pass with another checkpoint than the loaded one, else None."""
+    name = getattr(p, "hr_checkpoint_name", None) if getattr(p, "enable_hr", False) else None
+    if not name or name == _SAME:
+        return None
+    info = sd_models.get_closet_checkpoint_match(name)  # the WebUI's spelling
+    return None if info is None or info == shared.sd_model.sd_checkpoint_info else info
+
+
+def _header(path: Path) -> Shapes | None:
+    if path.suffix.lower() != ".safetensors":
+        return None
+    try:
+        with _safetensors.safe_open(str(path), framework="pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (OSError, _safetensors.SafetensorError):
+        return None  # the WebUI will say what is wrong with it

@@ -1,0 +1,67 @@
+"""What the extension needs of the program that samples. A second host is a second class with these methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ...files.library import Folder
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Host(Protocol):
+    """``p`` is a processing job of the WebUI family."""
+
+    def home(self) -> Path:
+        """The folder of adapters; presets, embeds and reference folders lie below it."""
+
+    def adapter_folders(self) -> list[Folder]:
+        """Where adapter files are searched, the first match wins."""
+
+    def encoder_folders(self) -> list[Path]:
+        """Where image encoders are searched. Downloads go into the first."""
+
+    def text_tower_folders(self) -> list[Path]:
+        """Where the configs of custom text towers may lie, beside the checkpoints that need them."""
+
+    def refuse(self, p: Any) -> None:
+        """Raises UnsupportedModel if the UNet that the job will sample with cannot be reached. Called before the job
+        begins, when the host may not have switched to that UNet yet."""
+
+    def unet(self, p: Any) -> nn.Module:
+        """The UNet that samples at this moment. Raises UnsupportedModel."""
+
+    def hires_shapes(self, p: Any) -> Shapes | None:
+        """Names and shapes of the tensors in the checkpoint of the hires pass; None if the pass uses the loaded
+        model, or if the file does not tell without being loaded."""
+
+    def hires_differs(self, p: Any) -> bool:
+        """Whether the hires pass loads another checkpoint."""
+
+    def in_refiner(self, p: Any) -> bool:
+        """Whether the loaded model is the job's refiner."""
+
+    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+        """Of the image encoder."""
+
+    def room(self) -> AbstractContextManager[bool]:
+        """Makes room on the device for an encoder; yields whether memory is so short that the encoder has to leave
+        the device afterwards."""
+
+    def comment(self, p: Any, text: str) -> None:
+        """Shows a remark beside the job's pictures."""
+
+    def pastes_inpainted(self) -> bool:
+        """Whether an inpainted part is pasted back into its picture."""
+
+    def writes_infotext(self) -> bool:
+        """Whether saved pictures carry their infotext."""
+
+    def font(self, size: int) -> Any:
+        """A PIL font for captions."""

@@ -1,0 +1,113 @@
+"""The callbacks of the Script, handed on to the Run of the job that they are about."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from ..errors import IPAdapterError
+from ..unit import parse_units
+from . import settings
+from .following import Following, cut_of
+from .infotext import KEY
+from .log import logger
+from .maps import shown_in
+from .models import Models
+from .request import requested_units
+from .script import Run
+from .xyz import cell_values, over_units
+
+RUN = "_ipadapter_run"  # the attribute of a job that has its Run
+
+
+class Lifecycle:
+    """What scripts/ip_adapter.py's Script delegates to. ``armed`` is the Run whose step is under way."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+        self.armed: Run | None = None
+        self.following = Following()
+
+    def process(self, p: Any, args: Sequence[Any]) -> None:
+        """Once per job, checkpoint loaded and options set. Never raises: errors surface from p.init."""
+        self.disarm()
+        self.forget(p)
+        p.extra_generation_params.pop(KEY, None)
+        run = Run(p, self.models)
+        try:
+            run.place = self.following.place(p, self.run_of)
+            given = requested_units(args, self.models.presets().over)
+            units = parse_units(self._with_defaults(over_units(cell_values(p), given)))
+            if not any(unit.enabled for unit in units):
+                return
+            run.start(shown_in(p, units, inside=run.place.around is not None))
+            p.extra_generation_params[KEY] = run.infotext
+        except IPAdapterError as error:
+            logger.error("%s", error)
+            run.refuse(error)
+        except Exception as error:
+            logger.error("unexpected error\n%s", traceback.format_exc())
+            run.refuse(error)
+        setattr(p, RUN, run)
+
+    @staticmethod
+    def run_of(p: Any) -> Run | None:
+        """The Run that is p's own: a shallow copy of p carries the Run of the p that it was made of."""
+        run: Run | None = vars(p).get(RUN)
+        return run if run is not None and run.p is p else None
+
+    def _with_defaults(self, units: Sequence[Any]) -> list[Any]:
+        """The settings' own default of fit, for the panel and for requests alike."""
+        fit = {"fit": settings.default_fit()}
+        return [{**fit, **unit} if isinstance(unit, Mapping) else unit for unit in units]
+
+    def process_batch(self, p: Any) -> None:
+        """Before each batch of a job."""
+        run = vars(p).get(RUN)
+        if run is not None and run.p is p and run.session.prompts:
+            run.before_sample()
+
+    def finished(self, p: Any, picture: Image.Image) -> None:
+        """A picture of a job is as it will be returned."""
+        run = vars(p).get(RUN)
+        if run is not None and run.p is p:
+            run.sheets.picture(p.iteration, p.batch_index, picture)
+
+    def postprocess(self, p: Any, processed: Any) -> None:
+        """After a job."""
+        run = vars(p).get(RUN)
+        if run is not None and run.p is p:
+            run.sheets.append_to(processed, cut_of(p), self.models.host)
+        self.forget(p)
+
+    def forget(self, p: Any) -> None:
+        """Restores ``p`` and the model after a job, or before ``p`` is used again."""
+        run = vars(p).pop(RUN, None)
+        # A shallow copy of p carries the Run of the p that it was made of.
+        if run is not None and run.p is p:
+            run.restore()
+
+    def disarm(self) -> None:
+        """No hook acts any more."""
+        if self.armed is not None:
+            self.armed.session.end_step()
+            self.armed = None
+
+    def on_cfg_denoiser(self, params: Any) -> None:
+        """Arms the Run of the job that is sampling, and no other."""
+        self.disarm()
+        run = vars(params.denoiser.p).get(RUN) if params.denoiser.p is not None else None
+        if run is None or run.p is not params.denoiser.p:
+            return
+        self.armed = run
+        try:
+            run.step(params)
+        except Exception as error:
+            run.break_next_call(error, params.denoiser.inner_model)
+
+    def on_cfg_denoised(self, params: Any) -> None:
+        """The step is over."""
+        self.disarm()
