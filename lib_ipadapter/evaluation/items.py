@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..errors import ConfigError, FileError, ImageError
 from ..pictures import images
+from ..unit.names import is_device
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 METADATA = "metadata.jsonl"
@@ -145,5 +146,6 @@ def _coco(path: Path, folder: Path) -> list[_Row]:
 def _keys(paths: Sequence[Path]) -> list[str]:
     """A unique name for the pictures of each, that any file system takes."""
     plain = [re.sub(r"[^\w.-]+", "_", path.with_suffix("").as_posix()) for path in paths]
+    plain = [f"_{key}" if is_device(key) else key for key in plain]
     counts = Counter(key.lower() for key in plain)
     return [key if counts[key.lower()] == 1 else f"{key}_{i}" for i, key in enumerate(plain)]

@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import ConfigError, IPAdapterError, ModelError
 from ..pictures import images
 from ..unit.fields import WEIGHT_RANGE
+from ..unit.names import is_device
 from . import figures
 from .items import Item
 from .methods import Job, Method
@@ -133,10 +134,12 @@ def _check(items: Sequence[Item], methods: Sequence[Method], extra: Extra) -> No
     if len(set(keys)) < len(keys):
         raise ConfigError("references", len(keys), "a key of its own for each")
     for method in methods:
-        count = sum(other.name == method.name for other in methods)
-        if count > 1 or method.name == REFERENCE or not re.fullmatch(r"\w[\w.+-]*", method.name):
+        count = sum(other.name.casefold() == method.name.casefold() for other in methods)
+        plain = re.fullmatch(r"\w([\w.+-]*[\w+-])?", method.name) and not is_device(method.name)
+        if count > 1 or method.name == REFERENCE or not plain:
             raise ConfigError(
-                "name of a method", method.name, f"letters, digits, . + - _, not taken by another and not {REFERENCE}; "
+                "name of a method", method.name, "a folder's name on any system, of letters, digits, . + - _, not taken by "
+                f"another and not {REFERENCE}; "
                 "choose one as NAME=FILE",
             )  # fmt: skip
     taken = sorted(Scores.OWN & set(extra))

@@ -1,4 +1,4 @@
-"""Names that people give to what is kept in a folder, as file names of any system; and what stands for such a file."""
+"""Names that people give to saved presets and references: valid file names on every system."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 from ..errors import UnitError
 
 KINDS = ("embeds", "folder")  # what may stand in a picture's place by its name
-_NAME = re.compile(r"[^\x00-\x1f\x7f/\\:*?\"<>|.][^\x00-\x1f\x7f/\\:*?\"<>|]{0,79}")
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_FORBIDDEN = r"\x00-\x1f\x7f-\x9f\ud800-\udfff/\\:*?\"<>|"
+_NAME = re.compile(rf"[^{_FORBIDDEN}.][^{_FORBIDDEN}]{{0,79}}")
+# File systems limit bytes, not characters: 255, of which a suffix and a temporary file's prefix need some.
+_MAX_BYTES = 200
+_DEVICE = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|clock\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,22 @@ class Named:
 
 
 def checked_name(field: str, name: Any) -> str:
-    """``name``, which leads to no other folder. Raises UnitError."""
-    usable = isinstance(name, str) and _NAME.fullmatch(name) and name == name.rstrip(" .")
-    if not usable or name.casefold() in _RESERVED:
-        raise UnitError(field, name, 'a name of 1 to 80 characters without any of / \\ : * ? " < > |')
-    return str(name)
+    """Returns ``name`` if it is a plain file name on every system, without a folder. Raises UnitError."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name != name.rstrip(" ."):
+        raise UnitError(
+            field, name, 'a name of 1 to 80 characters without any of / \\ : * ? " < > | and without a dot in front, '
+            "a dot or a space at its end",
+        )  # fmt: skip
+    if len(name.encode()) > _MAX_BYTES:
+        raise UnitError(field, name, f"a shorter name: at most {_MAX_BYTES} bytes in UTF-8")
+    if is_device(name):
+        raise UnitError(field, name, "another name: Windows keeps this one for a device, with any ending")
+    return name
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows opens a device under this file name, whatever its suffix: CON, aux.txt, COM1, COM¹."""
+    return _DEVICE.fullmatch(name.lower()) is not None
 
 
 def image_schema(weights: tuple[float, float]) -> dict[str, Any]:

@@ -4,10 +4,10 @@ defaults."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ..errors import FileError, UnitError
 from .names import checked_name
@@ -54,7 +54,7 @@ class Presets:
         path = self._path(name)
         fields = checked({key: value for key, value in unit.items() if key not in _ASIDE})
         kept = {key: value for key, value in fields.items() if value != KEPT[key].default}
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = path.with_name(f".{uuid4().hex}.part")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(kept, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -69,7 +69,10 @@ class Presets:
         path = self._path(name)
         if not path.is_file():
             raise UnitError("preset", name, "the name of a preset")
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as error:  # Windows keeps a file that another program has open
+            raise FileError(path, f"the preset cannot be deleted: {error.strerror or error}") from None
 
     def over(self, unit: Mapping[str, Any]) -> dict[str, Any]:
         """A unit object with its ``preset`` in place of the fields that it does not give. Raises UnitError, FileError."""

@@ -281,7 +281,7 @@ def test_bad_options_are_refused(tmp_path: Path, options: dict[str, Any], words:
 
 
 def test_bad_methods_and_references_are_refused(tmp_path: Path) -> None:
-    for names in (["a", "a"], ["reference"], ["a/b"], ["../a"]):
+    for names in (["a", "a"], ["a", "A"], ["reference"], ["a/b"], ["../a"], ["con"], ["aux.x"], ["a."]):
         with pytest.raises(ConfigError, match="name of a method"):
             run(tmp_path, [Mixer(name) for name in names])
     with pytest.raises(ConfigError, match="a key of its own"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -86,3 +87,20 @@ def test_a_failed_write_keeps_the_old_preset(presets, monkeypatch):
 def test_every_field_but_the_pictures_is_kept():
     assert {"model", "weight", "weight_type", "curve", "region"} <= set(KEPT)
     assert not {"images", "mask", "enabled"} & set(KEPT)
+
+
+def test_many_threads_save_one_preset(presets):
+    """A23: names of temporary files by process id only made 52 of 800 fail."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: presets.save("one", {"weight": i % 5}), range(400)))
+    assert [path.name for path in presets.folder.iterdir()] == ["one.json"]
+    presets.load("one")
+
+
+def test_a_preset_that_cannot_be_deleted_is_named(presets, monkeypatch):
+    presets.save("open", {"weight": 2})
+    monkeypatch.setattr(
+        type(presets.folder), "unlink", lambda path: (_ for _ in ()).throw(PermissionError(13, "in use"))
+    )
+    with pytest.raises(FileError, match=r"open\.json: the preset cannot be deleted: in use"):
+        presets.remove("open")
