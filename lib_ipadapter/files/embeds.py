@@ -18,14 +18,13 @@ from torch import Tensor
 from ..adapters.file import AdapterFile, open_safetensors, save_adapter
 from ..adapters.variant import VariantSpec
 from ..errors import FileError, UnitError, UnsafeFile
-from ..unit.fields import MAX_IMAGES, WEIGHT_RANGE, Field
+from ..unit.fields import MAX_IMAGES, parse_weight
 from ..unit.names import checked_name
 
 VERSION = "1"
 _MARK = "ip_adapter_embeds"
 _REFERENCE, _UNCONDITIONAL = "reference.", "unconditional"
 _DIMENSIONS = {"pooled": 2, "penultimate": 3}
-_WEIGHT = Field("weight", "number", 1.0, "", "", *WEIGHT_RANGE)
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def _header(file: AdapterFile, name: str) -> Embeds:
     pictures = json.loads(told["pictures"])
     if not isinstance(pictures, list) or not 1 <= len(pictures) <= MAX_IMAGES:
         raise ValueError("pictures")
-    weights = tuple(_WEIGHT.parse(picture["weight"]) for picture in pictures)
+    weights = tuple(parse_weight(picture["weight"], "weight") for picture in pictures)
     hashes = tuple(str(picture["hash"]) for picture in pictures)
     names = {f"{_REFERENCE}{i}" for i in range(len(pictures))}
     extra = {_UNCONDITIONAL} if source.feature == "penultimate" else set()

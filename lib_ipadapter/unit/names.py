@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import UnitError
 
-KINDS = ("embeds", "folder")  # what may stand in a picture's place by its name
+KINDS = ("embeds", "folder")  # of references that are saved under a name
 _FORBIDDEN = r"\x00-\x1f\x7f-\x9f\ud800-\udfff/\\:*?\"<>|"
 _NAME = re.compile(rf"[^{_FORBIDDEN}.][^{_FORBIDDEN}]{{0,79}}")
 # File systems limit bytes, not characters: 255, of which a suffix and a temporary file's prefix need some.
@@ -41,24 +41,3 @@ def checked_name(field: str, name: Any) -> str:
 def is_device(name: str) -> bool:
     """Whether Windows opens a device under this file name, whatever its suffix: CON, aux.txt, COM1, COM¹."""
     return _DEVICE.fullmatch(name.lower()) is not None
-
-
-def image_schema(weights: tuple[float, float]) -> dict[str, Any]:
-    """JSON schema of one entry of ``images``, whose weight is in this range."""
-    lowest, highest = weights
-    weight = {"type": "number", "minimum": lowest, "maximum": highest, "default": 1.0}
-    forms = {
-        "image": "base64 or a data URI",
-        "embeds": "name of saved embeds",
-        "folder": "name of a folder of pictures",
-    }
-    objects = [
-        {
-            "type": "object",
-            "properties": {key: {"type": "string", "description": says}, "weight": weight},
-            "required": [key],
-            "additionalProperties": False,
-        }
-        for key, says in forms.items()
-    ]
-    return {"oneOf": [{"type": "string", "description": forms["image"]}, *objects]}

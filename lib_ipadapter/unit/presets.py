@@ -1,5 +1,4 @@
-"""Named units without their pictures, one JSON file each: FOLDER/NAME.json holds the fields that differ from their
-defaults."""
+"""Presets: a unit's settings without its pictures, as FOLDER/NAME.json with the fields that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -10,12 +9,13 @@ from typing import Any
 from uuid import uuid4
 
 from ..errors import FileError, UnitError
+from ..options import canonical, checked
 from .names import checked_name
 from .unit import FIELDS, PICTURES
 
-# What makes a preset: not which pictures, nor whether the unit is on
-_ASIDE = {"enabled", *PICTURES}
-KEPT = {field.name: field for field in FIELDS if field.name not in _ASIDE}
+_LEFT_OUT = {"enabled", *PICTURES}
+KEPT = {field.name: field for field in FIELDS if field.name not in _LEFT_OUT}
+_OPTIONS = tuple(KEPT.values())
 _MAX_BYTES = 2**16
 
 
@@ -31,28 +31,29 @@ class Presets:
         return sorted((file.stem for file in files if not file.name.startswith(".")), key=str.casefold)
 
     def load(self, name: Any) -> dict[str, Any]:
-        """The preset's fields, checked. Raises UnitError for a name that is not there, FileError for a broken file."""
+        """The preset's fields, checked. Raises UnitError for an unknown name, FileError for a broken file."""
         path = self._path(name)
         if not path.is_file():
             known = ", ".join(self.names()[:20]) or "none is saved yet"
             raise UnitError("preset", name, f"the name of a preset: {known}")
         try:
             with path.open("rb") as file:
-                held = json.loads(file.read(_MAX_BYTES).decode("utf-8"))
+                content = json.loads(file.read(_MAX_BYTES).decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise FileError(path, f"the preset cannot be read ({error}); save it again") from None
-        if not isinstance(held, dict):
+        if not isinstance(content, dict):
             raise FileError(path, "the preset is no JSON object of a unit's fields; save it again")
         try:
-            return checked(held)
+            return checked(_OPTIONS, content)
         except UnitError as error:
             raise FileError(path, f"the preset's {error}; save it again") from None
 
     def save(self, name: Any, unit: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes the unit's fields under a name, whole or not at all; returns what was written. Raises UnitError,
-        FileError."""
+        """Saves a unit's fields under a name and returns those that were written. Never leaves a part of a file.
+        Raises UnitError, FileError."""
         path = self._path(name)
-        fields = checked({key: value for key, value in unit.items() if key not in _ASIDE})
+        given = canonical(FIELDS, unit)
+        fields = checked(_OPTIONS, {key: value for key, value in given.items() if key not in _LEFT_OUT})
         kept = {key: value for key, value in fields.items() if value != KEPT[key].default}
         part = path.with_name(f".{uuid4().hex}.part")
         try:
@@ -65,7 +66,7 @@ class Presets:
         return kept
 
     def remove(self, name: Any) -> None:
-        """Deletes a preset. Raises UnitError for a name that is not there."""
+        """Deletes a preset. Raises UnitError for an unknown name, FileError where the file is in use."""
         path = self._path(name)
         if not path.is_file():
             raise UnitError("preset", name, "the name of a preset")
@@ -75,17 +76,10 @@ class Presets:
             raise FileError(path, f"the preset cannot be deleted: {error.strerror or error}") from None
 
     def over(self, unit: Mapping[str, Any]) -> dict[str, Any]:
-        """A unit object with its ``preset`` in place of the fields that it does not give. Raises UnitError, FileError."""
-        given = {key: value for key, value in unit.items() if key != "preset"}
+        """A unit object by its fields' names; those that it does not give are its ``preset``'s. Raises UnitError,
+        FileError."""
+        given = canonical(FIELDS, {key: value for key, value in unit.items() if key != "preset"})
         return {**self.load(unit["preset"]), **given} if unit.get("preset") else given
 
     def _path(self, name: Any) -> Path:
         return self.folder / f"{checked_name('preset', name)}.json"
-
-
-def checked(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a preset as a unit has them. Raises UnitError."""
-    for name in fields:
-        if name not in KEPT:
-            raise UnitError(str(name), fields[name], f"one of the fields {', '.join(KEPT)}")
-    return {name: KEPT[name].parse(value) for name, value in fields.items()}

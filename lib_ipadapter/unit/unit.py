@@ -1,7 +1,7 @@
-"""Unit: one image prompt as the user asked for it, frozen, validated once.
+"""Unit: one image prompt as the user asked for it, frozen, checked once.
 
-``FIELDS`` is the one table of what a unit has. The API's JSON, the panel's order, the infotext, the
-schema and the XYZ axes are read off it; a new field is a new row here.
+Each field is declared once, in ``Unit``. FIELDS, the API's JSON and its schema, the panel's order, the infotext, the
+X/Y/Z axes and the tables in docs/ are read off the declarations; a new field is a new line there.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import IPAdapterError, UnitError
+from ..options import checked, choice, fields_of, number, string, switch
 from . import crops, weights
-from .fields import WEIGHT_RANGE, Field, Reference
+from .fields import WEIGHT_RANGE, Reference, picture, references, text
 from .names import Named
 
 FITS = crops.FITS
@@ -22,116 +23,178 @@ SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
 DISTRIBUTIONS = ("together", "one per picture")
-LOOK, FINE, WHERE, FOLLOW = "What counts", "Layers and steps", "Region", "In other scripts"
-
-
-FIELDS: tuple[Field, ...] = (
-    Field("enabled", "bool", True, "Enable", "Whether this unit acts."),
-    Field(
-        "images", "images", (), "Reference images", "The pictures that prompt the model, each with a weight."
-    ),
-    Field("model", "string", "", "Model", "Adapter file, with or without extension, as model_list lists it."),
-    Field("weight", "number", 1.0, "Weight", "λ: how strongly the image prompt acts.", *WEIGHT_RANGE),
-    Field("start", "number", 0.0, "Start", "Fraction of the sampling at which it begins to act.", 0.0, 1.0),
-    Field("end", "number", 1.0, "End", "Fraction of the sampling at which it stops acting.", 0.0, 1.0),
-    Field(
-        "fit",
-        "choice",
-        "crop",
-        "Fit",
-        "How a picture that is not square meets the encoder's square.",
-        choices=FITS,
-    ),
-    Field(
-        "combine",
-        "choice",
-        "concat",
-        "Combine",
-        "Several images: their tokens side by side, or those of the mean, sum or difference of their features.",
-        choices=COMBINES,
-    ),
-    Field("distribute", "choice", "together", "References", "All of them in each picture, or in turn: the first in the "
-          "job's first picture, the second in its second, and so on.", choices=DISTRIBUTIONS),
-    Field("position", "choice", "center", "Crop position", "Where the square of fit crop lies in a longer picture.",
-          choices=crops.POSITIONS, group=LOOK),
-    Field("box", "text", "", "Crop box",
-          'Of each reference only this counts: "left, top, right, bottom", 0 to 1; or drag it on a thumbnail.',
-          spelling=crops.parse_boxes, form=crops.BOX_EXPECTED, group=LOOK),
-    Field("sharpen", "number", 0.0, "Sharpen", "Of what the encoder sees.", 0.0, 1.0, group=LOOK),
-    Field("noise", "number", 0.0, "Noise",
-          "How far the negative references, or else the references, fade into noise on the unconditional side.",
-          0.0, 1.0, group=LOOK),
-    Field("negative", "images", (), "Negative references", "What the picture should not look like.", group=LOOK),
-    Field("focus", "image", None, "Reference mask", "Which part of the reference counts: white does, black does not.",
-          group=LOOK),
-    Field("weight_type", "choice", "linear", "Weight type", "How the weight is spread over the UNet's layers.",
-          choices=weights.TYPES, group=FINE),
-    Field("composition", "number", 1.0, "Composition weight",
-          "Of the types that tell style and composition apart: the weight of the other side.", *WEIGHT_RANGE, group=FINE),
-    Field("layers", "text", "", "Weight per layer", 'Factors by layer, such as "0:1, 3-5:0.5"; others do not act.',
-          spelling=weights.parse_layers, form=weights.LAYERS_EXPECTED, group=FINE),
-    Field("curve", "text", "", "Weight over steps", 'Factors by fraction of the sampling, such as "0:0, 0.3:1".',
-          spelling=weights.parse_curve, form=weights.CURVE_EXPECTED, group=FINE),
-    Field("interpolation", "choice", "linear", "Between points", "From point to point evenly, or in steps.",
-          choices=weights.INTERPOLATIONS, group=FINE),
-    Field("passes", "choice", "both", "Passes", "The pass that it acts in, where there is hires fix.",
-          choices=PASSES, group=FINE),
-    Field("hires_factor", "number", 1.0, "Hires factor", "Factor of the weight in the hires pass.", 0.0, 5.0, group=FINE),
-    Field("scaling", "choice", "V only", "Scaling", "What the weight scales: values, or keys too.", choices=SCALINGS,
-          group=FINE),
-    Field("maps", "bool", False, "Show where it acts", "Maps of where each reference acted, beside the pictures.",
-          group=FINE, told=False),
-    Field("mask", "image", None, "Mask", "Where in the picture it acts: white acts, black does not.", group=WHERE),
-    Field("region", "choice", "mask", "Region", "The mask above (everywhere without one), or what inpainting redraws.",
-          choices=REGIONS, group=WHERE),
-    Field("invert", "bool", False, "Invert", "It acts where the region is not.", group=WHERE),
-    Field("feather", "number", 0.0, "Feather", "Blur of the mask's edge, in pixels of the picture.", 0.0, 256.0,
-          step=1, group=WHERE),
-    Field("in_detailer", "bool", True, "In detailers",
-          "It acts in the details that ADetailer draws anew, if ADetailer is told to use ip_adapter.", group=FOLLOW),
-    Field("in_upscale", "bool", True, "In upscaling", "It acts in the tiles of SD upscale and Ultimate SD upscale.",
-          group=FOLLOW),
-    Field("in_loopback", "bool", True, "In loopback", "It acts in the passes of Loopback after the first.", group=FOLLOW),
-)  # fmt: skip
-FIELD_NAMES = tuple(field.name for field in FIELDS)
-PICTURES = tuple(field.name for field in FIELDS if field.kind in ("image", "images"))
+# Groups of fields, which the panel folds away
+PREPROCESS, LAYERS, REGION, SCRIPTS = "What counts", "Layers and steps", "Region", "In other scripts"
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One image prompt. Fields as in FIELDS; built by ``parse``, which is the only place of checks."""
+    """One image prompt. Built by ``parse``, which is the only place of checks."""
 
-    enabled: bool = True
-    images: tuple[Reference, ...] = ()
-    model: str = ""
-    weight: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    fit: str = "crop"
-    combine: str = "concat"
-    distribute: str = "together"
-    position: str = "center"
-    box: str = ""
-    sharpen: float = 0.0
-    noise: float = 0.0
-    negative: tuple[Reference, ...] = ()
-    focus: Any = None
-    weight_type: str = "linear"
-    composition: float = 1.0
-    layers: str = ""
-    curve: str = ""
-    interpolation: str = "linear"
-    passes: str = "both"
-    hires_factor: float = 1.0
-    scaling: str = "V only"
-    maps: bool = False
-    mask: Any = None
-    region: str = "mask"
-    invert: bool = False
-    feather: float = 0.0
-    in_detailer: bool = True
-    in_upscale: bool = True
-    in_loopback: bool = True
+    enabled: bool = switch(True, "Whether this unit acts.", label="Enable")
+    images: tuple[Reference, ...] = references(
+        "The pictures that prompt the model, each with a weight.", label="Reference images"
+    )
+    model: str = string(
+        "",
+        "Adapter file, with or without its extension, as model_list lists it.",
+        label="Model",
+        normalize=lambda value, _: value.strip(),
+    )
+    weight: float = number(
+        1.0,
+        "How strongly the image acts. 0 is off; 0.5 to 0.8 leaves room for the prompt.",
+        *WEIGHT_RANGE,
+        label="Weight",
+    )
+    start: float = number(
+        0.0, "When the image starts to act: 0 is the first step, 1 the last.", 0.0, 1.0, label="Start"
+    )
+    end: float = number(
+        1.0, "When the image stops acting: 0 is the first step, 1 the last.", 0.0, 1.0, label="End"
+    )
+    fit: str = choice(
+        "crop",
+        "The encoder sees a square: crop, pad or stretch the picture, or split it into tiles.",
+        FITS,
+        label="Fit",
+    )
+    combine: str = choice(
+        "concat",
+        "How several images are mixed: concat keeps the tokens of each, average, norm average, add and "
+        "subtract mix their features.",
+        COMBINES,
+        label="Combine",
+    )
+    distribute: str = choice(
+        "together",
+        "In a batch: all images for every picture, or one image per picture, in turn.",
+        DISTRIBUTIONS,
+        label="References",
+    )
+    position: str = choice(
+        "center",
+        "Which part of a long picture the square of fit crop keeps.",
+        crops.POSITIONS,
+        label="Crop position",
+        group=PREPROCESS,
+    )
+    box: str = text(
+        'Use only this part of each image: "left, top, right, bottom" from 0 to 1; or drag it on a thumbnail.',
+        crops.parse_boxes,
+        crops.BOX_EXPECTED,
+        label="Crop box",
+        group=PREPROCESS,
+        aliases=("crop",),
+    )
+    sharpen: float = number(
+        0.0, "Sharpen the image before it is encoded.", 0.0, 1.0, label="Sharpen", group=PREPROCESS
+    )
+    noise: float = number(
+        0.0,
+        "How far the negative images (without any, the images themselves) fade into noise on the unconditional "
+        "side.",
+        0.0,
+        1.0,
+        label="Noise",
+        group=PREPROCESS,
+    )
+    negative: tuple[Reference, ...] = references(
+        "What to stay away from: the unconditional side gets the mean of these images.",
+        label="Negative references",
+        group=PREPROCESS,
+    )
+    focus: Any = picture(
+        "The white parts of the reference are used, the black ones are not.",
+        label="Reference mask",
+        group=PREPROCESS,
+        aliases=("reference_mask",),
+    )
+    weight_type: str = choice(
+        "linear",
+        "Which layers of the UNet get the image: all alike, style, composition, ...",
+        weights.TYPES,
+        label="Weight type",
+        group=LAYERS,
+    )
+    composition: float = number(
+        1.0,
+        "Weight of the composition (for the composition types: of the style), where a type has both.",
+        *WEIGHT_RANGE,
+        label="Composition weight",
+        group=LAYERS,
+    )
+    layers: str = text(
+        'Multiplier per layer, such as "0:1, 3-5:0.5". Layers that are not listed are off.',
+        weights.parse_layers,
+        weights.LAYERS_EXPECTED,
+        label="Weight per layer",
+        group=LAYERS,
+    )
+    curve: str = text(
+        'Multiplier by fraction of the sampling, such as "0:0, 0.3:1". Or drag the curve.',
+        weights.parse_curve,
+        weights.CURVE_EXPECTED,
+        label="Weight over steps",
+        group=LAYERS,
+    )
+    interpolation: str = choice(
+        "linear",
+        "Between the points of the curve: linear, or stepped.",
+        weights.INTERPOLATIONS,
+        label="Between points",
+        group=LAYERS,
+    )
+    passes: str = choice(
+        "both", "With hires fix: the pass in which the unit acts.", PASSES, label="Passes", group=LAYERS
+    )
+    hires_factor: float = number(
+        1.0, "Multiplier of the weight in the hires pass.", 0.0, 5.0, label="Hires factor", group=LAYERS
+    )
+    scaling: str = choice(
+        "V only",
+        "What the weight scales: values, or keys too (ComfyUI's embeds scaling).",
+        SCALINGS,
+        label="Scaling",
+        group=LAYERS,
+    )
+    maps: bool = switch(
+        False,
+        "Attention heat maps of where each reference acts, beside the pictures.",
+        label="Show where it acts",
+        group=LAYERS,
+        in_infotext=False,
+    )
+    mask: Any = picture("The unit acts in the white area of this picture.", label="Mask", group=REGION)
+    region: str = choice(
+        "mask",
+        "Where the unit acts: in the mask (without one, everywhere), or in the inpainted area.",
+        REGIONS,
+        label="Region",
+        group=REGION,
+    )
+    invert: bool = switch(False, "Act outside the region instead.", label="Invert", group=REGION)
+    feather: float = number(
+        0.0,
+        "Blur the edge of the mask by this many pixels.",
+        0.0,
+        256.0,
+        step=1,
+        label="Feather",
+        group=REGION,
+    )
+    in_detailer: bool = switch(
+        True,
+        "Act in ADetailer's details too, if ip_adapter is among ADetailer's script names.",
+        label="In detailers",
+        group=SCRIPTS,
+    )
+    in_upscale: bool = switch(
+        True, "Act in the tiles of SD upscale and Ultimate SD upscale.", label="In upscaling", group=SCRIPTS
+    )
+    in_loopback: bool = switch(
+        True, "Act in the passes of Loopback after the first.", label="In loopback", group=SCRIPTS
+    )
 
     @classmethod
     def parse(cls, value: Unit | Mapping[str, Any]) -> Unit:
@@ -140,10 +203,7 @@ class Unit:
             return value
         if not isinstance(value, Mapping):
             raise UnitError("unit", value, "a JSON object")
-        unknown = [name for name in value if name not in FIELD_NAMES]
-        if unknown:
-            raise UnitError(str(unknown[0]), value[unknown[0]], f"one of the fields {', '.join(FIELD_NAMES)}")
-        unit = cls(**{field.name: field.parse(value[field.name]) for field in FIELDS if field.name in value})
+        unit = cls(**checked(FIELDS, value))
         if unit.enabled:
             unit._check()
         return unit
@@ -194,12 +254,17 @@ class Unit:
         return {
             f.name: getattr(self, f.name)
             for f in FIELDS
-            if f.told and f.name not in PICTURES and getattr(self, f.name) != f.default
+            if f.in_infotext and f.name not in PICTURES and getattr(self, f.name) != f.default
         }
 
 
+FIELDS = fields_of(Unit, UnitError)
+FIELD_NAMES = tuple(field.name for field in FIELDS)
+PICTURES = tuple(field.name for field in FIELDS if field.kind in ("image", "images"))
+
+
 def parse_units(values: Iterable[Any]) -> list[Unit]:
-    """Units from JSON objects; an error names the unit by its place."""
+    """Units from JSON objects; an error names the unit by its number."""
     units = []
     for index, value in enumerate(values):
         try:

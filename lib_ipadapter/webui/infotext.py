@@ -16,14 +16,13 @@ from typing import Any
 
 from ..errors import UnitError
 from ..unit import FIELDS, PICTURES, Unit
-from ..unit.fields import WEIGHT_RANGE, Field, Reference
+from ..unit.fields import Reference, parse_weight
 from ..unit.names import KINDS, Named
 from .panel.values import shown_name
 
 KEY = "IP-Adapter"
-_FIELDS = {f.name: f for f in FIELDS if f.told and f.name not in PICTURES and f.name != "enabled"}
+_FIELDS = {f.name: f for f in FIELDS if f.in_infotext and f.name not in PICTURES and f.name != "enabled"}
 _LABELS = {f.name: f"the {f.label.lower()}" for f in FIELDS if f.name in PICTURES}
-_WEIGHT = Field("images.weight", "number", 1.0, "", "", *WEIGHT_RANGE)
 _MAX_UNITS = 100
 
 
@@ -120,7 +119,7 @@ def _images(value: Any, index: int, notes: list[str]) -> list[dict[str, Any]]:
     for item in value if isinstance(value, list) else [value]:
         pair = item if isinstance(item, dict) else {"hash": item}
         try:
-            weight = _WEIGHT.parse(pair.get("weight", 1.0))
+            weight = parse_weight(pair.get("weight", 1.0), "images.weight")
         except UnitError:
             weight = None
         kind = next((kind for kind in KINDS if kind in pair), "hash")

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ImageError, UnitError
+from ..options import Option
 from ..pictures import images
 from ..unit import FIELDS
-from ..unit.fields import Field, Reference
+from ..unit.fields import Reference
 from ..unit.names import Named
 from . import settings
 from .panel.values import named_in
@@ -27,7 +28,7 @@ def add_axes(module: Any, models: Any, units_of: UnitsOf) -> None:
     """Extends the axes of the X/Y/Z plot's module, once. units_of: the unit objects that a ``p`` was given."""
     present = {option.label for option in module.axis_options}
     for index in range(settings.unit_count()):
-        for field in (field for field in FIELDS if field.told and field.kind != "image"):
+        for field in (field for field in FIELDS if field.in_infotext and field.kind != "image"):
             axis = Axis(field, index, models, units_of)
             if axis.label not in present:
                 module.axis_options.append(axis.option(module.AxisOption))
@@ -36,7 +37,7 @@ def add_axes(module: Any, models: Any, units_of: UnitsOf) -> None:
 class Axis:
     """One field of one unit (0-based)."""
 
-    def __init__(self, field: Field, index: int, models: Any, units_of: UnitsOf) -> None:
+    def __init__(self, field: Option, index: int, models: Any, units_of: UnitsOf) -> None:
         self.units_of = units_of
         self.field = field
         self.index = index

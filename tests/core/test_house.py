@@ -20,7 +20,7 @@ HOST_PACKAGES = ("modules", "gradio", "fastapi", "launch", "k_diffusion")
 # What takes long to import and may only be imported by the function that needs it.
 HEAVY = ("open_clip", "transformers", "diffusers", "ldm", "sgm")
 # Rooms that the panel, the command line's help and the settings need before any model is touched.
-WITHOUT_TORCH = ("lib_ipadapter.errors", "lib_ipadapter.unit", "lib_ipadapter.cli")
+WITHOUT_TORCH = ("lib_ipadapter.errors", "lib_ipadapter.options", "lib_ipadapter.unit", "lib_ipadapter.cli")
 
 PROBE = """
 import importlib, json, sys

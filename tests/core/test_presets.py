@@ -104,3 +104,11 @@ def test_a_preset_that_cannot_be_deleted_is_named(presets, monkeypatch):
     )
     with pytest.raises(FileError, match=r"open\.json: the preset cannot be deleted: in use"):
         presets.remove("open")
+
+
+def test_an_alias_wins_over_the_presets_field(presets):
+    presets.save("p", {"model": "plus", "crop": "0, 0, 0.5, 1", "reference_mask": "aGk="})
+    assert presets.load("p") == {"model": "plus", "box": "0, 0, 0.5, 1"}
+    assert presets.over({"preset": "p", "crop": "0, 0, 1, 0.5"}) == {"model": "plus", "box": "0, 0, 1, 0.5"}
+    with pytest.raises(UnitError, match="only one of box and crop"):
+        presets.over({"crop": "0, 0, 1, 0.5", "box": ""})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -13,8 +14,47 @@ from lib_ipadapter.unit import FIELDS, Reference, Unit, parse_units, schema
 GOOD = {"model": "a", "images": ["aGk="]}
 
 
-def test_the_table_and_the_dataclass_agree():
+# The order is a surface: infotext and saved script arguments depend on it.
+ORDER = [
+    "enabled",
+    "images",
+    "model",
+    "weight",
+    "start",
+    "end",
+    "fit",
+    "combine",
+    "distribute",
+    "position",
+    "box",
+    "sharpen",
+    "noise",
+    "negative",
+    "focus",
+    "weight_type",
+    "composition",
+    "layers",
+    "curve",
+    "interpolation",
+    "passes",
+    "hires_factor",
+    "scaling",
+    "maps",
+    "mask",
+    "region",
+    "invert",
+    "feather",
+    "in_detailer",
+    "in_upscale",
+    "in_loopback",
+]
+
+
+def test_the_fields_are_those_of_the_dataclass_in_the_known_order():
+    assert [field.name for field in FIELDS] == [field.name for field in dataclasses.fields(Unit)] == ORDER
     assert {f.name: f.default for f in FIELDS} == vars(Unit())
+    assert all(field.label and field.help.endswith(".") for field in FIELDS)
+    assert len({field.label for field in FIELDS}) == len(FIELDS)
     json.dumps(schema(), allow_nan=False)
 
 
@@ -90,3 +130,26 @@ def test_what_changed_round_trips_exactly(weight, start, end, fit):
     unit = Unit.parse({**GOOD, "weight": weight, "start": start, "end": end, "fit": fit})
     again = Unit.parse({**json.loads(json.dumps(unit.changed())), "images": GOOD["images"]})
     assert again == unit
+
+
+@pytest.mark.parametrize(
+    ("alias", "field", "value"), [("crop", "box", "0, 0, 0.5, 1"), ("reference_mask", "focus", "aa")]
+)
+def test_an_alias_is_its_field(alias, field, value):
+    unit = Unit.parse({**GOOD, alias: value})
+    assert unit == Unit.parse({**GOOD, field: value})
+    assert getattr(unit, field) == value
+    assert alias not in unit.changed()
+    assert f"Also accepted as {alias}." in schema()["properties"][field]["description"]
+    with pytest.raises(UnitError, match=f"^{alias}: got .*only one of {field} and {alias}"):
+        Unit.parse({**GOOD, field: value, alias: value})
+
+
+def test_a_bad_value_of_an_alias_is_refused_as_the_fields():
+    with pytest.raises(UnitError, match=r"^box: got 'x'"):
+        Unit.parse({**GOOD, "crop": "x"})
+
+
+def test_a_misspelt_field_is_answered_with_the_nearest():
+    with pytest.raises(UnitError, match=r"did you mean weight\?$"):
+        Unit.parse({**GOOD, "wieght": 1})

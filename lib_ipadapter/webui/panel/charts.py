@@ -11,7 +11,7 @@ from typing import Any
 from ...attention.session import Timing
 from ...errors import UnitError
 from ...prompts.prepare import prompt_fields
-from ...unit import FIELDS, FINE, Unit
+from ...unit import FIELDS, LAYERS, Unit
 from ...unit.weights import LayerWeight, Places
 from .html import failure
 
@@ -21,7 +21,9 @@ _TOP = 2.0  # factor at the curve's upper edge, unless a point is higher
 
 # The fields that the charts show
 SHOWN = tuple(
-    f.name for f in FIELDS if f.group == FINE or (f.kind == "number" and f.name in ("weight", "start", "end"))
+    f.name
+    for f in FIELDS
+    if f.group == LAYERS or (f.kind == "number" and f.name in ("weight", "start", "end"))
 )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
-from ...unit import FIELDS, FINE, FOLLOW, LOOK, WHERE
-from ...unit.fields import Field
+from ...options import Option
+from ...unit import FIELDS, LAYERS, PREPROCESS, REGION, SCRIPTS
 from ...unit.presets import KEPT
 from .. import settings
 from .charts import SHOWN
@@ -92,14 +92,14 @@ class _UnitPanel:
             if name:
                 with gr.Accordion(name, open=False, elem_id=self._id(_FOLDS[name])):
                     self._build_rows(group)
-                    if name == FINE:
+                    if name == LAYERS:
                         shown = self.events.charts(None, *self._shown())
                         self.charts = gr.HTML(shown, elem_id=self._id("charts"))
             else:
                 self._build_rows(group)
         self._bind()
 
-    def _build_rows(self, fields: Iterable[Field]) -> None:
+    def _build_rows(self, fields: Iterable[Option]) -> None:
         for kind, row in groupby(fields, key=lambda field: field.kind):
             with FormRow(elem_classes=[f"ipadapter-row-{kind}"]):
                 for field in row:
@@ -116,7 +116,7 @@ class _UnitPanel:
         """In the order that units_from_panel reads."""
         return [self.inputs[name] for name in slots()]
 
-    def _build(self, spec: Field) -> None:
+    def _build(self, spec: Option) -> None:
         if spec.name == "images":
             self._build_images(spec)
         elif spec.kind == "images":
@@ -135,7 +135,7 @@ class _UnitPanel:
             # for weights, wrong for these, which differ by unit and come from the settings.
             self.inputs[spec.name].do_not_save_to_config = True
 
-    def _value_and_range(self, spec: Field) -> dict[str, Any]:
+    def _value_and_range(self, spec: Option) -> dict[str, Any]:
         value = self._default_fit if spec.name == "fit" else panel_default(spec, self.index)
         args: dict[str, Any] = {"value": value}
         if spec.kind == "number":
@@ -147,7 +147,7 @@ class _UnitPanel:
             {"info": spec.help} if spec.kind in ("choice", "string", "text") else {"tooltip": spec.help}
         )
 
-    def _build_images(self, spec: Field) -> None:
+    def _build_images(self, spec: Option) -> None:
         with gr.Column(elem_classes=["ipadapter-images"], elem_id=self._id("image_area")):
             # What the user drops goes through the drop zone into the hidden list, so that more can follow;
             # javascript/ipadapter.js uploads it and clicks the hidden buttons.
@@ -190,7 +190,7 @@ class _UnitPanel:
     def _button(self, text: str, name: str) -> Any:
         return gr.Button(text, size="sm", min_width=0, visible=False, elem_id=self._id(name))
 
-    def _build_pad(self, spec: Field) -> None:
+    def _build_pad(self, spec: Option) -> None:
         """A picture to paint on, or one that is the mask itself."""
         with gr.Column():
             pad = gr.Image(
@@ -201,7 +201,7 @@ class _UnitPanel:
             self.below[spec.name] = gr.Button(below, size="sm", elem_id=self._id(elem))
         self.inputs[spec.name] = pad
 
-    def _build_model(self, spec: Field) -> None:
+    def _build_model(self, spec: Option) -> None:
         with gr.Column(elem_classes=["ipadapter-model"]):
             with FormRow():
                 choices = [NO_MODEL, *self.names]
@@ -260,7 +260,7 @@ class _UnitPanel:
     def infotext_fields(self, paste: Paste) -> Iterator[tuple[Any, Any]]:
         """What a pasted text sets in this unit: all but the pictures."""
         for spec in FIELDS:
-            if spec.told and spec.kind not in ("image", "images"):
+            if spec.in_infotext and spec.kind not in ("image", "images"):
                 component = self.inputs[spec.name]
                 yield component, paste.field(spec, self.index, component)
         yield self.inputs[SAVED], paste.saved(self.index, self.inputs[SAVED])
@@ -275,7 +275,7 @@ _BUILDERS: dict[str, Any] = {
     "string": gr.Textbox,
     "text": gr.Textbox,
 }
-_FOLDS = {LOOK: "look", FINE: "fine", WHERE: "where", FOLLOW: "follow"}
+_FOLDS = {PREPROCESS: "look", LAYERS: "fine", REGION: "where", SCRIPTS: "follow"}
 _BELOW = {
     "mask": ("Blank, of the picture's size", "blank"),
     "focus": ("Paint on the first reference", "paint_reference"),

@@ -10,7 +10,7 @@ import gradio as gr
 
 from ...errors import IPAdapterError
 from ...files.library import SUFFIXES
-from ...unit.fields import Field
+from ...options import Option
 from ..infotext import KEY, named_texts, read, weights_text
 from . import html
 from .values import NO_MODEL
@@ -40,7 +40,7 @@ class Paste:
             notes.append(f"The pasted text has {beyond} more units than this panel (see Settings).")
         return html.note(" ".join(notes))
 
-    def field(self, field: Field, index: int, component: Any) -> Any:
+    def field(self, field: Option, index: int, component: Any) -> Any:
         """The function for one field of one unit."""
 
         def value(params: Mapping[str, Any]) -> Any:
@@ -56,7 +56,7 @@ class Paste:
 
         return value
 
-    def _value(self, field: Field, unit: Mapping[str, Any]) -> Any:
+    def _value(self, field: Option, unit: Mapping[str, Any]) -> Any:
         value = unit.get(field.name, field.default)
         return self._listed(value) if field.name == "model" else value
 

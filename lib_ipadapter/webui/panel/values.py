@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UnitError
+from ...options import Option
 from ...unit import FIELDS
-from ...unit.fields import Field
 from ...unit.names import KINDS, Named
 
 NO_MODEL = "None"
@@ -29,7 +29,7 @@ def slots() -> list[str]:
     return names
 
 
-def panel_default(field: Field, index: int) -> Any:
+def panel_default(field: Option, index: int) -> Any:
     """A field's value in a fresh panel: as in the API, but only the first unit is on."""
     return index == 0 if field.name == "enabled" else field.default
 
