@@ -1,7 +1,7 @@
 """Pictures of all kinds to RGB as a person sees them, and RGB to the encoder's square.
 
-Bounded: MAX_BYTES and MAX_PIXELS are checked before anything is decoded. A string is base64 or a data
-URI, never a path or an address, so a request can make nothing else be opened.
+MAX_BYTES and MAX_PIXELS are checked before anything is decoded. A string is base64 or a data URI, never a
+path or an address, so a request cannot open anything else.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import base64
 import binascii
 import hashlib
 import io
-import logging
 import re
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 
 from ..errors import ImageError
+from . import colour, heif, kinds, png
 
 MAX_BYTES = 64 * 2**20  # of the encoded file
 MAX_PIXELS = 100_000_000
@@ -27,8 +27,13 @@ WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 NEUTRAL = (123, 117, 104)  # CLIP's mean colour: near zero once normalised
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "ICO", "PPM", "TGA", "JPEG2000", "AVIF")
 
+# Names of files that are pictures: in folders of references, of training data and of evaluations alike
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".tga", ".jp2",
+    ".avif", ".ppm", ".ico", ".heic", ".heif",
+)  # fmt: skip
+
 Colour = tuple[int, int, int]
-logger = logging.getLogger(__name__)
 
 
 def load(source: Any, background: Colour = WHITE) -> Image.Image:
@@ -38,11 +43,39 @@ def load(source: Any, background: Colour = WHITE) -> Image.Image:
     over ``background``. Arrays: [H, W] or [H, W, 1 to 4] of uint8, uint16, bool, or floats from 0 to 1.
     Raises ImageError.
     """
+    colours, alpha = _seen(_decoded(source))
+    return _over(colours, alpha, background)
+
+
+def load_reference(source: Any) -> Image.Image:
+    """As ``load``, over white. Raises ImageError for a picture that is transparent all over, too."""
+    colours, alpha = _seen(_decoded(source))
+    if alpha is not None and alpha.getbbox() is None:
+        raise ImageError("the picture is transparent all over, so there is nothing to see; give another one")
+    return _over(colours, alpha, WHITE)
+
+
+def load_mask(source: Any) -> Image.Image:
+    """A mask as RGB, white where it acts: the picture over black; where that is black all over, its opacity,
+    as editors save a selection whose shape is in the alpha channel only. Raises ImageError."""
+    colours, alpha = _seen(_decoded(source))
+    mask = _over(colours, alpha, BLACK)
+    if alpha is None or alpha.getextrema() == (255, 255) or not _is_black(mask):
+        return mask
+    return Image.merge("RGB", (alpha, alpha, alpha))
+
+
+def _is_black(picture: Image.Image) -> bool:
+    """Whether all of an RGB picture is black, but for what lossy formats add."""
+    return all(high <= 8 for _, high in picture.getextrema())
+
+
+def _decoded(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
-        return _finish(_bounded(source), background)
+        return _bounded(source)
     if isinstance(source, np.ndarray):
-        return _finish(_from_array(source), background)
-    return _finish(_decode(_bytes_of(source)), background)
+        return _from_array(source)
+    return _decode(_bytes_of(source))
 
 
 def _bytes_of(source: Any) -> bytes:
@@ -60,11 +93,14 @@ def _bytes_of(source: Any) -> bytes:
 
 def _from_file(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
-        _check_bytes(size)
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise ImageError(f"the picture {path.name} cannot be opened: it is no file")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+            _check_bytes(max(len(data), file.seek(0, io.SEEK_END)))
     except OSError as error:
         raise ImageError(f"the picture {path.name} cannot be opened: {error.strerror or error}") from error
+    return data
 
 
 def _from_text(text: str) -> bytes:
@@ -107,22 +143,40 @@ def _decode(data: bytes) -> Image.Image:
     """The first frame, decoded."""
     _check_bytes(len(data))
     _check_kind(data)
+    profile = None
+    if data.startswith(png.SIGNATURE):
+        data, profile = png.cleaned(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own bound stands instead of Pillow's warning
-            image = Image.open(io.BytesIO(data), formats=_formats())
+            image = heif.opened(data) if heif.is_heif(data) else _opened(data)
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"the picture is too large: {error}; at most {MAX_PIXELS / 1e6:.0f} megapixels"
         ) from error
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise all kinds on malformed headers
+        _undecodable(error)
+    if profile:
+        image.info["icc_profile"] = profile
+    return _bounded(image)
+
+
+def _opened(data: bytes) -> Image.Image:
+    """By Pillow; its pixels are not decoded yet, but for icons."""
+    for width, height in kinds.icon_sizes(data):
+        _check_size(width, height)
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats())
     except Image.UnidentifiedImageError:
+        what = kinds.named(data)
+        if what:
+            raise ImageError(f"the picture is {what}") from None
         raise ImageError(
             f"{len(data)} bytes that begin with {data[:8]!r} are no picture that can be read; expected one "
             f"of {', '.join(_formats())}, whole"
         ) from None
-    except Exception as error:  # decoders raise all kinds on malformed headers
-        _undecodable(error)
-    return _bounded(image)
 
 
 def _formats() -> list[str]:
@@ -165,126 +219,30 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
             f"an array of shape {list(array.shape)} is no picture; expected [H, W] or [H, W, 1 to 4]"
         )
     _check_size(array.shape[1], array.shape[0])
-    return Image.fromarray(np.ascontiguousarray(_eight_bits(array)))
+    return Image.fromarray(np.ascontiguousarray(colour.eight_bits(array)))
 
 
-def _eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """``array`` as uint8. Raises ImageError for floats outside 0..1 and other types."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * 255
-    if array.dtype == np.uint16:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if not np.issubdtype(array.dtype, np.floating):
-        raise ImageError(
-            f"an array of {array.dtype} is no picture; expected uint8, uint16, bool or floats from 0 to 1"
-        )
-    low, high = float(array.min()), float(array.max())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # true for NaN as well
-        raise ImageError(f"an array of floats from {low:g} to {high:g} is no picture; expected 0 to 1")
-    levels: np.ndarray[Any, Any] = np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)
-    return levels
-
-
-def _finish(image: Image.Image, background: Colour) -> Image.Image:
-    """Eight bits, sRGB, over the background, upright. Never changes the picture it was given."""
-    orientation = _orientation(image)
+def _seen(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """(RGB in sRGB, alpha or None), eight bits, upright. Never changes the picture it was given."""
+    turn = colour.orientation(image)
     try:
-        shallow = _shallow(image)
-        colours, alpha = _split(shallow)
-        colours = _to_srgb(colours, image.info.get("icc_profile"))
+        colours, alpha = colour.split(colour.shallow(image))
+        colours = colour.to_srgb(colours, image.info.get("icc_profile"))
     except ImageError:
         raise
     except Exception as error:  # e.g. a mode that Pillow cannot convert
         _undecodable(error)
-    if alpha is not None:
-        canvas = Image.new("RGB", image.size, background)
-        canvas.paste(colours, mask=alpha)
-        colours = canvas
-    return colours.transpose(orientation) if orientation is not None else colours
+    if turn is None:
+        return colours, alpha
+    return colours.transpose(turn), alpha.transpose(turn) if alpha else None
 
 
-# EXIF 2.3, tag 274: how the stored picture must be turned to be upright
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _orientation(image: Image.Image) -> Image.Transpose | None:
-    try:
-        return _TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # malformed EXIF is no reason to refuse a picture that can be seen
-        logger.debug("EXIF that cannot be read is left aside", exc_info=True)
-        return None
-
-
-def _shallow(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float greyscale to 8 bits, with their transparent value; others unchanged."""
-    if not (image.mode.startswith("I") or image.mode == "F"):
-        return image
-    values = np.asarray(image)
-    grey = _eight_bits(_as_uint16(values) if image.mode != "F" else _as_unit(values))
-    transparent = image.info.get("transparency")
-    if not isinstance(transparent, int):
-        return Image.fromarray(grey)
-    alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
-    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
-
-
-def _as_uint16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Integers as 16 bits; deeper ones by their brightest value, as viewers show them."""
-    high = int(values.max())
-    if high > 65535:
-        return np.clip(values / high * 65535, 0, 65535).astype(np.uint16)
-    return np.clip(values, 0, 65535).astype(np.uint16)
-
-
-def _as_unit(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Floats as 0..1; those that Pillow took from 8 bits are 0..255."""
-    scale = 255.0 if 1.001 < float(values.max()) <= 255.0 else 1.0
-    unit: np.ndarray[Any, Any] = values / scale
-    return unit
-
-
-def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """(colours in L, RGB or CMYK, alpha or None)."""
-    see_through = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    if see_through and image.mode != "CMYK":
-        image = image.convert("RGBA")
-        return image.convert("RGB"), image.getchannel("A")
-    return (image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")), None
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """``image`` as sRGB by its colour profile; as it stands, without one or with one that does not fit."""
-    if profile:
-        try:
-            return _by_profile(image, profile)
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
-            logger.debug("a colour profile that cannot be used is left aside: %s", error)
-    return image.convert("RGB")
-
-
-def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    space = own.profile.xcolor_space.strip()
-    if space == "GRAY" and image.mode == "RGB":
-        image = image.convert("L")
-    if space == "RGB" and image.mode == "L":
-        image = image.convert("RGB")
-    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC if space != "CMYK" else ImageCms.Intent.PERCEPTUAL
-    converted = ImageCms.profileToProfile(
-        image, own, ImageCms.createProfile("sRGB"), intent, outputMode="RGB"
-    )
-    assert converted is not None  # only with inPlace
-    return converted
+def _over(colours: Image.Image, alpha: Image.Image | None, background: Colour) -> Image.Image:
+    if alpha is None:
+        return colours
+    canvas = Image.new("RGB", colours.size, background)
+    canvas.paste(colours, mask=alpha)
+    return canvas
 
 
 def fit(image: Image.Image, size: int, mode: str = "crop", background: Colour = NEUTRAL) -> Image.Image:

@@ -13,14 +13,11 @@ import torch
 from ..attention.session import COND, UNCOND, ImagePrompt
 from ..errors import UnitError
 from ..files.embeds import Embeds
+from ..pictures.images import SUFFIXES
 from ..unit import Unit
 from ..unit.crops import box_at
 from ..unit.fields import MAX_IMAGES, Reference
 from ..unit.names import Named, checked_name
-
-SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".tga", ".jp2", ".avif", ".ppm", ".ico",
-)  # fmt: skip
 
 
 class Shelf(Protocol):

@@ -189,7 +189,7 @@ def image_prompts(units: Sequence[Unit], args: argparse.Namespace, device: torch
 
 
 def _prompt(unit: Unit, adapter: Adapter, source: EncoderSource) -> ImagePrompt:
-    mask = None if unit.mask is None else images.load(unit.mask, images.BLACK)
+    mask = None if unit.mask is None else images.load_mask(unit.mask)
     # The feather is in pixels of the mask here: the picture's size is not known yet.
     region = Region(of_picture(mask, unit.invert, unit.feather)) if mask else None
     return prepare(unit, loaded(unit), adapter, source, region)
@@ -199,9 +199,9 @@ def loaded(unit: Unit) -> Pictures:
     """The unit's pictures, none of them Named. Raises ImageError."""
     held, negative = ([ref.image for ref in refs] for refs in (unit.images, unit.negative))
     return Pictures(
-        [image if isinstance(image, Encoded) else images.load(image) for image in held],
-        [images.load(image) for image in negative],
-        None if unit.focus is None else images.load(unit.focus, images.BLACK),
+        [image if isinstance(image, Encoded) else images.load_reference(image) for image in held],
+        [images.load_reference(image) for image in negative],
+        None if unit.focus is None else images.load_mask(unit.focus),
     )
 
 

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 ROWS, CFG = 4, 5.0
 WEIGHTS = (0.0, 0.5, 1.0)
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Sampler:
@@ -42,7 +41,11 @@ class Sampler:
         if not self.config.sample_references:
             return self.feed.first_pictures(ROWS)
         folder = Path(self.config.sample_references)
-        found = sorted(p for p in folder.glob("*") if p.suffix.lower() in ENDINGS) if folder.is_dir() else []
+        found = (
+            sorted(p for p in folder.glob("*") if p.suffix.lower() in images.SUFFIXES)
+            if folder.is_dir()
+            else []
+        )
         if not found:
             raise TrainingError(f"sample_references: {folder} holds no pictures; give a folder with some")
         return [images.load(path) for path in found[:ROWS]]

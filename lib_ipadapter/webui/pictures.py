@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modules import shared
+from PIL import Image
 
 from ..errors import ImageError
 from ..files.embeds import Encoded
@@ -59,24 +60,27 @@ class Held:
 
 def held_by(unit: Unit, shelf: Shelf) -> Held:
     """Raises ImageError, which names the field, and UnitError and FileError for what is named. Transparent parts are
-    white, of masks black."""
+    white; of masks black, or the mask itself (images.load_mask)."""
 
     def many(field: str) -> list[Picture]:
-        return [_picture(ref.image, f"{field}[{i}]") for i, ref in enumerate(getattr(unit, field))]
+        return [
+            _picture(ref.image, f"{field}[{i}]", images.load_reference)
+            for i, ref in enumerate(getattr(unit, field))
+        ]
 
     def single(field: str) -> Picture | None:
         given = getattr(unit, field)
-        return None if given is None else _picture(given, field, images.BLACK)
+        return None if given is None else _picture(given, field, images.load_mask)
 
     unit = expanded(unit, shelf)
     return Held(unit, many("images"), many("negative"), single("focus"), single("mask"))
 
 
-def _picture(value: Any, where: str, background: images.Colour = images.WHITE) -> Picture:
+def _picture(value: Any, where: str, load: Callable[[Any], Image.Image]) -> Picture:
     if isinstance(value, Encoded):
         return Picture(value, value.hash)
     try:
-        image = images.load(_fetch(value) if _is_url(value) else value, background)
+        image = load(_fetch(value) if _is_url(value) else value)
     except ImageError as error:
         if isinstance(value, Path) and value.name not in str(error):
             error = ImageError(f"{value.name}: {error}")
