@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import BrokenAdapter, NotAnAdapter, UnsupportedAdapter
+from .layout import LAYERS, PROJECTION, Shape
 
 Feature = Literal["pooled", "penultimate"]
-Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-PROJECTION, LAYERS = "image_proj.", "ip_adapter."
 DIM_HEAD = 64  # of every Resampler in public use; heads = inner width / 64
 BASES = {768: "SD1.5", 1024: "SD2.1", 2048: "SDXL"}
 POOLED_ENCODERS = {1024: "ViT-H-14", 1280: "ViT-bigG-14", 768: "ViT-L-14"}
@@ -154,6 +153,10 @@ def _is_face_id(shapes: Shapes) -> bool:
     return shapes.get("image_proj.proj.0.weight", (0, 0))[-1] == 512 and "image_proj.proj.2.weight" in shapes
 
 
+def _is_face_id_lora(shapes: Shapes) -> bool:
+    return any(key.startswith(LAYERS) and "_lora." in key for key in shapes)
+
+
 def _is_portrait(shapes: Shapes) -> bool:
     context = shapes.get("image_proj.norm.weight", (1,))[0]
     return _is_face_id(shapes) and shapes["image_proj.proj.2.weight"][0] // context >= 16
@@ -166,7 +169,7 @@ UNSUPPORTED: tuple[tuple[Test, str, str], ...] = (
     (_has("image_proj.perceiver_resampler."), "FaceID-Plus", "face recognition (ArcFace)"),
     (_is_portrait, "FaceID portrait", "face recognition (ArcFace)"),
     (_is_face_id, "FaceID", "face recognition (ArcFace)"),
-    (_has("_lora."), "FaceID", "face recognition (ArcFace)"),
+    (_is_face_id_lora, "FaceID", "face recognition (ArcFace)"),
     (_is_instant_id, "InstantID or FaceID portrait-unnorm", "face recognition (ArcFace)"),
     (_is_kolors, "an IP-Adapter for Kolors", "the Kolors model, which the WebUI does not run"),
 )

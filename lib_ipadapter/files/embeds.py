@@ -15,11 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..adapters.file import AdapterFile, open_safetensors, save_adapter
 from ..adapters.variant import VariantSpec
 from ..errors import FileError, UnitError, UnsafeFile
 from ..unit.fields import MAX_IMAGES, parse_weight
 from ..unit.names import checked_name
+from .atomic import remove
+from .tensors import TensorFile, open_safetensors, save_tensors
 
 VERSION = "1"
 _MARK = "ip_adapter_embeds"
@@ -107,7 +108,7 @@ class Embeds:
             key: value if isinstance(value, str) else json.dumps(value)
             for key, value in self.report().items()
         }
-        save_adapter(tensors, path, {_MARK: VERSION, **told})
+        save_tensors(tensors, path, {_MARK: VERSION, **told})
 
 
 def read(path: Path, header_only: bool = False) -> Embeds:
@@ -132,7 +133,7 @@ def read(path: Path, header_only: bool = False) -> Embeds:
         raise FileError(path, f"the embeds are broken ({error}); save them again") from None
 
 
-def _header(file: AdapterFile, name: str) -> Embeds:
+def _header(file: TensorFile, name: str) -> Embeds:
     told = file.metadata
     source = Source(told["encoder"], told["feature"], int(told["width"]), told["fit"])
     pictures = json.loads(told["pictures"])
@@ -150,7 +151,7 @@ def _header(file: AdapterFile, name: str) -> Embeds:
     return Embeds(name, told.get("title", ""), source, hashes, weights)
 
 
-def _filled(header: Embeds, file: AdapterFile) -> Embeds:
+def _filled(header: Embeds, file: TensorFile) -> Embeds:
     tensors = file.tensors()
     for key, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.float().isfinite().all():
@@ -203,7 +204,7 @@ class EmbedsFolder:
         path = self._path(name)
         if not path.is_file():
             raise UnitError("embeds", name, "the name of saved embeds")
-        path.unlink()
+        remove(path)
 
     def check(self, name: Any) -> None:
         """Raises UnitError for what is no name."""

@@ -31,7 +31,7 @@ def changed(change) -> dict:
 BROKEN = {
     "a layer is missing": (lambda f: f.pop("ip_adapter.3.to_v_ip.weight"), "missing: ip_adapter.3.to_v_ip.weight"),
     "a bias too many": (lambda f: f.update({"ip_adapter.1.to_k_ip.bias": torch.zeros(32)}), "left over: ip_adapter.1.to_k"),
-    "a foreign key": (lambda f: f.update({"extra": torch.zeros(1)}), "left over: extra"),
+    "a foreign key": (lambda f: f.update({"extra": torch.zeros(2)}), "left over: extra"),
     "a misshapen norm": (lambda f: f.update({"image_proj.norm.bias": torch.zeros(5)}), r"norm.bias is \[5\], expected \[64\]"),
     "a misshapen layer": (lambda f: f.update({"ip_adapter.5.to_v_ip.weight": torch.zeros(32, 9)}), r"is \[32, 9\]"),
     "no projection": (lambda f: [f.pop(k) for k in list(f) if k.startswith("image_proj")], "no known image projection"),
@@ -145,14 +145,18 @@ def evil(path: Path, trace: Path) -> None:
 
 
 def evil_legacy(path: Path, trace: Path) -> None:
+    torch.save({"image_proj": Evil(trace)}, path, _use_new_zipfile_serialization=False)
+
+
+def evil_plain(path: Path, trace: Path) -> None:
     path.write_bytes(pickle.dumps({"image_proj": Evil(trace)}))
 
 
-@pytest.mark.parametrize("write", [evil, evil_legacy])
+@pytest.mark.parametrize("write", [evil, evil_legacy, evil_plain])
 def test_a_pickle_with_code_is_refused_and_does_nothing(tmp_path, write):
     path, trace = tmp_path / "evil.bin", tmp_path / "trace"
     write(path, trace)
-    with pytest.raises(UnsafeFile, match="damaged or carries code"):
+    with pytest.raises(UnsafeFile, match=r"carries code: it asks for '(pathlib.Path|__builtin__.getattr)"):
         Adapter.load(path)
     assert not trace.exists()
 
@@ -186,11 +190,11 @@ UNREADABLE = {
     ),
     "a header that is no table": (
         lambda p: p.write_bytes(struct.pack("<Q", 8) + b'{"a": 1}'),
-        "neither a safetensors",
+        "not a valid safetensors file",
     ),
-    "cut off": (_cut, r"the file has \d+ bytes, its header says"),
+    "cut off": (_cut, "not a valid safetensors file .cut off"),
     "a folder": (lambda p: p.mkdir(), "this is a folder"),
-    "a zip of something else": (_zip, "damaged or carries code"),
+    "a zip of something else": (_zip, "a zip archive that torch did not write .in it: 'readme.txt'"),
     "a pickled list": (lambda p: torch.save([torch.zeros(2)], p), "holds no dictionary"),
     "missing": (lambda p: None, "cannot be read: No such file"),
 }
@@ -220,7 +224,7 @@ HEADERS = {
     "more elements than bytes": _entry(shape=[1 << 40]),
     "another dtype than the bytes": _entry(dtype="F16"),
     "a dtype that is a list": _entry(dtype=["F32"]),
-    "metadata that is null": _entry() | {"__metadata__": None},
+    "metadata that is a number": _entry() | {"__metadata__": 5},
     "a list": [1, 2],
 }
 
@@ -229,7 +233,9 @@ HEADERS = {
 def test_a_malformed_header_is_refused(tmp_path, name):
     header, path = json.dumps(HEADERS[name]).encode(), tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    with pytest.raises(UnsafeFile, match="neither a safetensors file nor a pickle"):
+    with pytest.raises(
+        UnsafeFile, match=r"neither a safetensors file nor a pickle|not a valid safetensors file"
+    ):
         open_adapter(path)
 
 

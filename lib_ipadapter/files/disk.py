@@ -1,0 +1,98 @@
+"""Opening files that other people made: only regular files, never blocking, and the commonest mistakes named."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import FileError, UnsafeFile
+
+_SPARSE = 256 << 20  # bytes from which a file with holes is looked for
+# First bytes of what people save as a model by mistake, and what to call it
+_OTHER_KINDS = {
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip archive; unpack it",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"\x89HDF": "an HDF5 file",
+}
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading, unbuffered positions included. Raises FileError.
+
+    Devices, sockets and FIFOs are refused and cannot block: the type is looked at before and after opening.
+    Symbolic links are followed, as people link their models.
+    """
+    try:
+        _require_regular(path, os.stat(path))
+        flags = (
+            os.O_RDONLY
+            | getattr(os, "O_BINARY", 0)
+            | getattr(os, "O_NONBLOCK", 0)
+            | getattr(os, "O_CLOEXEC", 0)
+        )
+        descriptor = os.open(path, flags)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise FileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    file = os.fdopen(descriptor, "rb")
+    try:
+        _require_regular(path, os.fstat(descriptor))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _require_regular(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise UnsafeFile(path, "this is a folder, expected a file with tensors")
+    if not stat.S_ISREG(found.st_mode):
+        raise UnsafeFile(path, "this is a device, socket or pipe, expected a file with tensors")
+    on_disk = getattr(found, "st_blocks", 0) * 512  # 0 where the system does not say
+    if found.st_size >= _SPARSE and 0 < on_disk < found.st_size // 16:
+        raise UnsafeFile(
+            path, f"only {on_disk / 1e6:.1f} MB of its {found.st_size / 1e6:.0f} MB are on the disk, the rest is a hole: "
+            "a download that was cut off; download it again",
+        )  # fmt: skip
+
+
+def read_head(path: Path) -> bytes:
+    """The first 512 bytes. Raises FileError, and UnsafeFile with a name for what is no tensor file at all."""
+    with open_regular(path) as file:
+        try:
+            head = file.read(512)
+        except OSError as error:
+            raise FileError(path, f"cannot be read: {error.strerror or error}") from None
+    start = head.lstrip().lower()
+    if not head:
+        raise UnsafeFile(path, "the file is empty; download it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UnsafeFile(
+            path, "this is a web page, not a model: the download went wrong; download the file itself"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise UnsafeFile(
+            path, "this is a Git LFS pointer, not the model itself; run git lfs pull or download it"
+        )
+    for first, kind in _OTHER_KINDS.items():
+        if head.startswith(first) and head[8:9] != b"{":
+            raise UnsafeFile(path, f"this is {kind}, expected a safetensors file or a pickle of torch")
+    return head
+
+
+def sha256(path: Path | str) -> str:
+    """Hex digest of the whole file. Raises FileError."""
+    digest = hashlib.sha256()
+    try:
+        with open_regular(Path(path)) as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}") from None
+    return digest.hexdigest()
