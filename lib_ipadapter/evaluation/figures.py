@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..atomic import replacing
 from ..errors import ModelError
 from ..pictures import images
 from .items import Item
-from .pictures import replaced, weight_text
+from .pictures import weight_text
 from .table import REFERENCE, Results
 
 SIDE = 192  # pixels of a picture in the grid, at most
@@ -38,7 +39,7 @@ def grid(
         for c, picture in enumerate([item.load(), *map(images.load, firsts[r])]):
             sheet.paste(images.fit(picture, side, "pad", images.WHITE), (GAP + c * step, top))
         _write(pen, font, (GAP, top + side + 2), item.caption, sheet.width - 2 * GAP)
-    with replaced(out) as part:
+    with replacing(out) as part:
         sheet.save(part, "PNG")
 
 
@@ -91,7 +92,7 @@ def curve(results: Results, out: Path) -> bool:
     axes.set_ylabel("CLIP-I (the reference)")
     axes.grid(alpha=0.3)
     axes.legend()
-    with replaced(out) as part:
+    with replacing(out) as part:
         figure.savefig(part, format="png", bbox_inches="tight")
     return True
 

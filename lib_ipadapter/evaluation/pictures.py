@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ..atomic import replacing
 from ..errors import FileError
 
 CHUNK = "evaluation"  # of the PNG
@@ -58,7 +57,7 @@ class Pictures:
         info.add_text(
             CHUNK, json.dumps({"hash": settings_hash(settings), "settings": settings}, sort_keys=True)
         )
-        with replaced(path) as part:
+        with replacing(path) as part:
             picture.save(part, "PNG", pnginfo=info)
 
 
@@ -80,18 +79,3 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of ``path`` when the block is left well. Raises FileError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise FileError(path, f"cannot be written in {path.parent}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

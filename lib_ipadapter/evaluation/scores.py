@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..atomic import replacing
 from ..pictures import images
 from .items import Item
 from .metric import Metric
-from .pictures import replaced
 from .stats import Estimate, bootstrap
 
 Extra = Mapping[str, Callable[[Image.Image, Item], float]]
@@ -115,7 +115,7 @@ class Scores:
 
     def write(self, path: Path) -> None:
         """A line of JSON for each picture. Raises FileError."""
-        with replaced(path) as part:
+        with replacing(path) as part:
             part.write_text("".join(f"{line}\n" for line in self._lines), encoding="utf-8")
 
 

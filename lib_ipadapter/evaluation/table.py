@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .pictures import replaced, weight_text
+from ..atomic import replacing
+from .pictures import weight_text
 from .stats import LEVEL, RESAMPLES, Estimate
 
 TITLES = {"clip_i": "CLIP-I", "clip_t": "CLIP-T", "top_1": "top-1", "top_5": "top-5"}
@@ -95,7 +96,7 @@ class Results:
             ("results.json", json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"),
             ("results.md", self.markdown()),
         ):
-            with replaced(out / name) as part:
+            with replacing(out / name) as part:
                 part.write_text(text, encoding="utf-8")
 
 

@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from ..adapters.variant import VariantSpec
+from ..atomic import remove
 from ..errors import FileError, UnitError, UnsafeFile
 from ..unit.fields import MAX_IMAGES, parse_weight
 from ..unit.names import checked_name
-from .atomic import remove
 from .tensors import TensorFile, open_safetensors, save_tensors
 
 VERSION = "1"

@@ -21,8 +21,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..atomic import replacing
 from ..errors import FileError, UnsafeFile
-from .atomic import replacing
 from .disk import open_regular, read_head
 from .pickles import named, unpickled
 from .unpickler import PickleRefused, StoredTensor
@@ -180,6 +180,21 @@ def _refusing(path: Path, read: Callable[[], Any]) -> Any:
         raise UnsafeFile(
             path, f"refused: {reason}. Use a .safetensors file from a source that you trust"
         ) from None
+
+
+# What accelerate's random_states_N.pkl names beside tensors: the states of Python's and numpy's generators
+_NUMPY = frozenset(
+    {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
+    | {"numpy.ndarray", "numpy.dtype", "_codecs.encode"}
+)
+
+
+def check_states(folder: Path) -> None:
+    """Refuses a folder of accelerate's in which a pickle names more than tensors and numpy arrays, as accelerate itself
+    unpickles all that it finds there. Raises FileError."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix != ".safetensors" and read_head(path).startswith((b"PK", b"\x80")):
+            _unpickle(path, _NUMPY)
 
 
 def load_state(path: Path) -> Any:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..adapters.file import open_adapter
 from ..attention.term import split_heads
-from ..errors import FileError, ModelError, UnsafeFile
+from ..errors import ModelError
+from ..files.tensors import open_tensors
 from .config import Config, read_config
 from .text import TextTower, build_text, load
 
@@ -124,7 +124,7 @@ def _require_ldm() -> None:
 
 def _state(path: Path) -> dict[str, Tensor]:
     """The checkpoint's tensors; safely read, mapped and not copied."""
-    tensors = _mapped(path) if path.suffix.lower() == ".safetensors" else open_adapter(path).tensors()
+    tensors = open_tensors(path).tensors()
     plain = {
         key[len("state_dict.") :] if key.startswith("state_dict.") else key: v for key, v in tensors.items()
     }
@@ -134,19 +134,6 @@ def _state(path: Path) -> dict[str, Tensor]:
             "give a checkpoint in the original layout (.safetensors or .ckpt)"
         )
     return plain
-
-
-def _mapped(path: Path) -> dict[str, Tensor]:
-    import safetensors
-    from safetensors.torch import load_file
-
-    broken: Any = vars(safetensors)["SafetensorError"]  # its type stubs do not have it
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror or error}") from None
-    except broken as error:
-        raise UnsafeFile(path, f"not a safetensors file, or cut off ({error}); download it again") from None
 
 
 def _part(state: Mapping[str, Tensor], prefix: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..adapters.file import save_adapter, sha256
 from ..errors import FileError, ModelError, TrainingError
+from ..files.tensors import check_states, load_state
 from . import objective
 from .adapter import TrainableAdapter, make
 from .base import open_base
@@ -177,10 +178,11 @@ class Trainer:
             return 0
         step, path = latest
         try:
+            check_states(path / "state")
             self.accelerator.load_state(str(path / "state"))
             if self.ema is not None:
-                self.ema.load_state_dict(torch.load(path / "ema.pt", map_location=self.accelerator.device))
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
+                self.ema.load_state_dict(load_state(path / "ema.pt"))
+        except (OSError, RuntimeError, ValueError, KeyError, FileError) as error:
             raise FileError(
                 path, f"this checkpoint cannot be gone on with ({' '.join(str(error).split())[:200]}); delete it, and "
                 "the one before it is used",

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from ..atomic import remove, replacing
 from ..errors import FileError, UnitError
 from ..options import canonical, checked
 from .names import checked_name
@@ -55,14 +55,8 @@ class Presets:
         given = canonical(FIELDS, unit)
         fields = checked(_OPTIONS, {key: value for key, value in given.items() if key not in _LEFT_OUT})
         kept = {key: value for key, value in fields.items() if value != KEPT[key].default}
-        part = path.with_name(f".{uuid4().hex}.part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part:
             part.write_text(json.dumps(kept, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise FileError(path, f"the preset cannot be written: {error.strerror or error}") from None
         return kept
 
     def remove(self, name: Any) -> None:
@@ -70,10 +64,7 @@ class Presets:
         path = self._path(name)
         if not path.is_file():
             raise UnitError("preset", name, "the name of a preset")
-        try:
-            path.unlink()
-        except OSError as error:  # Windows keeps a file that another program has open
-            raise FileError(path, f"the preset cannot be deleted: {error.strerror or error}") from None
+        remove(path)
 
     def over(self, unit: Mapping[str, Any]) -> dict[str, Any]:
         """A unit object by its fields' names; those that it does not give are its ``preset``'s. Raises UnitError,
