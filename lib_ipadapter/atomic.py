@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.replace(part, path)
+        part.replace(path)
     except PermissionError as error:
         raise FileError(
             path, f"cannot be written in {path.parent}: {_reason(error)}; check the folder's permissions, and "
@@ -38,7 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def remove(path: Path) -> None:
     """Deletes a file; one that is gone already is no error. Raises FileError."""
     try:
-        path.unlink(missing_ok=True)
+        path.unlink()
+    except FileNotFoundError:
+        pass
     except OSError as error:
         # Windows does not delete a file that is mapped into memory.
         raise FileError(

@@ -102,7 +102,7 @@ def test_a_preset_that_cannot_be_deleted_is_named(presets, monkeypatch):
     monkeypatch.setattr(
         type(presets.folder), "unlink", lambda path: (_ for _ in ()).throw(PermissionError(13, "in use"))
     )
-    with pytest.raises(FileError, match=r"open\.json: the preset cannot be deleted: in use"):
+    with pytest.raises(FileError, match=r"open\.json: cannot be deleted: in use"):
         presets.remove("open")
 
 
