@@ -62,6 +62,27 @@ class Weights:
         return self._pairs[layer]
 
 
+def sessions_of(weights: Weights) -> dict[str, Session]:
+    """What is compared."""
+    tokens = torch.randn(2, TOKENS, CONTEXT)
+
+    def prompt(**fields: object) -> ImagePrompt:
+        return ImagePrompt(weights, tokens, torch.ones(TOKENS), 0.8, **fields)  # type: ignore[arg-type]
+
+    table = {"rule": LayerRule(table=tuple((t, 0.5 + t / 32) for t in range(16)))}
+    curve = {"timing": Timing(curve=Curve(((0.0, 0.2), (1.0, 0.9))))}
+    mask = {"region": Region(torch.rand(512, 512))}
+    return {
+        "base model": Session([]),
+        "one unit": Session([prompt()]),
+        "with a table of layers": Session([prompt(**table)]),
+        "with a curve": Session([prompt(**curve)]),
+        "with a mask": Session([prompt(**mask)]),
+        "with all three": Session([prompt(**table, **curve, **mask)]),
+        "four units": Session([prompt() for _ in range(4)]),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -77,23 +98,7 @@ def main() -> None:
     weights = Weights(unet)
     unet = unet.to(args.device, getattr(torch, args.dtype))
     unet.dtype = getattr(torch, args.dtype)
-    tokens = torch.randn(2, TOKENS, CONTEXT)
-
-    def prompt(**fields: object) -> ImagePrompt:
-        return ImagePrompt(weights, tokens, torch.ones(TOKENS), 0.8, **fields)  # type: ignore[arg-type]
-
-    table = {"rule": LayerRule(table=tuple((t, 0.5 + t / 32) for t in range(16)))}
-    curve = {"timing": Timing(curve=Curve(((0.0, 0.2), (1.0, 0.9))))}
-    mask = {"region": Region(torch.rand(512, 512))}
-    sessions = {
-        "base model": Session([]),
-        "one unit": Session([prompt()]),
-        "with a table of layers": Session([prompt(**table)]),
-        "with a curve": Session([prompt(**curve)]),
-        "with a mask": Session([prompt(**mask)]),
-        "with all three": Session([prompt(**table, **curve, **mask)]),
-        "four units": Session([prompt() for _ in range(4)]),
-    }
+    sessions = sessions_of(weights)
     x, context = torch.randn(2, 4, args.size, args.size), torch.randn(2, 77, CONTEXT)
     x, context = (t.to(args.device, unet.dtype) for t in (x, context))
     times = torch.tensor([500, 500], device=args.device)
