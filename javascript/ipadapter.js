@@ -146,10 +146,6 @@
     // gradio calls these with a handler's inputs and then its outputs; what we know goes in an input's place.
     window.ipadapterAdding = (inbox, files, weights, saved) => [pending, files, weights, saved];
     window.ipadapterAdded = () => whenAdded();
-    window.ipadapterSize = () => {
-        const tab = TABS.find(name => visible(accordion(name)));
-        return ["width", "height"].map(side => Number(byId(`${tab}_${side}`)?.querySelector("input")?.value) || 512);
-    };
     window.ipadapterRemoval = (files, weights, saved) => [files, weights, saved, removal];
 
     // Beside gradio's own elements: what it draws itself must not be touched.
@@ -254,6 +250,11 @@
 
     window.ipadapterCrop = source => {
         const chosen = cropping;
+        if (chosen?.use) {
+            cropping = null;
+            chosen.use(source);
+            return [];
+        }
         if (!chosen || !source) return [];
         const dialog = document.createElement("dialog");
         dialog.className = "ipadapter-crop";
@@ -307,6 +308,68 @@
         text.value = boxes.some(Boolean) ? boxes.join("; ") : "";
         updateInput(text);
     }
+
+    // masks: ipadapter_mask.js edits them; the result goes into a hidden text
+
+    function shownPicture(selector) {
+        return gradioApp().querySelector(selector)?.src;
+    }
+
+    // What can be shown below the mask of a region, the most telling first.
+    function backdropsOfRegion(tab) {
+        const found = [
+            ["Inpaint image", tab === "img2img" && shownPicture("#img2maskimg img")], ["img2img image", tab === "img2img" && shownPicture("#img2img_image img")],
+            ["Last result", selectedPicture(tab)],
+        ];
+        return found.filter(([, url]) => url).map(([name, url]) => ({name, url}));
+    }
+
+    const outputSize = tab => ["width", "height"].map(side => Number(byId(`${tab}_${side}`)?.querySelector("input")?.value) || 512);
+
+    function firstReference(prefix) {
+        if (!pictureCount(prefix)) return Promise.resolve("");
+        return new Promise(resolve => {
+            cropping = {index: 0, use: resolve};
+            byId(`${prefix}_open_crop`).click();
+        });
+    }
+
+    function sizeOf(url) {
+        return new Promise(resolve => {
+            const image = new Image();
+            image.onload = () => resolve([image.naturalWidth, image.naturalHeight]);
+            image.onerror = () => resolve([512, 512]);
+            image.src = url;
+        });
+    }
+
+    const maskText = (prefix, field) => byId(`${prefix}_${field}`)?.querySelector("textarea, input");
+
+    function writeMask(prefix, field, url) {
+        const text = maskText(prefix, field);
+        text.value = url;
+        updateInput(text);
+    }
+
+    async function editMask(prefix, field) {
+        const tab = TABS.find(name => prefix.startsWith(`ipadapter_${name}_`)), mask = maskText(prefix, field).value;
+        let options = {title: "Region: where the image acts", size: outputSize(tab), backdrops: backdropsOfRegion(tab), mask};
+        if (field === "focus") {
+            const url = await firstReference(prefix);
+            const backdrops = url ? [{name: "Reference 1", url}] : [];
+            options = {title: "Reference mask: which part of the references is used", size: url ? await sizeOf(url) : [512, 512], backdrops, mask};
+        }
+        const edited = await ipadapterMask.open(options);
+        if (edited !== null) writeMask(prefix, field, edited);
+    }
+
+    document.addEventListener("click", event => {
+        const button = event.target.closest?.(".ipadapter-paint, .ipadapter-unpaint");
+        if (!button) return;
+        const field = button.dataset.field, prefix = button.closest('[id$="_pad"]').id.replace(new RegExp(`_${field}_pad$`), "");
+        if (button.classList.contains("ipadapter-paint")) editMask(prefix, field);
+        else writeMask(prefix, field, "");
+    });
 
     // events
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import IPAdapterError, UnitError
-from .panel.values import is_drawing, units_from_panel
+from .panel.values import units_from_panel
 
 Fill = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -21,7 +21,7 @@ def requested_units(args: Sequence[Any], fill: Fill = dict) -> list[dict[str, An
     """
     flag, rest = (args[0], list(args[1:])) if args else (False, [])
     if flag is None or isinstance(flag, bool):
-        units = [arg for arg in rest if isinstance(arg, Mapping) and not is_drawing(arg)]
+        units = [arg for arg in rest if isinstance(arg, Mapping)]
         if not flag and not units:
             return []
         return _over_panel(units, [], fill) if units else _panel(rest)
@@ -37,7 +37,7 @@ def _positional(first: Mapping[str, Any], rest: Sequence[Any]) -> list[Any]:
     """Units given one after the other end at the first value that is the panel's own."""
     units: list[Any] = [first]
     for arg in rest:
-        if not isinstance(arg, Mapping) or is_drawing(arg):
+        if not isinstance(arg, Mapping):
             break
         units.append(arg)
     return units

@@ -131,3 +131,23 @@ class PanelPage:
 
     def info(self, index: int = 0) -> str:
         return self.unit(index, "info").inner_text().strip()
+
+    def edit_mask(
+        self, index: int, field: str, *presses: str, stroke: tuple[tuple[float, float], ...] = ()
+    ) -> None:
+        """Opens the mask editor of a field, presses buttons by value, paints along ``stroke`` (fractions), applies."""
+        self.unit(index, f"{field}_pad").locator(".ipadapter-paint").click()
+        self.page.wait_for_selector("dialog.ipadapter-mask[open]")
+        for value in presses:
+            self.page.click(f'dialog.ipadapter-mask button[value="{value}"]')
+        if stroke:
+            box = self.page.locator(".ipadapter-mask-canvas").bounding_box()
+            at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in stroke]
+            self.page.mouse.move(*at[0])
+            self.page.mouse.down()
+            for point in at[1:]:
+                self.page.mouse.move(*point, steps=5)
+            self.page.mouse.up()
+        self.page.click('dialog.ipadapter-mask button[value="apply"]')
+        self.page.wait_for_selector("dialog.ipadapter-mask", state="detached")
+        self.page.wait_for_timeout(700)  # the value goes to the server and its preview comes back

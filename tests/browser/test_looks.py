@@ -70,19 +70,14 @@ def test_negatives_and_a_painted_reference_mask_act(panel: PanelPage, small: Any
     panel.until(panel.thumbs, 1)
     panel.unit(0, "look").locator(".label-wrap").click()
     panel.unit(0, "negative").locator("input[type=file]").set_input_files([upload(1)])
-    panel.unit(0, "paint_reference").click()
-    canvas = panel.unit(0, "focus").locator("canvas").first
-    canvas.wait_for(state="visible")
-    page.wait_for_timeout(1000)
-    canvas.scroll_into_view_if_needed()
-    at = canvas.bounding_box()
-    page.mouse.move(at["x"] + at["width"] * 0.3, at["y"] + at["height"] * 0.3)
-    page.mouse.down()
-    page.mouse.move(at["x"] + at["width"] * 0.7, at["y"] + at["height"] * 0.7, steps=5)
-    page.mouse.up()
+    panel.edit_mask(0, "focus", stroke=((0.3, 0.3), (0.7, 0.7)))
     generate(page)
     text = infotext(page)
     entry = json.loads(text[text.index("[{") :].split("}]")[0].replace('\\"', '"') + "}]")[0]
     negative = load(Image.open(io.BytesIO(upload(1)["buffer"])))
     assert entry["negative"] == [content_hash(negative)]
     assert len(entry["focus"]) == 16
+    # Clearing leaves nothing of the references behind, which would act on the next one.
+    panel.unit(0, "clear").click()
+    panel.until(lambda: panel.unit(0, "focus_pad").locator("img").count(), 0)
+    panel.until(lambda: panel.unit(0, "negative").locator("a").count(), 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +11,10 @@ from PIL import Image
 
 from lib_ipadapter.errors import UnitError
 from lib_ipadapter.unit import FIELD_NAMES, FIELDS, Unit
+from lib_ipadapter.webui.panel import html
 from lib_ipadapter.webui.panel.values import (
     SAVED,
     WEIGHTS,
-    drawn,
-    is_drawing,
     parse_weights,
     slots,
     units_from_panel,
@@ -111,16 +112,23 @@ def test_weights_without_pictures_wait_for_them():
     assert units_from_panel(values(**{WEIGHTS: "1, 0.5"}))[0]["images"] == []
 
 
-def test_a_drawing_is_a_mask():
-    blank = Image.new("RGB", (8, 8), (70, 70, 70))
-    picture = Image.linear_gradient("L").resize((8, 8))
-    nothing = Image.new("RGB", (8, 8))
-    painted = nothing.copy()
-    painted.putpixel((2, 2), (255, 255, 255))
-    assert drawn(None) is None
-    assert drawn("aGk=") == "aGk="
-    assert drawn({"image": blank, "mask": nothing}) is None
-    assert drawn({"image": None, "mask": None}) is None
-    assert drawn({"image": picture, "mask": nothing}) is picture
-    assert drawn({"image": picture, "mask": painted}).getpixel((2, 2)) == 255
-    assert not is_drawing({"model": "m", "mask": "aGk="})
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [("", None), (None, None), ("data:image/png;base64,aGk=", "data:image/png;base64,aGk=")],
+)
+def test_the_mask_editor_gives_a_data_uri_or_nothing(value, wanted):
+    unit = units_from_panel(values(mask=value, focus=value))[0]
+    assert unit["mask"] == unit["focus"] == wanted
+
+
+def test_a_mask_is_shown_with_buttons_to_change_and_remove_it():
+    empty = html.pad("mask", "")
+    assert "ipadapter-paint" in empty
+    assert "ipadapter-unpaint" not in empty
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "PNG")
+    filled = html.pad("mask", "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
+    assert "<img" in filled
+    assert "ipadapter-unpaint" in filled
+    assert "<img" not in html.pad("focus", 'broken" onload="x')
+    assert "onload" not in html.pad("focus", 'broken" onload="x')

@@ -6,14 +6,12 @@ import json
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from ...errors import IPAdapterError, UnitError
-from ...pictures import images, preprocess
+from ...pictures import preprocess
 from ...unit import FIELDS, crops
 from ...unit.presets import KEPT
 from ...unit.weights import SD, SDXL
@@ -23,6 +21,7 @@ from . import html
 from .charts import SHOWN, charts
 from .values import NO_MODEL, panel_default, parse_weights
 
+CLEARED = ("negative", "box", "focus", "mask")  # go with the references that they belong to
 LOOKED = ("fit", "position", "sharpen", "box")
 _ENABLED = next(field for field in FIELDS if field.name == "enabled")
 
@@ -52,8 +51,15 @@ class UnitEvents:
         return [[paths[i] for i in kept] or None, text, gr.update()]
 
     def clear(self) -> list[Any]:
-        """Takes all references out."""
-        return [None, "", panel_default(_ENABLED, self.index), []]
+        """Takes all references out, with what belongs to them: values of images, their weights, enabled, saved
+        references, and CLEARED."""
+        return [
+            None,
+            "",
+            panel_default(_ENABLED, self.index),
+            [],
+            *(None if name == "negative" else "" for name in CLEARED),
+        ]
 
     def show(self, files: Any, weights: Any, model: Any, wanted: Any, saved: Any, *look: Any) -> list[Any]:
         """Thumbnails as the encoder will see them, and whether they are those of a pasted text. look: the values of
@@ -83,6 +89,10 @@ class UnitEvents:
             return html.whole(paths[int(place)])
         except (IPAdapterError, OSError, ValueError, IndexError):
             return ""
+
+    def pad(self, name: str, uri: Any) -> str:
+        """A mask of the panel, as its preview and the buttons that change it."""
+        return html.pad(name, str(uri or ""))
 
     # presets
 
@@ -137,20 +147,6 @@ class UnitEvents:
         info = description(self.models, model)
         sdxl = info is not None and str(info.get("base", "")).startswith("SDXL")
         return charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD)
-
-    def first(self, files: Any) -> Image.Image | None:
-        """The first reference, to paint on which part of it counts."""
-        paths = paths_of(files)
-        try:
-            return images.load(Path(paths[0])) if paths else None
-        except (IPAdapterError, OSError):
-            return None
-
-    def blank(self, width: Any, height: Any) -> Image.Image:
-        """A canvas of the picture's proportion to paint a mask on."""
-        side = max(width or 512, height or 512)
-        scale = min(1.0, 1024 / side)
-        return Image.new("RGB", (round((width or 512) * scale), round((height or 512) * scale)), (70, 70, 70))
 
     def download(self, model: Any) -> Iterator[list[Any]]:
         """Fetches the encoder in a thread of its own; the page sees how far it is."""

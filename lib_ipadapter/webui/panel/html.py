@@ -40,6 +40,39 @@ def whole(path: str) -> str:
     return _data_uri(load(Path(path)), 1024)
 
 
+_PADS = {
+    "mask": ("Paint or load a mask", "Change the mask", "The unit acts in the white area."),
+    "focus": (
+        "Paint or load a mask for the references",
+        "Change the mask",
+        "White parts of the references are used.",
+    ),
+}
+
+
+def pad(name: str, uri: str) -> str:
+    """The mask of a field (a data URI, or "" for none) as a preview and buttons; javascript/ipadapter.js handles them."""
+    empty, filled, says = _PADS[name]
+    shown = _mask_preview(uri) if uri else ""
+    image = f'<img src="{shown}" alt="{escape(says)}">' if shown else ""
+    button = '<button type="button" class="{}" data-field="{}">{}</button>'
+    buttons = button.format("ipadapter-paint", name, filled if uri else empty)
+    if uri:
+        buttons += button.format("ipadapter-unpaint", name, "Remove the mask")
+    return f'<div class="ipadapter-pad">{image}<div>{buttons}</div></div>'
+
+
+@lru_cache(maxsize=32)
+def _mask_preview(uri: str) -> str:
+    """A small picture of a mask; "" for one that cannot be read, which is refused when it is used."""
+    from ...pictures.images import load
+
+    try:
+        return _data_uri(load(uri), 160)
+    except IPAdapterError:
+        return ""
+
+
 def _data_uri(seen: Image.Image, side: int) -> str:
     seen.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

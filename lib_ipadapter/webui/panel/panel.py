@@ -6,8 +6,10 @@ models raise while it lists models only leaves the list empty.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -19,7 +21,7 @@ from ...unit import FIELDS, LAYERS, PREPROCESS, REGION, SCRIPTS
 from ...unit.presets import KEPT
 from .. import settings
 from .charts import SHOWN
-from .events import LOOKED, UnitEvents
+from .events import CLEARED, LOOKED, UnitEvents
 from .paste import Paste
 from .saved import SavedEvents
 from .values import NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
@@ -73,7 +75,7 @@ class _UnitPanel:
         self.index = index
         self.names = names
         self.inputs: dict[str, Any] = {}
-        self.below: dict[str, Any] = {}  # what puts something into a pad to paint on
+        self.pads: dict[str, Any] = {}  # the previews of masks
         self.events = UnitEvents(index, models)
         self.saved_events = SavedEvents(models)
         self._default_fit = settings.default_fit()
@@ -191,15 +193,15 @@ class _UnitPanel:
         return gr.Button(text, size="sm", min_width=0, visible=False, elem_id=self._id(name))
 
     def _build_pad(self, spec: Option) -> None:
-        """A picture to paint on, or one that is the mask itself."""
+        """A mask: a hidden data URI that the mask editor of the page writes, and its preview."""
         with gr.Column():
-            pad = gr.Image(
-                label=f"{spec.label}: {spec.help}", source="upload", tool="sketch", type="pil", image_mode="RGBA",
-                brush_color="#ffffff", height=320, elem_id=self._id(spec.name),
-            )  # fmt: skip
-            below, elem = _BELOW[spec.name]
-            self.below[spec.name] = gr.Button(below, size="sm", elem_id=self._id(elem))
-        self.inputs[spec.name] = pad
+            gr.HTML(f'<p class="ipadapter-label">{html.escape(spec.label)}: {html.escape(spec.help)}</p>')
+            mask = gr.Textbox("", visible=False, label=spec.label, elem_id=self._id(spec.name))
+            self.pads[spec.name] = gr.HTML(
+                self.events.pad(spec.name, ""), elem_id=self._id(f"{spec.name}_pad")
+            )
+        mask.do_not_save_to_config = True
+        self.inputs[spec.name] = mask
 
     def _build_model(self, spec: Option) -> None:
         with gr.Column(elem_classes=["ipadapter-model"]):
@@ -220,7 +222,9 @@ class _UnitPanel:
             self.events.add, [self.inbox, files, weights, saved], put, _js="ipadapterAdding", **_QUIET
         )
         added.then(None, [], [], _js="ipadapterAdded")
-        cleared = self.clear.click(self.events.clear, [], [*put, saved], **_QUIET)
+        cleared = self.clear.click(
+            self.events.clear, [], [*put, saved, *(self.inputs[name] for name in CLEARED)], **_QUIET
+        )
         removed = self.remove.click(
             self.events.remove, [files, weights, saved, self.wanted], put, _js="ipadapterRemoval", **_QUIET
         )
@@ -234,11 +238,9 @@ class _UnitPanel:
         drawn = [model, *(self.inputs[name] for name in SHOWN)]
         for component in drawn:
             component.change(self.events.charts, drawn, [self.charts], **_QUIET)
-        sizes = [gr.Number(visible=False) for _ in range(2)]
-        self.below["mask"].click(
-            self.events.blank, sizes, [self.inputs["mask"]], _js="ipadapterSize", **_QUIET
-        )
-        self.below["focus"].click(self.events.first, [files], [self.inputs["focus"]], **_QUIET)
+        for name, pad in self.pads.items():
+            mask = self.inputs[name]
+            mask.change(partial(self.events.pad, name), [mask], [pad], **_QUIET)
         self.opener.click(
             self.events.whole, [files, self.opened], [self.opened], _js="ipadapterCropping", **_QUIET
         ).then(None, [self.opened], [], _js="ipadapterCrop")
@@ -276,10 +278,6 @@ _BUILDERS: dict[str, Any] = {
     "text": gr.Textbox,
 }
 _FOLDS = {PREPROCESS: "look", LAYERS: "fine", REGION: "where", SCRIPTS: "follow"}
-_BELOW = {
-    "mask": ("Blank, of the picture's size", "blank"),
-    "focus": ("Paint on the first reference", "paint_reference"),
-}
 _RADIO = 4  # choices at most; more are a dropdown
 
 

@@ -9,7 +9,7 @@ import gradio as gr
 from ...errors import IPAdapterError
 from . import html
 from .events import LOOKED, extended, paths_of
-from .values import NO_MODEL, drawn, pictures, shown_name
+from .values import NO_MODEL, pictures, shown_name
 
 
 class SavedEvents:
@@ -38,7 +38,7 @@ class SavedEvents:
         try:
             unit = {"model": "" if model == NO_MODEL else model, **dict(zip(LOOKED, look, strict=True))}
             images = pictures(files, weights, saved)
-            self.models.shelf().save(name, {**unit, "focus": drawn(focus), "images": images})
+            self.models.shelf().save(name, {**unit, "focus": focus or None, "images": images})
         except IPAdapterError as error:
             return [gr.update(), html.failure(str(error))]
         return [gr.update(choices=self.names()), html.note(f"Saved as {name}; choose it above.")]

@@ -64,7 +64,7 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
                 more = (values[WEIGHTS], values[SAVED]) if field.name == "images" else (None, None)
                 unit[field.name] = pictures(values[field.name], *more)
             if field.kind == "image":
-                unit[field.name] = drawn(values[field.name])
+                unit[field.name] = values[field.name] or None  # a data URI from the mask editor
     except UnitError as error:
         raise error.in_unit(index) from None
     return unit
@@ -99,23 +99,6 @@ def pictures(files: Any, weights: Any, saved: Any = None) -> list[dict[str, Any]
     sources = [*(_source(item) for item in items), *_chosen(saved)]
     numbers = parse_weights(weights, len(sources)) if sources else []
     return [_weighted(source, weight) for source, weight in zip(sources, numbers, strict=True)]
-
-
-def is_drawing(value: Any) -> bool:
-    """Whether a value is a drawing pad's, and no unit of a request."""
-    return isinstance(value, Mapping) and set(value) == {"image", "mask"}
-
-
-def drawn(value: Any) -> Any:
-    """What a drawing pad holds: what was painted, or else the picture below it, which is the mask then; a blank with
-    nothing on it is none. A request's own value is passed on."""
-    if not is_drawing(value):
-        return value
-    below, painted = value["image"], value["mask"]
-    if painted is not None and painted.convert("L").getextrema()[1]:
-        return painted.convert("L")
-    low, high = (0, 0) if below is None else below.convert("L").getextrema()
-    return below if low != high else None
 
 
 def _weighted(source: Any, weight: float | None) -> dict[str, Any]:
