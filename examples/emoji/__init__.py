@@ -1,1 +1,1 @@
-"""The emoji: pictures that we did not draw, fetched and trained on as the paper's users would with their own."""
+"""An adapter trained on emoji, as users would train on images of their own."""

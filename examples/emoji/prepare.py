@@ -1,4 +1,4 @@
-"""Fetches the emoji and writes them as data: python -m examples.emoji.prepare
+"""Downloads the emoji and writes them as a data folder: python -m examples.emoji.prepare
 
 The pictures are the Fluent emoji (MIT, npm's @lobehub/fluent-emoji-3d), the words those of emojibase-data (MIT).
 npm fetches both; nothing of them is kept in the repository. DATA/train and DATA/held-out get NAME.png, 128 x 128
@@ -29,18 +29,18 @@ from lib_ipadapter.pictures import images
 HERE = Path(__file__).resolve().parent
 RUN = HERE / "run"
 SIDE = 128  # pixels
-HELD_OUT = 1 / 8  # share of the concepts
-TAGS = 4  # words of emojibase behind the label
+HELD_OUT = 1 / 8  # fraction of the concepts
+TAGS = 4  # emojibase tags after the label
 TONES = {f"1f3f{n}" for n in "bcdef"}
-TURNED = {"2640", "2642", "27a1"}  # behind a joiner: woman, man, to the right
+TURNED = {"2640", "2642", "27a1"}  # after a joiner: woman, man, facing right
 JOINER = "200d"
-SILENT = {"fe0f", "e007f"}  # drawn as a picture; end of a flag's letters: not in all names
+SILENT = {"fe0f", "e007f"}  # presentation selector; end of a flag sequence: not in all names
 PEOPLE = {"1f468": "1f9d1", "1f469": "1f9d1"}  # man and woman to person
 
 
 @dataclass(frozen=True)
 class Package:
-    """A package of npm, and the tarball that this was made with."""
+    """An npm package, and the hash of the tarball that was used."""
 
     name: str
     version: str
@@ -48,7 +48,7 @@ class Package:
 
     @property
     def file(self) -> str:
-        """The tarball's name, as npm gives it."""
+        """The tarball's file name."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -61,7 +61,7 @@ WORDS = Package(
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's tarball in ``folder``, fetched unless it is there. Raises DownloadError."""
+    """The package's tarball in ``folder``, downloaded unless it is there. Raises DownloadError."""
     path = folder / package.file
     if not path.is_file():
         npm = shutil.which("npm")
@@ -91,13 +91,13 @@ def fetch(package: Package, folder: Path) -> Path:
 
 
 def parts_of(hexcode: str) -> list[str]:
-    """Code points of a name such as 1F44B-1F3FB or 0023-fe0f-20e3, in one spelling."""
+    """Normalised code points of a name such as 1F44B-1F3FB or 0023-fe0f-20e3."""
     points = hexcode.lower().replace("_", "-").split("-")
     return [point.lstrip("0") for point in points if point not in SILENT]
 
 
 def concept(hexcode: str) -> str:
-    """What an emoji shows, whatever its skin tone, gender and direction: their names have one concept."""
+    """The concept of an emoji: the same for all its skin tones, genders and directions."""
     groups = " ".join(parts_of(hexcode)).split(f" {JOINER} ")
     kept = [groups[0], *(group for group in groups[1:] if group not in TURNED)]
     points = [point for group in kept for point in group.split()]
@@ -106,17 +106,17 @@ def concept(hexcode: str) -> str:
 
 
 def share(name: str) -> float:
-    """Of a name, a number 0..1 by its hash: the same on every machine, whatever other names there are."""
+    """A number 0..1 from the hash of a name: the same on every machine, independent of the other names."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
 
 
 def is_held_out(hexcode: str) -> bool:
-    """Whether training never sees this concept."""
+    """Whether this concept is excluded from training."""
     return share(concept(hexcode)) < HELD_OUT
 
 
 def captions(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Of emojibase's entries: caption by code points. The label, and behind it a few of the tags that say more."""
+    """Captions by code points from emojibase's entries: the label and a few tags that add to it."""
     found = {}
     for entry in entries:
         tags = [tag for tag in entry.get("tags", []) if tag not in entry["label"].lower()][:TAGS]
@@ -135,14 +135,14 @@ def read_words(tarball: Path) -> dict[str, str]:
 
 
 def read_pictures(tarball: Path) -> Iterator[tuple[str, Image.Image]]:
-    """(hexcode, RGB picture of SIDE squared, on white) of fluent-emoji-3d."""
+    """(hexcode, RGB image of SIDE squared on white) of fluent-emoji-3d."""
     for name, content in _members(tarball):
         if name.suffix == ".webp":
             yield name.stem, images.load(content).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
 
 
 def _members(tarball: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Files of a tarball, in memory: no name in it can write anywhere."""
+    """Files of a tarball, read in memory, so no name in it can be written to."""
     try:
         with tarfile.open(tarball, "r:gz") as archive:
             for member in archive:
@@ -154,7 +154,8 @@ def _members(tarball: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 
 def write(data: Path, downloads: Path) -> tuple[int, int]:
-    """Writes DATA/train and DATA/held-out, both or nothing; pictures in each. Raises DataError, DownloadError."""
+    """Writes DATA/train and DATA/held-out, both or neither; returns their numbers of images. Raises DataError,
+    DownloadError."""
     words = read_words(fetch(WORDS, downloads))
     tarball = fetch(PICTURES, downloads)
     part = data.with_name(f".{data.name}.part")

@@ -1,4 +1,4 @@
-"""How often a reference is found again by what was drawn from it: python -m examples.emoji.retrieval
+"""How often a reference is retrieved by its sample: python -m examples.emoji.retrieval
 
 100 references of concepts that nothing was trained on, and 100 that were trained on, one of each concept. Over λ, image
 prompt alone: is the drawn picture closer to its own reference than to the 99 others (top-1, chance 1 %), is its own
@@ -24,7 +24,7 @@ SIDES = {"unseen": "held-out", "seen": "train"}
 
 
 def references(folder: Path, count: int) -> list[Item]:
-    """``count`` pictures of as many concepts, chosen by hash. Raises DataError when there are fewer."""
+    """``count`` images of different concepts, chosen by hash. Raises DataError if there are fewer."""
     of_concept: dict[str, Item] = {}
     for item in read_items(folder):
         of_concept.setdefault(concept(item.key), item)
@@ -32,7 +32,7 @@ def references(folder: Path, count: int) -> list[Item]:
         raise DataError(
             folder, f"{len(of_concept)} concepts in it, expected {count}; lower --count, or run prepare.py"
         )
-    # Another hash than that by which concepts were held out
+    # Not the hash that selects the held-out concepts
     chosen = sorted(of_concept, key=lambda name: share(f"reference {name}"))[:count]
     return [of_concept[name] for name in chosen]
 

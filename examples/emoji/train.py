@@ -1,4 +1,4 @@
-"""Trains a base model for the emoji, from the small world's: python -m examples.emoji.train PART
+"""Trains a base model for the emoji, starting from the small world's: python -m examples.emoji.train PART
 
 Parts in their order: clip, autoencoder, decoder, base (the UNet; needs clip and autoencoder), checkpoint (RUN/weights:
 what the trainer, the evaluation and the WebUI load). Each part begins with the small world's weights, writes its state
@@ -30,8 +30,8 @@ Indices = NDArray[np.int64]
 
 
 class Emoji:
-    """The pictures of RUN/data/train, and copies of them, moved and made smaller, up to loop.PICTURES in all:
-    number i shows emoji i modulo ``count``, and the first ``count`` are as they were."""
+    """The images of RUN/data/train and shifted, smaller copies, loop.PICTURES in total: image i shows emoji i modulo
+    ``count``; the first ``count`` are unchanged."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -45,7 +45,7 @@ class Emoji:
         self.words = [file.with_suffix(".txt").read_text(encoding="utf-8").split(", ") for file in self.files]
 
     def pictures(self) -> NDArray[np.uint8]:
-        """[loop.PICTURES, SIDE, SIDE, 3], drawn once, in the file where the small world's loop looks for them."""
+        """[loop.PICTURES, SIDE, SIDE, 3], rendered once, in the file from which the small world's loop reads them."""
         return loop.pictures(self.run, self._draw)
 
     def _draw(self, index: int) -> Image.Image:
@@ -53,13 +53,13 @@ class Emoji:
         return picture if index < self.count else moved(picture, index)
 
     def caption(self, index: int, rng: np.random.Generator) -> str:
-        """The label, and any of the tags."""
+        """The label and a random choice of the tags."""
         label, *tags = self.words[index % self.count]
         return ", ".join([label, *(tag for tag in tags if rng.random() < 0.5)])
 
 
 def moved(picture: Image.Image, seed: int) -> Image.Image:
-    """At another place and up to a third smaller, on white."""
+    """Shifted and up to a third smaller, on white."""
     rng = np.random.default_rng([loop.SEED, seed])
     side = round(SIDE * rng.uniform(0.67, 1))
     left, top = rng.integers(0, SIDE - side + 1, 2).tolist()
@@ -69,15 +69,15 @@ def moved(picture: Image.Image, seed: int) -> Image.Image:
 
 
 def train_clip(run: Path, steps: int) -> None:
-    """CLIP's symmetric cross-entropy between pictures and words, and between two copies of each picture: words are
-    few here, and it is single concepts that are to be told apart."""
+    """CLIP's symmetric cross-entropy between images and captions, and between two copies of each image: captions are
+    short here, and single concepts must be separated."""
     emoji = Emoji(run)
     emoji.pictures()
     torch.manual_seed(0)
     model = models.make_clip()
     model.load_state_dict(
         load_file(models.CLIP_FILE), strict=False
-    )  # without the causal mask, which is no weight
+    )  # without the causal mask, which is not a weight
     small = towers.clip_pictures(run, model.visual.image_size[0])
 
     def seen(chosen: Indices, rng: np.random.Generator) -> Tensor:
@@ -104,7 +104,7 @@ def train_autoencoder(run: Path, steps: int) -> None:
 
 
 def train_base(run: Path, steps: int) -> None:
-    """The small world's loss, on words of these pictures, with more weight on high noise."""
+    """The small world's loss on captions of these images, with more weight on high noise."""
     emoji = Emoji(run)
     clip, model = models.make_clip(), models.make_unet()
     clip.load_state_dict(loop.trained(run, "clip"))
@@ -123,13 +123,13 @@ def write_checkpoint(run: Path, steps: int) -> None:
     clip.load_state_dict(loop.trained(run, "clip"))
     save_file(small_world.checkpoint_of(run, clip), weights / "emoji.safetensors")
     towers.save_clip(clip, weights / f"{ARCH}.safetensors")
-    # The configs are the small world's, under names of their own.
+    # Copies of the small world's configs under new names.
     for source, name in ((models.CLIP_CONFIG, f"{ARCH}.json"), (models.CHECKPOINT_CONFIG, "emoji.yaml")):
         text = source.read_text(encoding="utf-8").replace(models.ARCH, ARCH)
         (weights / name).write_text(text, encoding="utf-8")
 
 
-# Name: function, steps; in the order in which they need each other
+# Name: function, steps; in order of their dependencies
 PARTS = {
     "clip": (train_clip, 400),
     "autoencoder": (train_autoencoder, 500),

@@ -1,1 +1,1 @@
-"""The small world: pictures of coloured, textured shapes, and models trained on them from nothing."""
+"""The small world: images of coloured, textured shapes, and models trained on them from scratch."""

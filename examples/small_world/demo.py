@@ -1,7 +1,7 @@
-"""One picture that explains the extension, drawn by the small world's models: python -m examples.small_world.demo
+"""One sheet that explains the extension, sampled by the small world's models: python -m examples.small_world.demo
 
-Rows of references that no model was ever trained on, columns of λ; image prompt alone, with a text prompt,
-img2img and inpainting. It runs on a CPU in a few minutes, without a WebUI.
+Rows are held-out references, columns are weights; image prompt alone, with a text prompt, img2img and inpainting. It
+runs on a CPU in a few minutes, without a WebUI.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ INK, FAINT, PAPER = (20, 20, 20), (110, 110, 110), (255, 255, 255)
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the picture. title: what it shows; reference: the image prompt; prompt: the text prompt;
-    begin, mask: of img2img and inpainting."""
+    """One row of the sheet. title: its label; reference: the image prompt; prompt: the text prompt; begin, mask: start
+    image and mask of img2img and inpainting."""
 
     title: str
     reference: Image.Image
@@ -44,7 +44,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """What is shown: references are drawings of combinations that training never saw."""
+    """The rows; every reference is a held-out combination."""
     star = _drawing("star", "orange", "dotted", "sky")
     heart = _drawing("heart", "pink", "checkered", "mint")
     diamond = _drawing("diamond", "cyan", "striped", "beige")
@@ -68,7 +68,7 @@ def _drawing(shape: str, colour: str, texture: str, background: str) -> Image.Im
 
 
 def draw(folder: Path, adapter: str, show: Callable[[int], None] = lambda count: None) -> Image.Image:
-    """The whole picture. ``show`` is told of each finished picture. Raises FileError, ModelError."""
+    """The whole sheet. ``show`` is called with 1 after each sample. Raises FileError, ModelError."""
     drawer = Drawer(folder, adapter, STEPS)
     drawn = []
     for row in rows():
@@ -91,10 +91,10 @@ def _sheet(drawn: Sequence[tuple[Row, Sequence[Image.Image]]]) -> Image.Image:
     step = data.SIDE + GAP
     sheet = Image.new("RGB", (LABEL + columns * step + GAP, 2 * HEAD + len(drawn) * step), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((GAP, GAP), "IP-Adapter on the small world: the reference says what the picture shows, the more so the "
-             "larger its weight.", fill=INK, font=_font(16))  # fmt: skip
-    pen.text((GAP, GAP + 22), "Left: what a row shows and starts from. No model was trained on these combinations of "
-             "shape, colour and texture.", fill=FAINT, font=_font(14))  # fmt: skip
+    pen.text((GAP, GAP), "IP-Adapter on the small world: the larger the weight, the more the sample follows the "
+             "reference.", fill=INK, font=_font(16))  # fmt: skip
+    pen.text((GAP, GAP + 22), "Left: label and start image of a row. These combinations of shape, colour and texture were "
+             "excluded from training.", fill=FAINT, font=_font(14))  # fmt: skip
     heads = ["begins with", "reference", *(f"weight {weight:g}" for weight in WEIGHTS)]
     for column, text in enumerate(heads):
         left = LABEL + column * step + (data.SIDE - pen.textlength(text, font=_font(14))) / 2
@@ -119,7 +119,7 @@ def _cells(row: Row, cells: Sequence[Image.Image]) -> Iterator[tuple[int, Image.
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans, the system's or the one that matplotlib brings; else Pillow's own, which has one size and Latin letters."""
+    """DejaVu Sans from the system or from matplotlib; otherwise Pillow's built-in font, which has one size and Latin only."""
     names = ["DejaVuSans.ttf"]
     if found := importlib.util.find_spec("matplotlib"):
         names.append(str(Path(found.origin or "").parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"))
@@ -130,7 +130,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _make_room(out: Path) -> None:
-    """Before anything is drawn. Raises FileError."""
+    """Creates the output folder before anything is sampled. Raises FileError."""
     if out.suffix.lower() != ".png":
         raise FileError(out, "expected a name that ends in .png")
     try:
@@ -140,7 +140,7 @@ def _make_room(out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the picture and prints where it is."""
+    """Writes the sheet and prints its path."""
     parser = argparse.ArgumentParser(prog="python -m examples.small_world.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("outputs") / "demo.png")
     parser.add_argument("--weights", type=Path, default=models.WEIGHTS, help="folder of the models")

@@ -1,4 +1,4 @@
-"""The small world's models, and what a reference makes them draw."""
+"""Sampling with the small world's models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = (data.SIDE, data.SIDE)
 
 
 class Drawer:
-    """The models of ``weights`` with one of its adapters. steps: of a picture. Raises FileError, ModelError."""
+    """The models in the folder ``weights`` with one of its adapters. steps: DDIM steps. Raises FileError, ModelError."""
 
     def __init__(self, weights: Path, adapter: str = models.BASE_ADAPTER.name, steps: int = 15) -> None:
         files = (models.CHECKPOINT, models.CHECKPOINT_CONFIG, models.CLIP_FILE, models.CLIP_CONFIG)
@@ -40,14 +40,20 @@ class Drawer:
         self.steps = steps
 
     def prompt(self, reference: Image.Image, region: Region | None = None, **fields: object) -> ImagePrompt:
-        """Of a unit with these fields."""
-        unit = Unit.parse({"model": self.name, "images": [reference], **fields})
-        return prepare(unit, Pictures([reference]), self.adapter, self.source, region)
+        """The image prompt of one reference, with these fields of a unit."""
+        return self.prompt_of([reference], region, **fields)
+
+    def prompt_of(
+        self, references: Sequence[Image.Image], region: Region | None = None, **fields: object
+    ) -> ImagePrompt:
+        """The image prompt of several references."""
+        unit = Unit.parse({"model": self.name, "images": list(references), **fields})
+        return prepare(unit, Pictures(references), self.adapter, self.source, region)
 
     def draw(
         self, text: str, prompts: Sequence[ImagePrompt], seed: int, size: tuple[int, int] = SIZE, **begin: Any
     ) -> Image.Image:
-        """begin: Standalone.generate's init_image, strength and mask."""
+        """One sample. begin: init_image, strength and mask of Standalone.generate."""
         return self.host.generate(
             text, prompts=prompts, steps=self.steps, cfg=CFG, seed=seed, size=size, **begin
         )[0]

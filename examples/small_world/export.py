@@ -1,4 +1,4 @@
-"""Writes the small world as a folder that the trainer reads: python -m examples.small_world.export DATA
+"""Writes the small world as a data folder for the trainer: python -m examples.small_world.export DATA
 
 Pictures with captions beside, from another seed than those that the base was trained on, and DATA-held-out:
 references of held-out combinations with metadata.jsonl, for the evaluation.
@@ -19,7 +19,7 @@ SEED, HELD_OUT_SEED = 2, 3
 
 
 def write_training(folder: Path, count: int = COUNT) -> None:
-    """count pictures, 00000.png with 00000.txt beside."""
+    """Writes ``count`` images, 00000.png with its caption in 00000.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(count):
         sample = data.sample(SEED, index)
@@ -28,7 +28,7 @@ def write_training(folder: Path, count: int = COUNT) -> None:
 
 
 def write_held_out(folder: Path, count: int = HELD_OUT) -> None:
-    """count references, with what they show, their full caption and one that contradicts them."""
+    """Writes ``count`` references with their attributes, full caption and a contradicting caption."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for index in range(count):
@@ -48,7 +48,7 @@ def write_held_out(folder: Path, count: int = HELD_OUT) -> None:
 
 
 def contradiction(thing: data.Thing, index: int) -> tuple[str, str]:
-    """An attribute, each in its turn, and a value of it that the thing does not have."""
+    """The next attribute in turn, and a value of it that the object does not have."""
     attribute, names = (("colour", data.COLOURS), ("shape", data.SHAPES), ("texture", data.TEXTURES))[
         index % 3
     ]

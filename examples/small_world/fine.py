@@ -31,7 +31,7 @@ TYPES = (
 
 
 def halves(drawer: Drawer, left: Image.Image, right: Image.Image, seed: int) -> list[Image.Image]:
-    """What is drawn in the left and in the right half, where each reference has a mask of its half."""
+    """Left and right half of a sample in which each reference has a mask of its half."""
     mask = torch.zeros(1, 2)
     mask[0, 0] = 1
     prompts = [drawer.prompt(left, Region(mask)), drawer.prompt(right, Region(1 - mask))]
@@ -41,8 +41,8 @@ def halves(drawer: Drawer, left: Image.Image, right: Image.Image, seed: int) -> 
 
 
 def regions(drawer: Drawer, items: Sequence[Item]) -> list[list[str]]:
-    """Rows of a table: attribute, share of halves that show their own reference's, and the other's. Pairs whose
-    references share an attribute do not count for it."""
+    """Rows of a table: attribute, fraction of halves that show their own reference's, and the other's. A pair whose
+    references share an attribute is not counted for it."""
     own, other, count = (dict.fromkeys(ATTRIBUTES[:4], 0) for _ in range(3))
     for seed, pair in enumerate(zip(items[::2], items[1::2])):
         drawn = halves(drawer, pair[0].load(), pair[1].load(), seed)
@@ -61,8 +61,8 @@ def regions(drawer: Drawer, items: Sequence[Item]) -> list[list[str]]:
 
 
 def types(drawer: Drawer, items: Sequence[Item], kinds: Iterable[str] = TYPES) -> list[list[str]]:
-    """Rows of a table: weight type, share of pictures with the reference's attribute for each of ATTRIBUTES; the
-    first is the base's."""
+    """Rows of a table: weight type, and the fraction of samples with the reference's attribute, for each of ATTRIBUTES.
+    The first row is the base model."""
     rows = []
     for kind in ("without", *kinds):
         agreed = dict.fromkeys(ATTRIBUTES, 0)
@@ -80,7 +80,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

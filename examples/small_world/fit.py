@@ -1,4 +1,4 @@
-"""Begins the plus adapter from the base one: python -m examples.small_world.fit ADAPTER OUT
+"""Initialises the plus adapter from the base one: python -m examples.small_world.fit ADAPTER OUT
 
 The noise that a UNet predicts says little about a resampler's many weights, and in the steps that a CPU has time for a
 resampler learns hardly anything of it. The base adapter's tokens say what it has to tell: a fresh resampler, of plus.yaml's
@@ -37,8 +37,8 @@ BATCH, LR, WARM_UP = 128, 3e-3, 50
 
 
 def fit(start: Path, out: Path, config: TrainConfig, steps: int) -> float:
-    """Writes OUT: ``start``'s K' and V', and a resampler of its tokens; returns the share of their variance over the
-    pictures that the resampler leaves unexplained. Raises FileError, EncoderError, DataError, ConfigError."""
+    """Writes OUT: K' and V' of ``start`` and a resampler fitted to its tokens. Returns the fraction of the tokens'
+    variance over the images that the resampler does not explain. Raises FileError, EncoderError, DataError, ConfigError."""
     file, adapter = open_adapter(start), Adapter.load(start)
     register_configs([Path(config.encoder).parent])
     encoder = ImageEncoder.load(config.encoder, torch.device("cpu"))
@@ -61,7 +61,7 @@ def fit(start: Path, out: Path, config: TrainConfig, steps: int) -> float:
 
 @torch.no_grad()
 def _features(encoder: ImageEncoder, source: Source, names: Sequence[Feature]) -> dict[str, Tensor]:
-    """Of all pictures of the data that can be read, by their names; nothing where there are none."""
+    """Features of all readable images of the data, by name; empty if there are none."""
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     for first in range(0, len(source), BATCH):
         pixels = list(_pixels(encoder, source, range(first, min(first + BATCH, len(source)))))
@@ -74,13 +74,13 @@ def _pixels(encoder: ImageEncoder, source: Source, indices: Iterable[int]) -> It
     for index in indices:
         try:
             reference = source.load(index).reference
-        except BrokenPicture:  # the trainer passes it over too, and says so
+        except BrokenPicture:  # the trainer skips it too, and lists it
             continue
         yield encoder.pixels(images.fit(reference, encoder.spec.image_size, "crop"))
 
 
 def _train(resampler: torch.nn.Module, features: Tensor, wanted: Tensor, steps: int) -> float:
-    """The mean squared error of the last twentieth of the steps."""
+    """Fits, and returns the mean squared error over the last twentieth of the steps."""
     optimizer = torch.optim.AdamW(resampler.parameters(), lr=LR, weight_decay=0.01)
     rng, errors = np.random.default_rng(loop.SEED), []
     for step in range(steps):

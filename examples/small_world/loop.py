@@ -1,4 +1,4 @@
-"""What the trainings from nothing share: the pictures in memory, the schedule, EMA, processes, and resuming."""
+"""Shared training loop: images in memory, learning rate schedule, EMA, processes, resuming."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAVE_EVERY = 200
 AVERAGE_EVERY = 4  # steps
 
 T = TypeVar("T")
-# (step, indices of pictures, randomness) to a loss
+# (step, image indices, generator) to a loss
 LossOf = Callable[[int, NDArray[np.int64], np.random.Generator], Tensor]
 
 
@@ -37,8 +37,8 @@ def sample(index: int) -> Image.Image:
 
 
 def pictures(run: Path, draw: Callable[[int], Image.Image] = sample) -> NDArray[np.uint8]:
-    """The training pictures [PICTURES, SIDE, SIDE, 3], drawn once and kept in the run's folder. Parts that begin side by
-    side may each draw them."""
+    """The training images [PICTURES, SIDE, SIDE, 3], rendered once and cached in the run's folder. Parts that start at the
+    same time may each render them."""
     path = run / "pictures.npy"
     if not path.is_file():
         run.mkdir(parents=True, exist_ok=True)
@@ -52,19 +52,19 @@ def pictures(run: Path, draw: Callable[[int], Image.Image] = sample) -> NDArray[
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
-    found: NDArray[np.uint8] = np.load(path, mmap_mode="c")  # torch wants to own what it reads
+    found: NDArray[np.uint8] = np.load(path, mmap_mode="c")  # copy-on-write: torch needs writable memory
     return found
 
 
 def scenes() -> list[data.Scene]:
-    """What the training pictures show."""
+    """The scenes of the training images."""
     return [data.scene_of(SEED, index) for index in range(PICTURES)]
 
 
 def batches(
     size: int, start: int, steps: int
 ) -> Iterator[tuple[int, NDArray[np.int64], np.random.Generator]]:
-    """(step, indices [size] of pictures, randomness) from ``start`` on; the same whenever it is asked."""
+    """(step, image indices [size], generator) from step ``start`` on; deterministic."""
     per_epoch = PICTURES // size
     for step in range(start, steps):
         order = np.random.default_rng([SEED, step // per_epoch]).permutation(PICTURES)
@@ -73,19 +73,19 @@ def batches(
 
 
 def values(array: NDArray[np.uint8]) -> Tensor:
-    """Pictures [B, H, W, 3] to [B, 3, H, W] in -1..1."""
+    """Images [B, H, W, 3] uint8 to [B, 3, H, W] in -1..1."""
     return torch.from_numpy(np.ascontiguousarray(array)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def rate(step: int, steps: int, warm_up: int = 100) -> float:
-    """Share of the highest learning rate: a line up, half a cosine down."""
+    """Fraction of the peak learning rate: linear warm-up, cosine decay."""
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(steps - warm_up, 1)))
 
 
 def part(size: int) -> slice:
-    """What of a batch of ``size`` is this process's: all, or its share under torchrun."""
+    """This process's slice of a batch of ``size``: all of it, or its part under torchrun."""
     if not dist.is_initialized():
         return slice(size)
     share = size // dist.get_world_size()
@@ -93,12 +93,12 @@ def part(size: int) -> slice:
 
 
 def first() -> bool:
-    """Whether this is the process that prints and writes."""
+    """Whether this process prints and writes files."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
 def one_by_one(prepare: Callable[[], T]) -> T:
-    """What ``prepare`` returns, which writes files once: in the first process, then in the others."""
+    """The result of ``prepare``, which caches files: called in the first process, then in the others."""
     if not first():
         dist.barrier()
     prepared = prepare()
@@ -117,7 +117,7 @@ def trained(run: Path, name: str) -> dict[str, Tensor]:
 
 
 class Training:
-    """AdamW, or Muon for ``matrices`` of the parameters with a learning rate of its own; EMA; and a state file that a
+    """AdamW, or Muon with its own learning rate for ``matrices``; EMA; and a state file that a
     later call goes on from.
 
     Under torchrun the gradients are the mean of all processes', so that ``loss_of`` may do its part of a batch.
@@ -145,7 +145,7 @@ class Training:
             self.start = held["step"]
 
     def run(self, size: int, loss_of: LossOf) -> nn.Module:
-        """Trains to the last step; returns the averaged model."""
+        """Trains to the last step and returns the model with averaged weights."""
         begun, shown = time.monotonic(), 0.0
         for step, indices, rng in batches(size, self.start, self.steps):
             torch.manual_seed(step)

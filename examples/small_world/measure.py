@@ -27,29 +27,29 @@ READ = ("colour", "shape", "texture")
 
 
 def agrees(attribute: str, picture: Image.Image, item: Item) -> float:
-    """1 where the attribute read from the picture is the reference's."""
+    """1 if the attribute read from the sample is the reference's."""
     return float(getattr(read(picture), attribute) == item.fields[attribute])
 
 
 def image_wins(picture: Image.Image, item: Item) -> float:
-    """1 where the attribute that the text contradicts is still the reference's."""
+    """1 if the attribute that the text contradicts is still the reference's."""
     return agrees(item.fields["contradicts"], picture, item)
 
 
 def text_wins(picture: Image.Image, item: Item) -> float:
-    """1 where it is the text's."""
+    """1 if it is the text's."""
     return float(getattr(read(picture), item.fields["contradicts"]) == item.fields["wanted"])
 
 
 def others_kept(picture: Image.Image, item: Item) -> float:
-    """Share of the attributes that the text does not name and that are the reference's."""
+    """Fraction of the attributes not named by the text that are the reference's."""
     names = [name for name in READ if name != item.fields["contradicts"]]
     return math.fsum(agrees(name, picture, item) for name in names) / len(names)
 
 
 def measure(part: str, references: Path, out: Path, weights: Path, lambdas: Sequence[float], limit: int | None,
             steps: int, batch: int) -> str:  # fmt: skip
-    """Writes OUT/PART; returns its table in Markdown."""
+    """Writes OUT/PART and returns its Markdown table."""
     items = read_items(references, limit=limit)
     studio = Studio.load(
         weights / models.CHECKPOINT.name, weights / models.CHECKPOINT_CONFIG.name, steps=steps, cfg=4.0,

@@ -1,4 +1,4 @@
-"""The models of the small world: their shapes, and the file that the WebUI loads.
+"""The small world's models: architectures and checkpoint file.
 
 The UNet has its 16 cross-attention layers in SD1.5's places, the autoencoder factor 8 and 4 channels, and
 the text tower is open_clip's, 64 wide: together with CLIP and the adapters they stay below 40 MB in float16.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 HERE = Path(__file__).resolve().parent
 WEIGHTS = HERE / "weights"
-# The config's name is the name of open_clip's architecture, in the checkpoint's yaml too.
+# The config's file name is the architecture's name in open_clip and in the checkpoint's yaml.
 ARCH = "small-world-clip"
 CLIP_CONFIG = WEIGHTS / f"{ARCH}.json"
 CLIP_FILE = WEIGHTS / f"{ARCH}.safetensors"
@@ -39,14 +39,14 @@ def settings() -> dict[str, Any]:
 
 
 def make_clip() -> Any:
-    """A fresh CLIP of both towers."""
+    """An untrained CLIP with both towers."""
     import open_clip
 
     return open_clip.CLIP(**json.loads(CLIP_CONFIG.read_text(encoding="utf-8")))
 
 
 def make_autoencoder() -> nn.Module:
-    """A fresh autoencoder: ``lib_ipadapter``'s, so that what is trained is what is used."""
+    """An untrained autoencoder, by the class that sampling uses."""
     from lib_ipadapter.standalone.model import Autoencoder
 
     stage = settings()["first_stage_config"]["params"]
@@ -55,7 +55,7 @@ def make_autoencoder() -> nn.Module:
 
 
 def make_unet() -> Any:
-    """A fresh UNet."""
+    """An untrained UNet."""
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     from lib_ipadapter.standalone.model import quick
@@ -64,8 +64,8 @@ def make_unet() -> Any:
 
 
 def text_state(clip: Any) -> dict[str, Tensor]:
-    """The tensors of the text tower, under open_clip's names, that a prompt goes through: the UNet is given the last
-    block's input, so that the last block and what makes an embedding of its output are left out."""
+    """The text tower's tensors that a prompt uses, by open_clip's names. The UNet gets the last block's input, so the last
+    block and the text projection are left out."""
     state: dict[str, Tensor] = clip.state_dict()
     last = f"transformer.resblocks.{len(clip.transformer.resblocks) - 1}."
     unused = ("visual.", "attn_mask", last, "text_projection", "logit_scale")
@@ -73,7 +73,7 @@ def text_state(clip: Any) -> dict[str, Tensor]:
 
 
 def checkpoint_state(unet: nn.Module, autoencoder: nn.Module, clip: Any) -> dict[str, Tensor]:
-    """All parts under the names of a checkpoint file, in float16."""
+    """All parts by the key names of a checkpoint file, in float16."""
     parts: dict[str, Mapping[str, Tensor]] = {
         "model.diffusion_model.": unet.state_dict(),
         "first_stage_model.": autoencoder.state_dict(),
@@ -87,13 +87,13 @@ def checkpoint_state(unet: nn.Module, autoencoder: nn.Module, clip: Any) -> dict
 
 
 def part_of_checkpoint(prefix: str) -> dict[str, Tensor]:
-    """The tensors of the shipped checkpoint whose names begin with ``prefix``, without it, in float32."""
+    """The shipped checkpoint's tensors below ``prefix``, by the rest of their names, in float32."""
     state = load_file(CHECKPOINT)
     return {key.removeprefix(prefix): value.float() for key, value in state.items() if key.startswith(prefix)}
 
 
 def schedule() -> Tensor:
-    """The product of alphas at each of the 1000 timesteps: the square root of beta rises evenly, as in SD."""
+    """Cumulative product of alphas [1000]; the square root of beta is linear, as in SD."""
     params = settings()
     start, end, count = params["linear_start"], params["linear_end"], params.get("timesteps", 1000)
     betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2

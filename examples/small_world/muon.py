@@ -1,6 +1,6 @@
-"""Muon: the step of each weight matrix is its momentum made orthogonal (Jordan et al. 2024, kellerjordan.github.io/
+"""Muon: each weight matrix is updated by its orthogonalised momentum (Jordan et al. 2024, kellerjordan.github.io/
 posts/muon). From nothing and on few pictures it is well ahead of AdamW: README.md beside this file has the numbers.
-torch has had one since 2.9, which takes no kernels of convolutions."""
+torch has a Muon since 2.9, without support for convolution kernels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 MOMENTUM, DECAY = 0.95, 0.01
-# Of the quintic iteration that brings all singular values near 1, between 0.7 and 1.2
+# Coefficients of the quintic iteration that brings all singular values to between 0.7 and 1.2
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
 def orthogonal(weight: Tensor) -> Tensor:
-    """U V^T, nearly, of the singular value decomposition of ``weight`` [out, ...] as a matrix [out, the rest].
+    """Approximates U V^T of the singular value decomposition of ``weight`` [out, ...], flattened to [out, rest].
 
     Each iteration multiplies the matrix from the left by a polynomial of its Gram matrix, which that polynomial turns
     into the next one's: where the matrix is long, only the small Gram matrices are iterated.
@@ -44,7 +44,7 @@ def orthogonal(weight: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two dimensions and more, a kernel's input channels and places being one of them.
+    """For weights with two or more dimensions; a kernel's input channels and positions are flattened into one.
 
     Under torchrun, where all processes have the same gradients, each computes the steps of its share of the weights.
     """
@@ -54,12 +54,12 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Momentum as Nesterov's; weight decay apart from the gradient, as AdamW's."""
+        """Nesterov momentum; decoupled weight decay, as in AdamW."""
         rank, count = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             steps = torch.zeros(sum(weight.numel() for weight in weights))
-            # The large ones first, in turn, so that each process has as much to do
+            # Largest first, round-robin, to balance the processes
             order = sorted(range(len(weights)), key=lambda n: -weights[n].numel())
             mine = set(order[rank::count])
             for n, (weight, step) in enumerate(zip(weights, self._parts(steps, weights))):

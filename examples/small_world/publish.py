@@ -1,4 +1,4 @@
-"""Puts the trained adapters beside the other weights, in float16, and writes SHA256SUMS."""
+"""Copies the trained adapters to the other weights, in float16, and writes SHA256SUMS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUMS = models.WEIGHTS / "SHA256SUMS"
 
 
 def main() -> int:
-    """Copies RUN/adapter-*/ip_adapter.safetensors; prints the files' sizes."""
+    """Copies RUN/adapter-*/ip_adapter.safetensors and prints the file sizes."""
     for name, path in ADAPTERS.items():
         file = open_adapter(RUNS / f"adapter-{name}" / "ip_adapter.safetensors")
         save_adapter({key: value.half() for key, value in file.tensors().items()}, path, file.metadata)

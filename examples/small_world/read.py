@@ -1,4 +1,4 @@
-"""Reads from the pixels what a picture of the small world shows: no network, so that no model judges itself.
+"""Reads the attributes of a small-world image from its pixels, without a network, so that no model judges itself.
 
 What differs from the border's colour is the object. Its outline against those of all shapes, the hue of its
 bright pixels, and the share and direction of its dark ones say what it is.
@@ -18,16 +18,16 @@ from . import data
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-DIFFERENT = 0.14  # from the background in the channel that differs most, 0..1
+DIFFERENT = 0.14  # least difference from the background, in the channel that differs most, 0..1
 LEAST_AREA = 150  # pixels of an object
-GRID, GRID_AREA = 48, 700.0  # outlines are compared at this side and area
-PALE = 0.25  # saturation below which nothing has a colour
+GRID, GRID_AREA = 48, 700.0  # shapes are compared at this side and area, in pixels
+PALE = 0.25  # saturation below which a pixel has no colour
 BETWEEN_SIZES = 32.5  # radius in pixels
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What was seen; None where nothing was found."""
+    """The attributes that were read; None for those that were not found."""
 
     shape: str | None = None
     colour: str | None = None
@@ -36,12 +36,12 @@ class Reading:
     place: str | None = None
 
     def agrees(self, thing: data.Thing, attribute: str) -> bool:
-        """Whether the attribute of that name is the thing's."""
+        """Whether the attribute of that name equals the object's."""
         return bool(getattr(self, attribute) == getattr(thing, attribute))
 
 
 def read(picture: Image.Image) -> Reading:
-    """The one object of a picture, of any size; pixels count as in a picture of SIDE."""
+    """Reads the one object of an image of any size; lengths are scaled to SIDE."""
     values = np.asarray(picture.convert("RGB"), dtype=np.float64) / 255
     mask = object_mask(values)
     if mask.sum() < LEAST_AREA:
@@ -57,7 +57,7 @@ def read(picture: Image.Image) -> Reading:
 
 
 def object_mask(values: Floats) -> Mask:
-    """Where the picture [H, W, 3] is not its background: [H, W]."""
+    """Foreground mask [H, W] of an image [H, W, 3]."""
     border = np.concatenate([values[:3].reshape(-1, 3), values[-3:].reshape(-1, 3), values[:, :3].reshape(-1, 3),
                              values[:, -3:].reshape(-1, 3)])  # fmt: skip
     different = abs(values - np.median(border, axis=0)).max(-1) > DIFFERENT
@@ -70,7 +70,7 @@ def _image(mask: Mask) -> Image.Image:
 
 
 def _largest(mask: Mask) -> Mask:
-    """The largest connected part. Numbers spread over each part until nothing changes."""
+    """The largest connected component, by spreading labels until nothing changes."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         spread = labels
@@ -108,9 +108,9 @@ def _outline(mask: Mask) -> tuple[str, float]:
 
 
 def _normal(mask: Mask, area: float) -> Mask:
-    """The mask at GRID_AREA, its centroid in the middle of the grid."""
+    """The mask scaled to GRID_AREA, with its centroid in the middle of the grid."""
     rows, columns = np.nonzero(mask)
-    scale = (area / GRID_AREA) ** 0.5  # pixels of the mask a pixel of the grid
+    scale = (area / GRID_AREA) ** 0.5  # mask pixels per grid pixel
     left, top = columns.mean() + 0.5 - scale * GRID / 2, rows.mean() + 0.5 - scale * GRID / 2
     affine = (scale, 0, left, 0, scale, top)
     moved = _image(mask).transform((GRID, GRID), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
@@ -119,7 +119,7 @@ def _normal(mask: Mask, area: float) -> Mask:
 
 @lru_cache(maxsize=1)
 def _templates() -> tuple[Mask, list[str], list[float]]:
-    """Outlines [T, GRID, GRID] of all shapes at some angles, their names, and their area at radius 1."""
+    """Templates [T, GRID, GRID] of all shapes at several angles, their names, and their area at radius 1."""
     axis = np.arange(data.SIDE) - (data.SIDE - 1) / 2
     x, y = np.meshgrid(axis, axis)
     masks, names, units = [], [], []
@@ -137,7 +137,7 @@ def _templates() -> tuple[Mask, list[str], list[float]]:
 
 
 def _colour(pixels: Floats) -> str | None:
-    """The name of the bright pixels' hue, of pixels [N, 3]."""
+    """The colour name of the bright pixels among pixels [N, 3]."""
     value = pixels.max(-1)
     bright = np.median(pixels[value >= 0.8 * np.quantile(value, 0.95)], axis=0)
     high, low = bright.max(), bright.min()
@@ -169,7 +169,7 @@ def _texture(values: Floats, mask: Mask) -> str | None:
 
 
 def _coherence(value: Floats, inside: Mask) -> float:
-    """How much the slopes of ``value`` have one direction, 0..1: by the structure tensor."""
+    """Coherence 0..1 of the gradients of ``value``, by the structure tensor."""
     down, right = np.gradient(value)
     a, b, c = (right[inside] ** 2).sum(), (right[inside] * down[inside]).sum(), (down[inside] ** 2).sum()
     return float(np.hypot(a - c, 2 * b) / max(a + c, 1e-9))

@@ -1,4 +1,4 @@
-"""CLIP's two towers: together from pictures and captions, then each alone. Parts of train.py."""
+"""Training of CLIP's two towers: jointly on images and captions, then each alone. Parts of train.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train_clip(run: Path, steps: int) -> None:
 
 
 class Named(torch.nn.Module):
-    """A CLIP of which a feature, ``width`` wide, also says each attribute, linearly: heads that only training has."""
+    """A CLIP with a linear classification head per attribute on a feature of ``width``; the heads serve training only."""
 
     def __init__(self, clip: Any, width: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Named(torch.nn.Module):
         self.heads = torch.nn.ModuleDict({n: torch.nn.Linear(width, len(o)) for n, o in data.OPTIONS.items()})
 
     def loss(self, features: Tensor, said: Sequence[Mapping[str, str]]) -> Tensor:
-        """Mean cross-entropy of the attributes. features: [B, width]; said: what counts of each, by OPTIONS' names."""
+        """Mean cross-entropy of the attributes. features: [B, width]; said: the attributes that count, by name."""
         losses = []
         for name, options in data.OPTIONS.items():
             rows = [row for row, names in enumerate(said) if name in names]
@@ -59,14 +59,13 @@ class Named(torch.nn.Module):
 
 
 def shown(scene: data.Scene) -> dict[str, str]:
-    """What a picture of one thing shows of it; of two, nothing counts."""
+    """The attributes of an image with one object; {} for an image with two."""
     return asdict(scene.things[0]) if len(scene.things) == 1 else {}
 
 
 def train_vision(run: Path, steps: int) -> None:
-    """CLIP goes on with batches of one colour, in which shape and place are what tells pictures apart, and with
-    the attributes named by linear heads: from captions alone it is slow to see outlines. Of the text tower the end
-    goes on."""
+    """Continues CLIP on batches of a single colour, in which only shape and position tell images apart, and with
+    attribute heads: from captions alone it learns shapes slowly. Only the last block of the text tower is trained."""
     clip = models.make_clip()
     clip.load_state_dict(loop.trained(run, "clip"))
     clip.token_embedding.requires_grad_(False)
@@ -85,7 +84,7 @@ def train_vision(run: Path, steps: int) -> None:
             colour = data.COLOURS[step // 2 % len(data.COLOURS)]
             indices = rng.choice(groups[colour], len(indices), replace=False)
         chosen = [scenes[i] for i in indices]
-        # Moved by a few pixels, around the edge: the background has one colour.
+        # Shifted by a few pixels with wrap-around: the background has one colour.
         pixels = np.roll(small[indices], rng.integers(-2, 3, 2), axis=(1, 2))
         seen = clip.encode_image(clip_pixels(pixels))
         return contrast(clip, seen, chosen, rng) + 3 * model.loss(seen, [shown(scene) for scene in chosen])
@@ -95,9 +94,9 @@ def train_vision(run: Path, steps: int) -> None:
 
 
 def train_words(run: Path, steps: int) -> None:
-    """The text tower goes on alone, as the UNet will have it: from pictures CLIP learns in its few steps that round
-    shapes are not pointed ones, and hardly more, and what two captions have in common no UNet can tell apart. It learns
-    to say what a caption names at its end and behind it, for the UNet attends to all tokens."""
+    """Trains the text tower alone, on the features that the UNet gets. In its few steps CLIP hardly separates shapes, and
+    a UNet cannot separate what the text tower does not. The tower learns to predict the named attributes from the last
+    token and from the padding after it, because the UNet attends to all tokens."""
     clip = models.make_clip()
     clip.load_state_dict(loop.trained(run, "clip"))
     clip.visual.requires_grad_(False)
@@ -118,19 +117,19 @@ def train_words(run: Path, steps: int) -> None:
 
 
 def words_read(clip: Any, tokens: Tensor) -> Tensor:
-    """What the UNet is given of tokens [B, L]: the last block's input, normed, [B, L, width]."""
+    """The text feature that the UNet gets for tokens [B, L]: the last block's input, normalised, [B, L, width]."""
     return read_text(clip, tokens, clip.transformer.resblocks[:-1])
 
 
 def worded(run: Path) -> Any:
-    """The CLIP whose text tower the UNet has."""
+    """The CLIP whose text tower the UNet uses."""
     clip, state = models.make_clip(), loop.trained(run, "words")
     clip.load_state_dict({key.removeprefix("clip."): state[key] for key in state if key.startswith("clip.")})
     return clip
 
 
 def clip_pictures(run: Path, side: int) -> NDArray[np.uint8]:
-    """All pictures as CLIP gets them: [PICTURES, side, side, 3]."""
+    """All images at CLIP's size: [PICTURES, side, side, 3]."""
     drawn = loop.pictures(run)
     return np.stack([np.asarray(images.fit(Image.fromarray(picture), side, "crop")) for picture in drawn])
 
@@ -141,24 +140,24 @@ def clip_pixels(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def contrast(model: Any, seen: Tensor, scenes: Sequence[data.Scene], rng: np.random.Generator) -> Tensor:
-    """CLIP's symmetric cross-entropy of image embeddings [B, width] and captions of what they show."""
+    """CLIP's symmetric cross-entropy between image embeddings [B, width] and captions of the same scenes."""
     seen, read = F.normalize(seen, dim=-1), F.normalize(encode_text(model, captions(scenes, rng)), dim=-1)
     return both_ways(model.logit_scale.exp().clamp(max=100) * seen @ read.T)
 
 
 def captions(scenes: Sequence[data.Scene], rng: np.random.Generator) -> list[str]:
-    """Of each scene one; every other names all attributes."""
+    """One caption per scene; every other one names all attributes."""
     return [data.caption(scene, rng if n % 2 else None) for n, scene in enumerate(scenes)]
 
 
 def both_ways(logits: Tensor) -> Tensor:
-    """Symmetric cross-entropy of [B, B]: number i of each side belong together."""
+    """Symmetric cross-entropy of logits [B, B]; row i matches column i."""
     target = torch.arange(len(logits))
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def encode_text(model: Any, texts: Sequence[str]) -> Tensor:
-    """``model.encode_text`` up to the longest text's end: attention is causal, so what follows it changes nothing."""
+    """``model.encode_text``, cut at the end of the longest text: attention is causal, so the padding changes nothing."""
     tokens = tokenize(texts, pad_with_end=False)
     ends = ends_of(tokens)
     read = read_text(model, tokens[:, : int(ends.max()) + 1], model.transformer.resblocks)
@@ -167,7 +166,7 @@ def encode_text(model: Any, texts: Sequence[str]) -> Tensor:
 
 
 def read_text(model: Any, tokens: Tensor, blocks: Iterable[torch.nn.Module]) -> Tensor:
-    """What of tokens [B, L] comes out behind these blocks and the last norm: [B, L, width]."""
+    """Output of these blocks and the last norm for tokens [B, L]: [B, L, width]."""
     length = tokens.shape[1]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
     x = x.permute(1, 0, 2)
@@ -178,16 +177,16 @@ def read_text(model: Any, tokens: Tensor, blocks: Iterable[torch.nn.Module]) -> 
 
 
 def ends_of(tokens: Tensor) -> Tensor:
-    """Where each text of tokens [B, L] ends: the largest id."""
+    """Position of the end token (the largest id) of each text in tokens [B, L]."""
     return tokens.argmax(-1)
 
 
 def at(read: Tensor, places: Tensor) -> Tensor:
-    """Of read [B, L, width] one place of each: [B, width]."""
+    """One position of each row of features [B, L, width]: [B, width]."""
     return read[torch.arange(len(read)), places]
 
 
 def save_clip(clip: torch.nn.Module, path: Path) -> None:
-    """Both towers, in float16."""
+    """Saves both towers in float16."""
     state = {key: value.half().contiguous() for key, value in clip.state_dict().items() if key != "attn_mask"}
     save_file(state, path)

@@ -1,9 +1,9 @@
-"""Trains the small world from nothing: python -m examples.small_world.train PART
+"""Trains the small world from scratch: python -m examples.small_world.train PART
 
-Parts in their order: clip, words and vision (go on with a tower of clip's each), autoencoder, decoder (goes on with
-the autoencoder's decoder), base (the UNet; needs words and autoencoder), checkpoint (puts them into one file). Each writes
-its state into --folder as it goes, and goes on from there when called again. Under torchrun, autoencoder, decoder and
-base share each batch among the processes. README.md beside this file has the commands.
+The parts in order: clip; words and vision (each continues one of clip's towers); autoencoder; decoder (continues the
+autoencoder's decoder); base (the UNet; needs words and autoencoder); checkpoint (writes one file). Each part saves its
+state to --folder and resumes from it when it is called again. Under torchrun, autoencoder, decoder and base split each
+batch among the processes. README.md beside this file has the commands.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ Parts = Mapping[str, tuple[Callable[[Path, int], None], int]]
 
 
 def train_autoencoder(run: Path, steps: int) -> None:
-    """On crops: small ones first, which are fast, then larger ones, in which there is less edge."""
+    """Trains on crops: first small ones, which are fast, then larger ones, which have less border."""
     torch.manual_seed(0)
     model = models.make_autoencoder()
-    # Small crops are taken where there is something to see.
+    # Small crops are taken away from the empty border.
     loss_of = restoring(model, loop.pictures(run), lambda step: (32, 16) if step < 2000 else (64, 0))
     loop.Training("autoencoder", model, run, steps, lr=1e-3, average=0.99).run(16, loss_of)
 
 
 def restoring(model: Any, drawn: NDArray[np.uint8], crop_of: Callable[[int], tuple[int, int]]) -> loop.LossOf:
-    """L1 and L2 between crop and reconstruction, and so much KL that small changes of the latents, which a UNet's are
-    never without, change little. crop_of: of a step, the crops' side and how far they stay from the edge, in pixels."""
+    """L1 and L2 between crop and reconstruction, plus enough KL that the decoder tolerates small errors in the latents.
+    crop_of: side of the crops and their distance from the border, in pixels, by step."""
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
         side, edge = crop_of(step)
@@ -59,8 +59,8 @@ def restoring(model: Any, drawn: NDArray[np.uint8], crop_of: Callable[[int], tup
 
 
 def train_decoder(run: Path, steps: int) -> None:
-    """The decoder goes on alone, from latents of whole pictures to crops of them, with noise of up to 0.4 of their
-    deviation: what the UNet draws is never exact, and the decoder should not mind."""
+    """Trains the decoder alone, from latents of whole images to crops of them, with noise of up to 0.4 std added: the
+    latents that the UNet samples are never exact."""
     drawn, (latents, model) = loop.pictures(run), loop.one_by_one(lambda: normal_latents(run))
     model.train()
     model.encoder.requires_grad_(False)
@@ -81,8 +81,8 @@ def train_decoder(run: Path, steps: int) -> None:
 
 
 def train_base(run: Path, steps: int) -> None:
-    """The noise predicted over cached latents, its errors weighted where outlines are decided ("debiased"); four fifths
-    of the captions name all attributes: of one that leaves them open the UNet learns least."""
+    """Noise prediction on cached latents, with "debiased" weighting, which emphasises the noise levels that decide shapes.
+    Four fifths of the captions name all attributes; the UNet learns least from a caption that leaves them open."""
     torch.manual_seed(0)
     model = models.make_unet()
     scenes = loop.scenes()
@@ -93,7 +93,10 @@ def train_base(run: Path, steps: int) -> None:
         return data.caption(scenes[index], rng if rng.random() < 0.2 else None)
 
     loss_of = denoising(model, latents, clip, words, "debiased")
-    ends = ("input_blocks.0.", "out.")  # from and to latents; all else between maps features to features
+    ends = (
+        "input_blocks.0.",
+        "out.",
+    )  # these map from and to latents; all other layers map features to features
     hidden = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.startswith(ends)]
     training = loop.Training("base", model, run, steps, 1.4e-3, 0.995, matrices=hidden, matrices_lr=0.02)
     training.run(32, loss_of)
@@ -106,14 +109,14 @@ def denoising(
     words: Callable[[int, np.random.Generator], str],
     weighting: str = "none",
 ) -> loop.LossOf:
-    """L_simple with timesteps drawn in proportion to min(SNR, 5)/SNR (the weights of arXiv 2303.09556), which spends
-    less on the last details; the text dropped for a tenth of the pictures. words: a caption of a picture; weighting: the
-    trainer's, of the timesteps; its mean is 1."""
+    """L_simple with timesteps sampled in proportion to min(SNR, 5)/SNR (the weights of arXiv 2303.09556), which spends
+    less on the finest details; the text is dropped for a tenth of the images. words: the caption of an image;
+    weighting: the trainer's weighting of timesteps, normalised to mean 1."""
     from lib_ipadapter.standalone.config import read_config
     from lib_ipadapter.standalone.text import build_text
     from lib_ipadapter.training.objective import weights_of
 
-    # In the checkpoint's precision, so that the UNet learns on the tokens that it will get.
+    # In the checkpoint's precision, so that the UNet is trained on the tokens that it will get.
     text = {f"model.{key}": value.half().float() for key, value in models.text_state(clip).items()}
     tower, alphas = build_text(read_config(models.CHECKPOINT_CONFIG), text), models.schedule()
     shares = (5 * (1 - alphas) / alphas).clamp(max=1)
@@ -122,7 +125,7 @@ def denoising(
     model.dtype = torch.float32
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
-        # Drawn for the whole batch, of which each process takes its part
+        # Sampled for the whole batch; each process takes its part
         part = loop.part(len(indices))
         texts = ["" if rng.random() < 0.1 else words(int(i), rng) for i in indices][part]
         with torch.no_grad():
@@ -141,7 +144,7 @@ def denoising(
 
 
 def write_checkpoint(run: Path, steps: int) -> None:
-    """The averaged weights of all parts in one file, as the WebUI loads it."""
+    """Writes the averaged weights of all parts to one file that the WebUI loads."""
     save_file(checkpoint_of(run, towers.worded(run)), models.CHECKPOINT)
 
 
@@ -155,10 +158,10 @@ def checkpoint_of(run: Path, clip: torch.nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def normal_latents(run: Path) -> tuple[Tensor, Any]:
-    """(the latents of all pictures [PICTURES, 4, 16, 16], the autoencoder that makes them). Each channel has mean 0
-    and deviation 1 over all: the autoencoder's two 1 x 1 convolutions beside the latents are changed to that, and
-    the checkpoint's scale_factor is 1. The posterior becomes as narrow as SD's: the UNet learns on its means, and an
-    adapter that is trained on samples of a wide one learns to keep their noise."""
+    """(latents of all images [PICTURES, 4, 16, 16], the autoencoder that encodes them). The two 1 x 1 convolutions next
+    to the latents are rescaled so that each channel has mean 0 and std 1 and the checkpoint's scale_factor is 1. The
+    posterior is made as narrow as SD's: the UNet is trained on its means, and an adapter trained on samples of a wide
+    posterior would learn to reproduce the noise."""
     model = models.make_autoencoder()
     model.load_state_dict(loop.trained(run, "autoencoder"))
     path = run / "latents.pt"
@@ -173,7 +176,7 @@ def normal_latents(run: Path) -> tuple[Tensor, Any]:
         part.replace(path)
     latents: Tensor = torch.load(path)
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    into, out = model.quant_conv, model.post_quant_conv  # to (mean, log of the variance); from latents
+    into, out = model.quant_conv, model.post_quant_conv  # to (mean, log variance); from latents
     count = len(mean)
     into.bias[:count] -= mean
     into.bias[:count] /= deviation
@@ -185,7 +188,7 @@ def normal_latents(run: Path) -> tuple[Tensor, Any]:
     return (latents - mean[:, None, None]) / deviation[:, None, None], model
 
 
-# Name: function, steps of the recipe; in the order in which they need each other
+# Name: function, steps of the recipe; in order of their dependencies
 PARTS: Parts = {
     "clip": (towers.train_clip, 600),
     "words": (towers.train_words, 600),
@@ -198,11 +201,11 @@ PARTS: Parts = {
 
 
 def run_part(parts: Parts, argv: Sequence[str] | None, name: str, about: str | None, folder: Path) -> int:
-    """The command line of such a module: trains one of ``parts``."""
+    """Command line that trains one of ``parts``."""
     parser = argparse.ArgumentParser(prog=f"python -m {name}", description=about)
     parser.add_argument("part", choices=parts)
-    parser.add_argument("--folder", type=Path, default=folder, help="of the pictures and states")
-    parser.add_argument("--steps", type=int, help="other than the part's own")
+    parser.add_argument("--folder", type=Path, default=folder, help="folder of images and states")
+    parser.add_argument("--steps", type=int, help="instead of the recipe's")
     args = parser.parse_args(argv)
     train, steps = parts[args.part]
     if "WORLD_SIZE" in os.environ:  # torchrun's
