@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib_ipadapter.attention.heatmaps.recorder import Level
+from lib_ipadapter.attention.heatmaps.recorder import Level, Recorder
 from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.attention.session import ImagePrompt, Session
 from tests.tiny import CONTEXT, Block
@@ -42,6 +44,10 @@ def inputs(rows: int, size: tuple[int, int] = (9, 6)) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(rows, WIDTH, *size, generator=generator)
     return x, torch.randn(rows, 5, CONTEXT, generator=generator)
+
+
+def watched(prompts: Sequence[ImagePrompt]) -> Session:
+    return Session(prompts, observer=Recorder.of(prompts))
 
 
 def run(unet: nn.Module, held: Session, x: Tensor, context: Tensor, **more: object) -> Tensor:
@@ -110,7 +116,7 @@ def close(values: object, wanted: Tensor) -> None:
 
 
 def seen(held: Session, number: int = 0, picture: int = 0) -> dict:
-    assert held.recorder is not None
-    maps = held.recorder.maps(number)[picture]
+    assert isinstance(held.observer, Recorder)
+    maps = held.observer.maps(number)[picture]
     assert maps is not None
     return maps.columns

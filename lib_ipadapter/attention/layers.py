@@ -29,14 +29,16 @@ PARTS = {
     "mid_block": "middle",
 }
 FILE_ORDER = ("input", "output", "middle")
+_BLOCKS = ".transformer_blocks."  # of a spatial transformer
 
 
 @dataclass(frozen=True)
 class Layer:
     """One cross-attention layer.
 
-    position: 0-based place in file order; width: columns of q; context: width of the text tokens;
-    heads: attention heads; part: "input", "middle" or "output"; name: dotted name in the UNet.
+    position: 0-based index in file order; width: columns of q; context: width of the text tokens; heads: number of
+    attention heads; part: "input", "middle" or "output"; name: dotted name in the UNet; block: the spatial transformer
+    that holds it, called with [B, C, H, W], or None; self_attention: attn1 beside it, or None.
     """
 
     position: int
@@ -46,10 +48,12 @@ class Layer:
     width: int
     context: int
     heads: int
+    block: Any = None
+    self_attention: Any = None
 
     @property
     def number(self) -> int:
-        """N in the file's key ``N.to_k_ip.weight``."""
+        """N in the file's key ``N.to_k_ip.weight``; attn1 beside it has N - 1."""
         return 2 * self.position + 1
 
 
@@ -68,7 +72,7 @@ def cross_attention_layers(unet: nn.Module) -> list[Layer]:
             f"{type(unet).__name__} has no cross-attention layer (attn2) that an image prompt could act in; "
             "use a checkpoint of Stable Diffusion 1.x, 2.x or XL"
         )
-    return [_layer(i, *item) for i, item in enumerate(ordered)]
+    return [_layer(unet, i, *item) for i, item in enumerate(ordered)]
 
 
 def _is_cross(name: str, module: nn.Module) -> bool:
@@ -76,16 +80,36 @@ def _is_cross(name: str, module: nn.Module) -> bool:
     return name.rpartition(".")[2] == "attn2" and all(hasattr(module, n) for n in ("to_q", "to_k", "to_out"))
 
 
-def _layer(position: int, part: str, name: str, module: Any) -> Layer:
+def _layer(unet: nn.Module, position: int, part: str, name: str, module: Any) -> Layer:
+    parent, block = name.rpartition(".")[0], name.partition(_BLOCKS)[0]
     return Layer(
         position=position,
         name=name,
         part=part,
         module=module,
-        width=module.to_q.out_features,
-        context=module.to_k.in_features,
+        width=_width(module),
+        context=_context(unet, module),
         heads=module.heads,
+        block=unet.get_submodule(block) if _BLOCKS in name else None,
+        self_attention=getattr(unet.get_submodule(parent), "attn1", None),
     )
+
+
+def _width(module: Any) -> int:
+    """Columns of q. Quantised Linears (NF4, GGUF) have no ``out_features``."""
+    return int(getattr(module.to_q, "out_features", 0) or module.heads * module.dim_head)
+
+
+def _context(unet: nn.Module, module: Any) -> int:
+    """Width of the text tokens. Quantised Linears have no ``in_features``; the UNet's config tells then."""
+    config = getattr(unet, "config", None)
+    width = getattr(module.to_k, "in_features", 0) or getattr(config, "context_dim", 0)
+    if not width:
+        raise UnsupportedModel(
+            f"{type(module.to_k).__name__} does not tell how wide the model's text tokens are; load the checkpoint in "
+            "another format"
+        )
+    return int(width)
 
 
 def check_fit(spec: VariantSpec, layers: Sequence[Layer], label: str) -> None:
@@ -112,18 +136,16 @@ def check_fit(spec: VariantSpec, layers: Sequence[Layer], label: str) -> None:
 
 @lru_cache(maxsize=16)
 def _ordered(names: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...], Places]:
+    # attn2 of all depths of one spatial transformer belong together.
+    owners = [name.partition(_BLOCKS)[0] for name, _ in names]
     groups: dict[str, list[str]] = {"input": [], "middle": [], "output": []}
-    owners = []
-    for name, part in names:
-        # attn2 of all depths of one SpatialTransformer belong together.
-        owner = name.partition(".transformer_blocks.")[0]
-        owners.append(owner)
+    for owner, (_, part) in zip(owners, names):
         if owner not in groups[part]:
             groups[part].append(owner)
-    order = {owner: t for t, owner in enumerate(owner for held in groups.values() for owner in held)}
+    in_order = groups["input"] + groups["middle"] + groups["output"]
     middle = len(groups["input"])
-    places = Places(len(order), middle, middle + len(groups["middle"]))
-    return tuple(order[owner] for owner in owners), places
+    counts = Places(len(in_order), middle, middle + len(groups["middle"]))
+    return tuple(in_order.index(owner) for owner in owners), counts
 
 
 def execution_order(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], Places]:

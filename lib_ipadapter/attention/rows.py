@@ -1,95 +1,156 @@
-"""Which rows of a UNet call are cond, which uncond, of which image.
+"""Which row of a UNet call is cond or uncond, and of which picture.
 
-A denoiser step has a pattern: what there is to know of each row (its token set, for one), in the order in which
-the host concatenates them (the WebUI: [cond..., uncond...]). The host may run it in one call or in many, may leave
-uncond out, and an extension may repeat a call's rows for each tile. A cursor follows; what it cannot explain is an
-error, not a guess.
+A denoiser step announces its rows. A host may run them in one call or in many, leave uncond out, or repeat them for
+tiles; where the rows of a call come from is a ``RowSource``. What no source can explain is an error, not a guess.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..errors import RowsError
+from .region import WHOLE, Box
 
-Row = TypeVar("Row")
-Tile = TypeVar("Tile")
+COND, UNCOND = 0, 1
+EXTRA = -1  # the place of a row that is not one of the step's
 
 
-class Rows(Generic[Row]):
-    """The cursor over one denoiser step's rows. ``current`` holds what there is to know of each row of the UNet
-    call that is running."""
+class Row(NamedTuple):
+    """One row of a UNet call.
+
+    place: index among the step's rows, EXTRA if it is not one of them; tokens: index of its token set, 2k + COND or
+    2k + UNCOND for picture k; box: the part of the picture that the step's latents show; tile: the part of those
+    latents that the call shows; picture: index in the batch, 0 where it does not matter.
+    """
+
+    place: int
+    tokens: int
+    box: Box = WHOLE
+    tile: Box = WHOLE
+    picture: int = 0
+
+
+class RowSource(Protocol):
+    """Says which rows a UNet call holds."""
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        """A step with these rows begins; without any, the step is over."""
+
+    def call(self, latents: Tensor, kwargs: Mapping[str, Any]) -> tuple[Row, ...] | None:
+        """The rows of a UNet call with these latents [rows, C, H, W] and keyword arguments; None outside a step, if
+        the call is left alone. Raises RowsError."""
+
+
+def unexplained(count: int, expected: str) -> RowsError:
+    """The error for a call with ``count`` rows."""
+    return RowsError(
+        f"the model was called with {count} rows, expected {expected}: another extension rearranges the batch in a way "
+        "that IP-Adapter cannot follow. Disable one of the two"
+    )
+
+
+class CursorRows:
+    """Counts rows: each call holds the step's next ones, in the order of the step."""
 
     def __init__(self) -> None:
         self.begin(())
 
     def begin(self, rows: Sequence[Row]) -> None:
-        """A new step, which has these rows."""
+        """A step with these rows begins."""
         self._pattern = tuple(rows)
         self._taken = 0
         self._chunk: tuple[Row, ...] | None = None
-        self.current: tuple[Row, ...] = ()
 
     def chunk(self, rows: int) -> None:
-        """The host hands the next ``rows`` rows to its inner model, which may call the UNet once or
-        several times (once for each group of tiles) for them."""
-        self._chunk = self._take(rows)
+        """The host gives the next ``rows`` rows to its inner model, which may call the UNet several times for them.
+        Optional: a host that announces no chunks has its UNet calls counted."""
+        self._chunk = self.take(rows)
 
-    def call(self, rows: int) -> None:
-        """The UNet is called with ``rows`` rows: the chunk's, repeated a whole number of times. A host
-        that announces no chunks has its calls counted in their stead."""
+    def call(self, latents: Tensor, kwargs: Mapping[str, Any]) -> tuple[Row, ...] | None:
+        """The chunk's rows, repeated a whole number of times (tiles); without a chunk, the step's next rows."""
+        if not self._pattern:
+            return None
         if self._chunk is None:
-            self.current = self._take(rows)
-            return
-        repeats, rest = divmod(rows, len(self._chunk))
-        if rest or not repeats:
-            raise RowsError(
-                f"the UNet was called with {rows} rows, expected a multiple of {len(self._chunk)}: another "
-                "extension rearranges the batch in a way that IP-Adapter cannot follow. Disable one of the two"
-            )
-        self.current = self._chunk * repeats
+            return self.take(len(latents))
+        return repeated(self._chunk, len(latents))
 
-    def _take(self, rows: int) -> tuple[Row, ...]:
-        part = self._pattern[self._taken : self._taken + rows]
-        if len(part) != rows or not rows:
-            raise RowsError(
-                f"the model was called with {rows} rows, expected at most {len(self._pattern) - self._taken} more "
-                f"of the {len(self._pattern)} of this step: another extension rearranges the batch in a way "
-                "that IP-Adapter cannot follow. Disable one of the two"
-            )
-        self._taken += rows
-        return part
+    def next(self, count: int) -> tuple[Row, ...]:
+        """The step's next rows, fewer than ``count`` if the step has no more."""
+        return self._pattern[self._taken : self._taken + count]
 
-    def tile(self, tiles: Sequence[Tile], on: Callable[[Row, Tile], Row]) -> None:
-        """The rows of the running call are those of these tiles, one tile after the other; ``on``: what a row is on one
-        of them. Raises RowsError."""
-        each, rest = divmod(len(self.current), len(tiles))
-        if rest:
-            raise RowsError(
-                f"the UNet was called with {len(self.current)} rows, expected a multiple of the {len(tiles)} tiles: "
-                "another extension rearranges the batch in a way that IP-Adapter cannot follow. Disable one of the two"
-            )
-        self.current = tuple(on(row, tiles[place // each]) for place, row in enumerate(self.current))
+    def take(self, count: int) -> tuple[Row, ...]:
+        """The step's next rows; the cursor moves behind them. Raises RowsError."""
+        rows = self.next(count)
+        if len(rows) != count or not count:
+            left = len(self._pattern) - self._taken
+            raise unexplained(count, f"at most {left} more of the {len(self._pattern)} of this step")
+        self._taken += count
+        return rows
 
-    def of(self, hidden: Tensor) -> tuple[Row, ...]:
-        """The rows of ``hidden`` [rows, N, C], what a layer's ``to_q`` is called with.
 
-        Regional Prompter calls to_q on halves of a layer's rows. Halves are views into the layer's
-        input, so where they begin in its storage says which rows they are.
-        """
-        if hidden.shape[0] == len(self.current):
-            return self.current
-        size = hidden[0].numel()
-        whole = hidden.untyped_storage().nbytes() // hidden.element_size()
-        first, rest = divmod(hidden.storage_offset(), size)
-        part = self.current[first : first + hidden.shape[0]]
-        if rest or whole != size * len(self.current) or len(part) != hidden.shape[0]:
-            raise RowsError(
-                f"a cross-attention layer was called with {hidden.shape[0]} rows, expected {len(self.current)} "
-                "or a slice of them: another extension rearranges the rows in a way that IP-Adapter cannot "
-                "follow. Disable one of the two"
-            )
-        return part
+class LabelledRows:
+    """Reads a host's labels (Forge, reForge): ``transformer_options["cond_or_uncond"]`` has one label for each part of
+    the call, 0 cond and 1 uncond; a part is the whole batch, its pictures in order, one tile after the other."""
+
+    def __init__(self) -> None:
+        self.begin(())
+
+    def begin(self, rows: Sequence[Row]) -> None:
+        """A step with these rows begins."""
+        self._rows = tuple(rows)
+
+    def call(self, latents: Tensor, kwargs: Mapping[str, Any]) -> tuple[Row, ...] | None:
+        """Raises RowsError for missing or unknown labels, and for parts that are not the batch."""
+        if not self._rows:
+            return None
+        labels = (kwargs.get("transformer_options") or {}).get("cond_or_uncond")
+        if not labels or len(latents) % len(labels):
+            raise unexplained(len(latents), f"a multiple of the {len(labels or ())} parts in cond_or_uncond")
+        each = len(latents) // len(labels)
+        return tuple(row for label in labels for row in self._part(label, each))
+
+    def _part(self, label: int, count: int) -> tuple[Row, ...]:
+        rows = tuple(row for row in self._rows if row.tokens % 2 == label)
+        if not rows:
+            raise unexplained(count, f"parts labelled {COND} or {UNCOND}, got {label}")
+        return repeated(rows, count)
+
+
+def repeated(rows: tuple[Row, ...], count: int) -> tuple[Row, ...]:
+    """``count`` rows: these, a whole number of times. Raises RowsError."""
+    repeats, rest = divmod(count, len(rows))
+    if rest or not repeats:
+        raise unexplained(count, f"a multiple of {len(rows)}")
+    return rows * repeats
+
+
+def tiled(rows: tuple[Row, ...], tiles: Sequence[Box]) -> tuple[Row, ...]:
+    """The rows of a call that are those of these tiles, one tile after the other. Raises RowsError."""
+    each, rest = divmod(len(rows), len(tiles))
+    if rest:
+        raise unexplained(len(rows), f"a multiple of the {len(tiles)} tiles")
+    return tuple(row._replace(tile=tiles[i // each]) for i, row in enumerate(rows))
+
+
+def rows_of_view(rows: tuple[Row, ...], hidden: Tensor) -> tuple[Row, ...]:
+    """The rows of ``hidden`` [rows, N, C], with which a layer's ``to_q`` is called; ``rows``: those of the UNet call.
+
+    Regional Prompter calls to_q on halves of a layer's rows. A half is a view of the layer's input, so its offset in
+    the storage says which rows it holds. This assumes that the input is contiguous and fills its storage; where it is
+    not, RowsError is raised.
+    """
+    if hidden.shape[0] == len(rows):
+        return rows
+    size = hidden[0].numel()
+    whole = hidden.untyped_storage().nbytes() // hidden.element_size()
+    first, rest = divmod(hidden.storage_offset(), size)
+    part = rows[first : first + hidden.shape[0]]
+    if rest or whole != size * len(rows) or len(part) != hidden.shape[0]:
+        raise RowsError(
+            f"a cross-attention layer was called with {hidden.shape[0]} rows, expected {len(rows)} or a slice of them: "
+            "another extension rearranges the rows in a way that IP-Adapter cannot follow. Disable one of the two"
+        )
+    return part

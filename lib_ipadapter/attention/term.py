@@ -1,16 +1,19 @@
 """The image branch of decoupled cross-attention: pure tensors.
 
-arXiv 2308.06721, eq. 5: Z' = Softmax(QKᵀ/√d)·V + λ·Softmax(QK'ᵀ/√d)·V'. The second term is made here.
+arXiv 2308.06721, eq. 5: Z' = Softmax(QKᵀ/√d)·V + λ·Softmax(QK'ᵀ/√d)·V'. The second term is computed here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Merge = Callable[[Tensor, Tensor], Tensor]  # (Z, T) to what replaces Z, each [B, N, C]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -21,13 +24,12 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def project(tokens: Tensor, weight: Tensor, heads: int, like: Tensor) -> Tensor:
     """K' or V' [S, heads, T, d] of ``tokens`` [S, T, context] by ``weight`` [heads·d, context].
 
-    Multiplied in float32, autocast or not, and then kept in the dtype and on the device of ``like``
-    (the query): the weights' own dtype says nothing of what the model computes in (fp8 storage,
-    manual casts, lowvram).
+    Multiplied in float32, with autocast off, then cast to the dtype of ``like`` (the query) on its device. The dtype of
+    the weights says nothing about the model's: fp8 storage, manual casts and lowvram differ.
     """
     with full_precision(like.device):
         weight = weight.to(like.device).float()
-        # By pairs (cond, uncond): how a kernel rounds depends on the size, and other pictures must not matter.
+        # By pairs (cond, uncond): a kernel's rounding depends on the size, and other pictures must not matter.
         pairs = tokens.to(like.device, torch.float32).split(2)
         out = torch.cat([F.linear(pair, weight) for pair in pairs])
     return split_heads(out, heads).to(like.dtype).contiguous()
@@ -36,8 +38,8 @@ def project(tokens: Tensor, weight: Tensor, heads: int, like: Tensor) -> Tensor:
 def fill_vector(x: Tensor) -> Tensor:
     """K' or V' [S, heads, T, d] with few tokens repeated to 16, on the CPU.
 
-    Softmax attention over copies of the tokens is attention over the tokens, and PyTorch's CPU kernel
-    takes twice as long for 4 keys as for 16, which fill its vectors (benchmarks/attention.py).
+    Softmax attention over copies of the tokens is attention over the tokens, and PyTorch's CPU kernel takes twice as
+    long for 4 keys as for 16, which fill its vectors (benchmarks/attention.py).
     """
     few = x.shape[2]
     return x.repeat(1, 1, 16 // few, 1) if x.device.type == "cpu" and few < 16 and 16 % few == 0 else x
@@ -45,7 +47,7 @@ def fill_vector(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast off on ``device``, on the devices that have it."""
+    """Autocast off on ``device``, if that kind of device has it."""
     if device.type not in ("cuda", "cpu", "xpu"):
         yield
         return
@@ -56,7 +58,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
 def image_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax(QK'ᵀ/√d)·V' [B, N, heads·d] of query [B, N, heads·d] and key, value [B, heads, T, d].
 
-    λ is folded into ``value`` by the caller.
+    The caller multiplies ``value`` by the weight.
     """
     out = F.scaled_dot_product_attention(split_heads(query, key.shape[1]), key, value)
     return out.transpose(1, 2).flatten(2)
@@ -65,9 +67,17 @@ def image_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def add_term(hidden: Tensor, term: Tensor) -> Tensor:
     """hidden + term [B, N, C], in hidden's dtype.
 
-    ``hidden`` belongs to the host and is left alone; ``term`` is ours, so it takes the sum and no
-    third buffer of that size is made. Autograd needs the plain sum.
+    ``hidden`` belongs to the host and is not changed. ``term`` is ours: the sum is written into it, which saves a third
+    buffer. Autograd needs the plain sum.
     """
     if term.dtype != hidden.dtype or term.requires_grad or hidden.requires_grad:
         return hidden + term.to(hidden.dtype)
     return term.add_(hidden)
+
+
+class Term(NamedTuple):
+    """What an image prompt adds to a layer: T [B, N, C], which may be overwritten, and how it is merged with the layer's
+    own output Z [B, N, C]."""
+
+    value: Tensor
+    merge: Merge = add_term

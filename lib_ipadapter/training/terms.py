@@ -5,11 +5,15 @@ The same hooks and the same attention as a generation's Session; only where K', 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention.layers import Layer
-from ..attention.term import image_attention, split_heads
+from ..attention.region import Size
+from ..attention.term import Term, image_attention, split_heads
 from ..errors import RowsError
 from .adapter import TrainableAdapter
 
@@ -22,19 +26,22 @@ class TrainTerms:
         self.adapter = adapter
         self.tokens: Tensor | None = None
 
-    def call(self, sample: Tensor) -> None:
+    def call(self, latents: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Hooks: the UNet is called."""
-        if self.tokens is not None and len(self.tokens) != len(sample):
+        if self.tokens is not None and len(self.tokens) != len(latents):
             raise RowsError(
-                f"the UNet was called with {len(sample)} rows, expected {len(self.tokens)}, one for each picture"
+                f"the UNet was called with {len(latents)} rows, expected {len(self.tokens)}, one for each picture"
             )
 
-    def term(self, layer: Layer, hidden: Tensor, query: Tensor) -> Tensor | None:
+    def enter(self, hidden: Tensor, context: Tensor | None) -> None:
+        """Hooks: a pass begins; with gradient checkpointing, again."""
+
+    def terms(self, layer: Layer, hidden: Tensor, query: Tensor, grid: Size | None) -> Sequence[Term]:
         """Hooks: Softmax(QK'ᵀ/√d)·V' [B, N, width]; λ = 1 while training (arXiv 2308.06721, 3.2.2)."""
         if self.tokens is None:
-            return None
+            return ()
         key, value = (
             split_heads(F.linear(self.tokens.to(weight.dtype), weight), layer.heads).to(query.dtype)
             for weight in (self.adapter.to_k[layer.position], self.adapter.to_v[layer.position])
         )
-        return image_attention(query, key, value)
+        return (Term(image_attention(query, key, value)),)

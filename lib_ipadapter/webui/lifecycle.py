@@ -93,7 +93,7 @@ class Lifecycle:
     def disarm(self) -> None:
         """No hook acts any more."""
         if self.armed is not None:
-            self.armed.session.end_step()
+            self.armed.session.rest()
             self.armed = None
 
     def on_cfg_denoiser(self, params: Any) -> None:
@@ -109,5 +109,6 @@ class Lifecycle:
             run.break_next_call(error, params.denoiser.inner_model)
 
     def on_cfg_denoised(self, params: Any) -> None:
-        """The step is over."""
-        self.disarm()
+        """The step's announced calls are over. Other extensions may run the model again in this callback."""
+        if self.armed is not None:
+            self.armed.session.end_step()

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..attention.heatmaps.recorder import Maps
+from ..attention.heatmaps.recorder import Maps, Recorder
 from ..attention.heatmaps.sheet import Font, figures, sheet
 from ..attention.region import WHOLE, Box
 from ..attention.session import ImagePrompt, Session
@@ -48,19 +48,19 @@ class Sheets:
         # A prompt of weight 0 is not the session's: it acts nowhere.
         self._shown = [entry for entry in shown if entry[2].maps and id(entry[2]) in places]
         self._places = [places[id(prompt)] for _, _, prompt in self._shown]
-        self._session = session
+        self._recorder = session.observer if isinstance(session.observer, Recorder) else None
         self._batches: dict[int, list[list[Maps | None]]] = {}
         self._pictures: list[tuple[int, int, Image.Image]] = []
         self._left_out = False
 
     def begin(self) -> None:
         """A batch is about to be sampled."""
-        if self._session.recorder:
-            self._session.recorder.clear()
+        if self._recorder:
+            self._recorder.clear()
 
     def end(self, iteration: int) -> None:
         """The batch was sampled."""
-        recorder = self._session.recorder
+        recorder = self._recorder
         if recorder is None:
             return
         self._batches[iteration] = [recorder.maps(place) for place in self._places]

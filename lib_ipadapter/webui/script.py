@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..attention.heatmaps.recorder import Recorder
 from ..attention.layers import Layer, check_fit, cross_attention_layers, layer_weights
 from ..attention.region import WHOLE, Box, Region, finished, of_picture
-from ..attention.session import COND, UNCOND, ImagePrompt, Session
+from ..attention.session import ImagePrompt, Session
+from ..attention.traced import TracedRows
 from ..errors import IPAdapterError, UnitError, WrongBase
 from ..prompts.prepare import prepare, prompt_fields
 from ..prompts.references import in_turn
 from ..unit import Unit
 from . import turns
-from .batch import pictures_of
 from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
 from .infotext import Hashes, to_infotext
 from .log import logger
@@ -30,6 +31,7 @@ from .maps import Sheets
 from .models import Models
 from .pictures import held_by
 from .replacement import Replacement
+from .step import InnerModel, StepRows, begin
 
 Said = tuple[Unit, Hashes]  # a unit as the infotext has it
 
@@ -48,9 +50,8 @@ class Run:
         self.infotext: str | Callable[..., str] | None = None
         self._alive = True
         self._refused: nn.Module | None = None
-        self._error: BaseException | None = None
-        self._watched: Any = None
-        self._handles: list[Any] = []
+        self._rows = TracedRows()
+        self._inner = InnerModel(self._rows)
         self._redrawn: list[tuple[Region, Unit]] = []  # regions that inpainting's mask says, once it is known
 
     def start(self, units: Sequence[Unit]) -> None:
@@ -67,7 +68,7 @@ class Run:
             told.append(said)
         self.infotext = self._texts(told)
         prompts = [prompt for _, _, prompt in shown]
-        self.session = Session(prompts, latent_tiles)
+        self.session = Session(prompts, latent_tiles, self._rows, Recorder.of(prompts))
         self.sheets = Sheets(self.session, shown)
         if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
             self.p.comment(PLACE_UNKNOWN)
@@ -158,7 +159,7 @@ class Run:
     def _sample(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._alive:
             return original(*args, **kwargs)
-        self._error = self._refused = None
+        self._inner.error = self._refused = None
         try:
             for region, unit in self._redrawn:
                 region.show(self._inpainted(unit))
@@ -182,32 +183,16 @@ class Run:
     def stop(self) -> None:
         """The hooks are off, and nothing is watched."""
         self.session.detach()
-        self._unwatch()
-
-    def _unwatch(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._watched = None
+        self._inner.leave()
 
     def step(self, params: Any) -> None:
         """A denoiser step begins: ``params`` are CFGDenoiserParams."""
-        denoiser = params.denoiser
-        self._follow(denoiser)
-        self._watch(denoiser.inner_model)
-        cond, boxes = params.text_cond.shape[0], boxes_of(self.p, self.place.boxes)
-        sets = [COND] * cond + [UNCOND] * (params.x.shape[0] - cond)
+        self._follow(params.denoiser)
+        self._inner.watch(params.denoiser.inner_model)
+        self.boxes = boxes_of(self.p, self.place.boxes)
         turning = any(len(prompt.tokens) > 2 for prompt in self.session.prompts)
-        needed, self.boxes = turning or len(boxes) > 1, boxes
-        pictures = pictures_of(self.p, params, needed) if needed or self.session.recorder else []
-        if turning:
-            sets = turns.rows(self.p, pictures, cond)
-        if len(boxes) > 1:
-            boxes = tuple(boxes[picture] for picture in pictures)
-        fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
-        hires = bool(getattr(self.p, "is_hr_pass", False))
-        height, width = params.x.shape[-2:]
-        self.session.begin_step(sets, fraction, hires, (height, width), boxes, pictures[:cond])
+        step = StepRows.of(self.p, params, self.boxes, turning, self.session.observer is not None)
+        begin(self.session, self._rows, step, params, bool(getattr(self.p, "is_hr_pass", False)))
 
     def _follow(self, denoiser: Any) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
@@ -225,20 +210,8 @@ class Run:
             logger.warning("did not act in the refiner: %s", error)
             self.p.comment(f"IP-Adapter did not act in the refiner: {error}")
 
-    def _watch(self, inner: nn.Module) -> None:
-        if inner is self._watched:
-            return
-        self._unwatch()
-        self._watched = inner
-        self._handles.append(inner.register_forward_pre_hook(self._on_inner, with_kwargs=True))
-
-    def _on_inner(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._error is not None:
-            raise self._error
-        self.session.chunk((args[0] if args else kwargs["input"]).shape[0])
-
     def break_next_call(self, error: BaseException, inner: nn.Module) -> None:
         """Raises ``error`` at the next call of the model: a callback's own exception would be swallowed."""
         self.session.detach()
-        self._error = error
-        self._watch(inner)
+        self._inner.error = error
+        self._inner.watch(inner)

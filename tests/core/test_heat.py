@@ -12,10 +12,10 @@ from PIL import Image
 from lib_ipadapter.attention.heatmaps import sheet as heat
 from lib_ipadapter.attention.heatmaps.recorder import COLUMNS, Maps, Step
 from lib_ipadapter.attention.heatmaps.sheet import colours, figures, heated, plain_font, sheet, spread
-from lib_ipadapter.attention.session import Session
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui import maps as job
 from tests.tiny import UNet, prompt
+from tests.watched import watched
 
 
 def columns(references: int = 1, size: tuple[int, int] = (8, 8), **given: object) -> Maps:
@@ -105,7 +105,7 @@ def drawn(pictures: int, grid: bool = False, more: int = 0) -> SimpleNamespace:
 def sheets_of(*units: tuple[Unit, int]) -> tuple[job.Sheets, Session]:
     unet = UNet()
     prompts = [prompt(unet, i, maps=maps, weight=unit.weight) for i, (unit, maps) in enumerate(units)]
-    session = Session(prompts)
+    session = watched(prompts)
     return job.Sheets(session, [(i, unit, prompts[i]) for i, (unit, _) in enumerate(units)]), session
 
 
@@ -116,7 +116,7 @@ UNIT = Unit.parse({"model": "m", "images": ["a"], "maps": True})
 def test_sheets_stand_behind_the_pictures_with_their_texts(grid, more):
     off, zero = Unit.parse({"model": "m", "images": ["a"]}), Unit.parse({**vars(UNIT), "weight": 0})
     sheets, session = sheets_of((off, 0), (UNIT, 1), (zero, 1))
-    session.recorder.maps = lambda place: [columns(), columns()] if place == 1 else []
+    session.observer.maps = lambda place: [columns(), columns()] if place == 1 else []
     processed = drawn(4, grid, more)
     for iteration in range(2):
         sheets.begin()
@@ -140,7 +140,7 @@ def test_an_error_is_reported_and_the_pictures_stay(monkeypatch):
     messages = []
     monkeypatch.setattr(job.logger, "exception", messages.append)
     sheets, session = sheets_of((UNIT, 1))
-    session.recorder.maps = lambda place: [Maps(dict.fromkeys(COLUMNS))]
+    session.observer.maps = lambda place: [Maps(dict.fromkeys(COLUMNS))]
     processed = drawn(1)
     sheets.end(0)
     sheets.picture(0, 0, processed.images[0])
@@ -152,7 +152,7 @@ def test_an_error_is_reported_and_the_pictures_stay(monkeypatch):
 
 def test_what_was_left_out_is_said():
     sheets, session = sheets_of((UNIT, 1))
-    session.recorder.left_out = 1
+    session.observer.left_out = 1
     processed = drawn(1)
     sheets.end(0)
     sheets.append_to(processed, None, Host())

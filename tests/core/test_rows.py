@@ -5,119 +5,170 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_ipadapter.attention.rows import Rows
+from lib_ipadapter.attention.rows import CursorRows, LabelledRows, Row, rows_of_view, tiled
 from lib_ipadapter.errors import RowsError
 
 
-def began(*sets: int) -> Rows:
-    rows = Rows()
-    rows.begin(sets)
+def pattern(*sets: int) -> tuple[Row, ...]:
+    return tuple(Row(i, tokens) for i, tokens in enumerate(sets))
+
+
+def began(*sets: int) -> CursorRows:
+    rows = CursorRows()
+    rows.begin(pattern(*sets))
     return rows
 
 
+def call(rows: CursorRows | LabelledRows, count: int, **kwargs: object) -> tuple[int, ...] | None:
+    found = rows.call(torch.zeros(count, 4, 2, 2), kwargs)
+    return None if found is None else tuple(row.tokens for row in found)
+
+
 def test_one_call_holds_the_whole_pattern():
-    rows = began(0, 0, 1, 1)
-    rows.call(4)
-    assert rows.current == (0, 0, 1, 1)
+    assert call(began(0, 0, 1, 1), 4) == (0, 0, 1, 1)
 
 
 def test_calls_go_on_where_the_last_one_ended():
     rows = began(0, 0, 0, 1)  # AND with three prompts for one picture, one row a call
-    seen = []
-    for _ in range(4):
-        rows.call(1)
-        seen += rows.current
-    assert seen == [0, 0, 0, 1]
+    assert [call(rows, 1) for _ in range(4)] == [(0,), (0,), (0,), (1,)]
 
 
 def test_a_chunk_may_mix_cond_and_uncond():
     rows = began(0, 0, 0, 1, 1)
-    rows.call(2)
-    rows.call(2)
-    assert rows.current == (0, 1)
+    call(rows, 2)
+    assert call(rows, 2) == (0, 1)
 
 
 def test_uncond_may_be_left_out_and_the_next_step_begins_anew():
     rows = began(0, 0, 1, 1)
-    rows.call(2)
-    rows.begin((0, 0, 1, 1))
-    rows.call(4)
-    assert rows.current == (0, 0, 1, 1)
+    call(rows, 2)
+    rows.begin(pattern(0, 0, 1, 1))
+    assert call(rows, 4) == (0, 0, 1, 1)
 
 
 def test_tiles_repeat_the_chunk_in_several_calls():
     rows = began(0, 1)
     rows.chunk(2)
-    rows.call(6)
-    assert rows.current == (0, 1, 0, 1, 0, 1)
-    rows.call(4)
-    assert rows.current == (0, 1, 0, 1)
+    assert call(rows, 6) == (0, 1, 0, 1, 0, 1)
+    assert call(rows, 4) == (0, 1, 0, 1)
 
 
 def test_tiles_of_a_split_step():
     rows = began(0, 1)
     rows.chunk(1)
-    rows.call(3)
-    assert rows.current == (0, 0, 0)
+    assert call(rows, 3) == (0, 0, 0)
     rows.chunk(1)
-    rows.call(3)
-    assert rows.current == (1, 1, 1)
+    assert call(rows, 3) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("count", [3, 5, 1])
 def test_rows_that_are_no_multiple_of_the_chunk_are_an_error(count):
     rows = began(0, 1)
     rows.chunk(2)
-    with pytest.raises(RowsError, match=f"{count} rows"):
-        rows.call(count)
+    with pytest.raises(RowsError, match=f"called with {count} rows, expected a multiple of 2"):
+        call(rows, count)
 
 
 def test_more_rows_than_the_step_has_are_an_error():
     rows = began(0, 1)
-    rows.call(2)
-    with pytest.raises(RowsError, match="expected at most 0 more"):
-        rows.call(1)
+    call(rows, 2)
+    with pytest.raises(RowsError, match="expected at most 0 more of the 2"):
+        call(rows, 1)
 
 
-def test_a_call_outside_a_step_is_an_error():
-    with pytest.raises(RowsError):
-        Rows().call(1)
+def test_a_call_outside_a_step_is_left_alone():
+    assert call(CursorRows(), 1) is None
+    rows = began(0, 1)
+    rows.begin(())
+    assert call(rows, 2) is None
 
 
 @given(st.data())
 def test_any_split_reads_the_same_as_one_call(data):
-    pattern = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=12))
-    rows = began(*pattern)
+    sets = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=12))
+    rows = began(*sets)
     seen: list[int] = []
-    while len(seen) < len(pattern):
-        count = data.draw(st.integers(1, len(pattern) - len(seen)))
-        rows.call(count)
-        seen += rows.current
-    assert seen == pattern
+    while len(seen) < len(sets):
+        seen += call(rows, data.draw(st.integers(1, len(sets) - len(seen)))) or ()
+    assert seen == sets
 
 
 def test_halves_of_a_layer_are_told_by_their_place_in_its_storage():
-    rows = began(0, 0, 1, 1)
-    rows.call(4)
     first, second = torch.randn(4, 9, 8).chunk(2)
-    assert rows.of(first) == (0, 0)
-    assert rows.of(second) == (1, 1)
+    rows = pattern(0, 0, 1, 1)
+    assert rows_of_view(rows, first) == rows[:2]
+    assert rows_of_view(rows, second) == rows[2:]
 
 
 def test_rows_that_are_no_slice_are_an_error_and_not_a_guess():
-    rows = began(0, 0, 1, 1)
-    rows.call(4)
-    with pytest.raises(RowsError, match="2 rows"):
-        rows.of(torch.randn(2, 9, 8))
-    with pytest.raises(RowsError):
-        rows.of(torch.randn(5, 9, 8)[:3])
+    rows = pattern(0, 0, 1, 1)
+    for hidden in (
+        torch.randn(2, 9, 8),  # a tensor of its own
+        torch.randn(5, 9, 8)[:3],  # of another whole
+        torch.randn(4 * 9 * 8)[8 : 8 + 2 * 72].view(2, 9, 8),  # begins inside a row
+        torch.randn(4 * 9 * 8)[3 * 72 :].view(1, 9, 8).expand(3, 9, 8),  # ends behind the last row
+    ):
+        with pytest.raises(RowsError, match="a slice of them"):
+            rows_of_view(rows, hidden)
 
 
 def test_rows_of_tiles():
-    rows = began(0, 1)
-    rows.chunk(2)
-    rows.call(4)
-    rows.tile((10, 20), lambda row, tile: row + tile)
-    assert rows.current == (10, 11, 20, 21)
+    left, right = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    rows = pattern(0, 1) * 2
+    assert [(row.tokens, row.tile) for row in tiled(rows, (left, right))] == [
+        (0, left), (1, left), (0, right), (1, right),
+    ]  # fmt: skip
     with pytest.raises(RowsError, match="4 rows, expected a multiple of the 3 tiles"):
-        rows.tile((1, 2, 3), lambda row, tile: row)
+        tiled(rows, (left, right, left))
+
+
+# Forge and reForge say what the parts of a call are, uncond first where one call holds both (facts of
+# backend/sampling/sampling_function.py).
+
+
+def labelled(*sets: int) -> LabelledRows:
+    rows = LabelledRows()
+    rows.begin(pattern(*sets))
+    return rows
+
+
+def options(*labels: int) -> dict[str, object]:
+    return {"transformer_options": {"cond_or_uncond": list(labels)}}
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ((1, 0), (1, 3, 0, 2)),  # both in one call
+        ((0, 1), (0, 2, 1, 3)),
+        ((1,), (1, 3)),  # little memory: a call each
+        ((0,), (0, 2)),  # PAG's pass, cfg 1
+        ((1, 0, 0), (1, 3, 0, 2, 0, 2)),  # AND: a part for each sub-prompt
+    ],
+)
+def test_labels_say_which_part_is_which(labels, expected):
+    assert call(labelled(0, 2, 1, 3), 2 * len(labels), **options(*labels)) == expected
+
+
+def test_labelled_tiles_are_tile_major_in_each_part():
+    assert call(labelled(0, 2, 1, 3), 8, **options(1, 0)) == (1, 3, 1, 3, 0, 2, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("count", "kwargs"),
+    [
+        (4, {}),
+        (4, {"transformer_options": None}),
+        (4, options()),
+        (3, options(1, 0)),  # parts of unequal size
+        (3, options(0)),  # no multiple of the batch
+        (2, options(7)),
+    ],
+)
+def test_what_labels_do_not_explain_is_an_error(count, kwargs):
+    with pytest.raises(RowsError, match=f"{count}? rows"):
+        call(labelled(0, 2, 1, 3), count, **kwargs)
+
+
+def test_labelled_calls_outside_a_step_are_left_alone():
+    assert call(LabelledRows(), 2, **options(0)) is None

@@ -44,14 +44,14 @@ def test_a_scaling_is_its_formula(how, factor):
     queries: list[Tensor] = []
     layer.module.to_q.register_forward_hook(lambda module, args, out: queries.append(out))
     session, terms = Session([prompt]), []
-    original = session.term
+    original = session.terms
 
-    def term(*args):
+    def record(*args):
         found = original(*args)
-        terms.append(None if found is None else found.clone())  # the sum is made in its place
+        terms.extend(term.value.clone() for term in found)  # the sum is written into it
         return found
 
-    session.term = term  # type: ignore[method-assign]
+    session.terms = record  # type: ignore[method-assign]
     with session.attached(unet):
         session.begin_step([0, 1], 0.0)
         unet(x, context=context)

@@ -93,7 +93,7 @@ def test_tiles_repeat_the_rows(unet):
     session = Session([prompt(unet)])
     with session.attached(unet):
         session.begin_step(STEP, 0.0)
-        session.chunk(2)
+        session.rows.chunk(2)
         out = unet(x.repeat(3, 1, 1), context=context.repeat(3, 1, 1))
     torch.testing.assert_close(out, expected.repeat(3, 1, 1), rtol=1e-5, atol=1e-6)
 

@@ -131,7 +131,7 @@ def test_tiles_of_the_latents_take_their_parts(unet, prompt):
         base = unet(x, torch.full((4,), 5), context=context)
         with session.attached(unet):
             session.begin_step([0, 1], 0.0, size=(24, 32), boxes=((0.5, 0.0, 1.0, 1.0),))
-            session.chunk(2)
+            session.rows.chunk(2)
             drawn = unet(x, torch.full((4,), 5), context=context)
     assert torch.equal(drawn[:2], base[:2])
     assert not torch.equal(drawn[2:], base[2:])

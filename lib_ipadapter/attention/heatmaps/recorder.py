@@ -1,20 +1,20 @@
-"""Where each reference acted: maps gathered while a picture is drawn, from the q and K' at hand.
+"""Heat maps: where each reference acted, recorded while a picture is sampled, from the q and K' at hand.
 
-A layer gives Z + T (arXiv 2308.06721, eq. 5): Z is the text branch's output, T the unit's own term, with λ, the
-weights of layer and step and the region in it. At query n, for reference r of the unit:
+A layer gives Z + T (arXiv 2308.06721, eq. 5): Z is the output of the text branch, T the unit's term with its weight,
+layer and step weights and region. At query n, for reference r of the unit:
 
-    share_r(n) = mean over heads of the sum over r's tokens of Softmax(QK'ᵀ/√d)
-    map_r(n) = share_r(n) · |T(n)| / (|T(n)| + |Z(n)|)
+    fraction_r(n) = mean over heads of the sum over r's tokens of Softmax(QK'ᵀ/√d)
+    map_r(n) = fraction_r(n) · |T(n)| / (|T(n)| + |Z(n)|)
 
-A map is the mean over layers and steps; where the unit did not act it counts as 0. Only cond rows count. Calls that
-cannot be laid over the picture (tiles, attention that runs twice) are left out.
+A map is the mean over layers and steps, with 0 where the unit did not act. Only cond rows count. Calls that cannot be
+laid over the picture (tiles, attention that runs twice) are left out.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..layers import Layer
-from ..region import depth_of, halved
+from ..prompt import ImagePrompt, acting
+from ..region import Size, depth_of, halved
+from ..session import StepInfo
 from ..term import full_precision, split_heads
 
 PARTS = {"input": "in", "middle": "mid", "output": "out"}
@@ -31,14 +33,13 @@ COLUMNS = ("all", *PARTS.values(), *THIRDS)
 _SCORES = 2**24  # elements of QK'ᵀ at a time
 _ROUNDING = 1e-6  # of fractions: 1/3 is the middle, however it was divided
 
-Size = tuple[int, int]
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step's fraction of the sampling and, for each part of the UNet (PARTS), its maps' means [references], or None
-    where it has no layer."""
+    """A step's fraction of the sampling and, for each part of the UNet (PARTS), the means of its maps [references], None
+    if the part has no layer."""
 
     fraction: float
     means: dict[str, Array | None]
@@ -46,8 +47,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Maps:
-    """Of one prompt in one picture: for each of COLUMNS a map [references, height, width] over the latents, in 0..1,
-    or None where there was no such layer or step; and their means step by step."""
+    """The maps of one prompt in one picture: for each of COLUMNS a map [references, height, width] over the latents, in
+    0..1, None if there was no such layer or step; and their means step by step."""
 
     columns: dict[str, Array | None]
     steps: tuple[Step, ...] = ()
@@ -67,31 +68,31 @@ class Level:
 
     @classmethod
     def of(cls, latents: Size, tokens: int) -> Level | None:
-        """The level of such latents that has so many tokens."""
+        """The level of such latents with so many tokens."""
         depth = depth_of(latents, tokens)
         return None if depth is None else cls(halved(latents, depth), depth)
 
     def over(self, values: Array, latents: Size) -> Array:
-        """Values [R, tokens] over the latents [R, H, W], each over those that its token stands for."""
+        """Values [R, tokens] as [R, H, W]: each latent gets the value of the token that covers it."""
         fine = values.reshape(-1, *self.size).repeat(2**self.depth, 1).repeat(2**self.depth, 2)
         return fine[:, : latents[0], : latents[1]]
 
 
-def shares(query: Tensor, key: Tensor, references: int, tokens: int) -> Tensor:
-    """[B, references, N]: of query [B, N, heads·d] and key [B, heads, T, d], the part of the attention that each
-    reference's tokens get, mean over heads. T is a multiple of ``tokens`` (attention.fill_vector), which are the
-    references' side by side."""
+def fractions(query: Tensor, key: Tensor, references: int, tokens: int) -> Tensor:
+    """[B, references, N]: the fraction of the attention of query [B, N, heads·d] on key [B, heads, T, d] that each
+    reference's tokens get, mean over heads. T is a multiple of ``tokens`` (term.fill_vector), the references' tokens
+    side by side."""
     heads, count = key.shape[1:3]
     at_a_time = max(1, _SCORES // (query.shape[0] * heads * count))
     with full_precision(query.device):
         parts = [
-            _shares(split_heads(part, heads).float(), key.float(), references, tokens)
+            _fractions(split_heads(part, heads).float(), key.float(), references, tokens)
             for part in query.split(at_a_time, dim=1)
         ]
     return torch.cat(parts, dim=2)
 
 
-def _shares(query: Tensor, key: Tensor, references: int, tokens: int) -> Tensor:
+def _fractions(query: Tensor, key: Tensor, references: int, tokens: int) -> Tensor:
     attention = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
     grouped = attention.unflatten(-1, (-1, references, tokens // references)).sum((-3, -1))
     return grouped.mean(1).transpose(1, 2)
@@ -99,32 +100,71 @@ def _shares(query: Tensor, key: Tensor, references: int, tokens: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Term:
-    """What waits for Z: rows of the call and their places in the step, shares [rows, R, N] (None: one reference, all of
-    it), |T| [rows, N], and the term's batch and tokens."""
+    """A term that waits for Z: its cond rows in the call and their places in the step, fractions [rows, R, N] (None:
+    one reference, all of it), |T| [rows, N], and the term's batch and tokens."""
 
     rows: Tensor
     places: tuple[int, ...]
     level: Level
-    shares: Tensor | None
+    fractions: Tensor | None
     length: Tensor
     shape: Size
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Maps [rows, R, N] of one layer in the running step."""
+class _LayerMaps:
+    """Maps [rows, R, N] of one layer in the running step, and the rows' places in it."""
 
     places: tuple[int, ...]
     level: Level
     values: Tensor
 
 
-_Key = tuple[int, str, float]  # prompt, part of the UNet, fraction of the sampling
+@dataclass
+class Accumulator:
+    """Sums the maps of one picture over the layers of one part and the steps of one third, per level since levels differ
+    in size; and the maps' means step by step. All maps of all steps would be too much to keep."""
+
+    sums: dict[Level, Tensor] = field(default_factory=dict)
+    means: dict[float, Tensor] = field(default_factory=dict)  # by fraction of the sampling
+    counts: dict[float, float] = field(default_factory=dict)
+
+    def add(self, fraction: float, level: Level, values: Tensor, weight: float) -> None:
+        """A map [R, N], times ``weight``."""
+        for sums, key, value in ((self.sums, level, values), (self.means, fraction, values.mean(-1))):
+            if key not in sums:
+                sums[key] = torch.zeros_like(value)  # type: ignore[index]
+            sums[key].add_(value, alpha=weight)  # type: ignore[index]
+        self.count(fraction, weight)
+
+    def count(self, fraction: float, weight: float) -> None:
+        """A map counts; without ``add``, as 0 everywhere."""
+        self.counts[fraction] = self.counts.get(fraction, 0.0) + weight
+
+    def total(self, references: int, latents: Size) -> Array:
+        """The sum over the latents [R, H, W]."""
+        total = np.zeros((references, *latents), np.float32)
+        for level, values in self.sums.items():
+            total += level.over(values.cpu().numpy(), latents)
+        return total
+
+    def mean_at(self, fraction: float, references: int) -> Array:
+        """The mean of the maps in one step [R]."""
+        total = np.zeros(references, np.float32)
+        if fraction in self.means:
+            total += self.means[fraction].cpu().numpy()
+        return total / np.float32(self.counts[fraction])
+
+
+_Key = tuple[int, int, str, int]  # prompt, picture, part of the UNet, third of the sampling
 
 
 class Recorder:
-    """Gathers the maps of one pass over one batch. prompts: of each, how many references are shown (0: none), and how
-    many tokens it has. ``left_out`` counts what could not be followed, complete when ``maps`` was asked for."""
+    """``session.Observer``: records the maps of one pass over one batch.
+
+    prompts: of each, the number of references with maps (0: none), and of tokens. ``left_out`` counts what could not be
+    recorded; it is complete after ``maps``.
+    """
 
     def __init__(self, prompts: Sequence[tuple[int, int]]) -> None:
         self._prompts = tuple(prompts)
@@ -133,61 +173,56 @@ class Recorder:
         self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         self.clear()
 
+    @classmethod
+    def of(cls, prompts: Sequence[ImagePrompt]) -> Recorder | None:
+        """For the prompts of a session; None if none of them asks for maps."""
+        maps = [(prompt.maps, prompt.tokens.shape[1]) for prompt in acting(prompts)]
+        return cls(maps) if any(references for references, _ in maps) else None
+
     def clear(self) -> None:
-        """Nothing is seen yet."""
+        """Forgets everything recorded."""
         self.left_out = 0
-        # Of whole maps by thirds, of means by steps: all maps of all steps would be much to keep.
-        self._sums: dict[tuple[int, str, int, Level], Tensor] = {}
-        self._means: dict[_Key, Tensor] = {}
-        self._counts: dict[_Key, defaultdict[int, float]] = {}
+        self._parts: dict[_Key, Accumulator] = {}
         self._pass: object = None
         self._latents: Size | None = None
         self._pictures: dict[int, int] = {}
         self._fraction = 0.0
         self._whole = True
         self._waiting: dict[int, dict[int, _Term]] = {}
-        self._step: dict[tuple[int, Layer], list[_Seen]] = {}
+        self._step: dict[tuple[int, Layer], list[_LayerMaps]] = {}
 
-    def fit(self, layers: Sequence[Layer], acts: Sequence[Callable[[Layer], bool]]) -> None:
-        """The UNet's layers, and of each prompt whether its weight there is not 0."""
+    def attached(self, layers: Sequence[Layer], acts: Sequence[Callable[[Layer], bool]]) -> None:
+        """The UNet's layers; of each prompt, whether it acts in one."""
         self._layers, self._acts = tuple(layers), tuple(acts)
 
-    def step(
-        self,
-        rows: Sequence[int],
-        pictures: Sequence[int] | None,
-        fraction: float,
-        hires: bool,
-        size: Size | None,
-        acting: Sequence[bool],
-    ) -> None:
-        """A step begins: its cond rows, the picture of each (None: one row each), and which prompts act. The maps are
-        those of the last pass; size: of its latents, None for that of the first call."""
+    def step(self, info: StepInfo) -> None:
+        """A step begins. The maps are those of the last pass."""
         self._commit()
-        of_rows = range(len(rows)) if pictures is None else pictures
-        known = len(of_rows) == len(rows)
-        run = (hires, size, len(rows))
-        if run != self._pass:
+        pictures = range(len(info.rows)) if info.pictures is None else info.pictures
+        known = len(pictures) == len(info.rows)
+        this_pass = (info.hires, info.size, len(info.rows))
+        if this_pass != self._pass:
             self.clear()
-            self._pass, self._latents = run, size
+            self._pass, self._latents = this_pass, info.size
         self.left_out += not known
-        self._pictures = dict(zip(rows, of_rows)) if known else {}
-        self._fraction = fraction
-        for prompt, layer in self._shown():
-            if not acting[prompt] or not self._acts[prompt](layer):
+        self._pictures = dict(zip(info.rows, pictures)) if known else {}
+        self._fraction = info.fraction
+        for prompt, layer in self._recorded():
+            if not info.acting[prompt] or not self._acts[prompt](layer):
                 for picture in set(self._pictures.values()):
-                    self._count(prompt, layer)[picture] += 1
+                    self._part(prompt, picture, layer).count(self._fraction, 1)
 
-    def _shown(self) -> Iterator[tuple[int, Layer]]:
+    def _recorded(self) -> Iterator[tuple[int, Layer]]:
         for prompt, (references, _) in enumerate(self._prompts):
             if references:
                 yield from ((prompt, layer) for layer in self._layers)
 
-    def _count(self, prompt: int, layer: Layer) -> defaultdict[int, float]:
-        return self._counts.setdefault((prompt, layer.part, self._fraction), defaultdict(float))
+    def _part(self, prompt: int, picture: int, layer: Layer) -> Accumulator:
+        key = prompt, picture, layer.part, _third(self._fraction)
+        return self._parts.setdefault(key, Accumulator())
 
     def call(self, latents: Size, whole: bool) -> None:
-        """The UNet is called with latents of this size, and they are all that the step draws, or not."""
+        """The UNet is called with latents of this size; whole: they are all of the step's."""
         self._waiting.clear()
         self._latents = self._latents or (latents if whole else None)
         self._whole = whole and latents == self._latents
@@ -195,42 +230,42 @@ class Recorder:
     def term(
         self, prompt: int, layer: Layer, places: tuple[int, ...], query: Tensor, key: Tensor, term: Tensor
     ) -> None:
-        """A prompt's term T [B, N, width] of a layer, made of query [B, N, width] and key [B, heads, T, d], whose rows
-        stand at ``places`` of the step."""
-        held = tuple(row for row, place in enumerate(places) if place in self._pictures)
-        if not held:
+        """A prompt's term, whose maps can be computed when Z is known. Rows that are not the step's do not count."""
+        cond = tuple(row for row, place in enumerate(places) if place in self._pictures)
+        if not cond:
             return
         level = Level.of(self._latents, query.shape[1]) if self._latents and self._whole else None
         if level is None or len(set(places)) < len(places):
             self.left_out += 1
             return
-        rows, (references, tokens) = self._at(held, query.device), self._prompts[prompt]
+        rows, (references, tokens) = self._rows(cond, query.device), self._prompts[prompt]
         with torch.no_grad():
-            split = shares(query[rows], key[rows], references, tokens) if references > 1 else None
+            split = fractions(query[rows], key[rows], references, tokens) if references > 1 else None
             length = torch.linalg.vector_norm(term[rows], dim=-1, dtype=torch.float32)
         self._waiting.setdefault(layer.position, {})[prompt] = _Term(
-            rows, tuple(places[row] for row in held), level, split, length, (term.shape[0], term.shape[1])
+            rows, tuple(places[row] for row in cond), level, split, length, (term.shape[0], term.shape[1])
         )
 
-    def see(self, layer: Layer, hidden: Tensor) -> None:
-        """Z [B, N, width] of that layer."""
-        for prompt, held in self._waiting.pop(layer.position, {}).items():
-            if hidden.shape[:2] != held.shape:
+    def output(self, layer: Layer, hidden: Tensor) -> None:
+        """Z [B, N, width] of a layer."""
+        for prompt, waiting in self._waiting.pop(layer.position, {}).items():
+            if hidden.shape[:2] != waiting.shape:
                 self.left_out += 1
                 continue
             with torch.no_grad():
-                text = torch.linalg.vector_norm(hidden[held.rows], dim=-1, dtype=torch.float32)
-                strength = (held.length / (held.length + text)).nan_to_num_(0.0)[:, None]
-                values = strength if held.shares is None else held.shares * strength
-            self._step.setdefault((prompt, layer), []).append(_Seen(held.places, held.level, values))
+                text = torch.linalg.vector_norm(hidden[waiting.rows], dim=-1, dtype=torch.float32)
+                strength = (waiting.length / (waiting.length + text)).nan_to_num_(0.0)[:, None]
+                values = strength if waiting.fractions is None else waiting.fractions * strength
+            maps = _LayerMaps(waiting.places, waiting.level, values)
+            self._step.setdefault((prompt, layer), []).append(maps)
 
-    def _at(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
+    def _rows(self, rows: tuple[int, ...], device: torch.device) -> Tensor:
         if (rows, device) not in self._index:
             self._index[rows, device] = torch.tensor(rows, device=device)
         return self._index[rows, device]
 
     def _commit(self) -> None:
-        """The step's maps are added up. A layer that saw a row twice attends to more than the picture."""
+        """Adds up the step's maps. A layer that saw a row twice attends to more than the picture."""
         per_picture = Counter(self._pictures.values())
         for (prompt, layer), parts in self._step.items():
             places = [place for part in parts for place in part.places]
@@ -238,73 +273,53 @@ class Recorder:
                 self.left_out += 1
                 continue
             for part in parts:
-                self._add(prompt, layer, part, per_picture)
+                for place, values in zip(part.places, part.values, strict=True):
+                    picture = self._pictures[place]
+                    # Of sub-prompts (AND), the mean.
+                    accumulator = self._part(prompt, picture, layer)
+                    accumulator.add(self._fraction, part.level, values, 1 / per_picture[picture])
         self._step.clear()
         self._waiting.clear()
 
-    def _add(self, prompt: int, layer: Layer, part: _Seen, per_picture: Counter[int]) -> None:
-        pictures = [self._pictures[place] for place in part.places]
-        values, means = part.values, part.values.mean(-1)
-        map_key = prompt, layer.part, _third(self._fraction), part.level
-        mean_key = prompt, layer.part, self._fraction
-        shape = (max(per_picture) + 1, *values.shape[1:])
-        if map_key not in self._sums:
-            self._sums[map_key] = values.new_zeros(shape)
-        if mean_key not in self._means:
-            self._means[mean_key] = values.new_zeros(shape[:2])
-        total, total_mean = self._sums[map_key], self._means[mean_key]
-        for row, picture in enumerate(pictures):
-            # Of sub-prompts (AND) the mean
-            share = 1 / per_picture[picture]
-            total[picture].add_(values[row], alpha=share)
-            total_mean[picture].add_(means[row], alpha=share)
-            self._count(prompt, layer)[picture] += share
-
     def maps(self, prompt: int) -> list[Maps | None]:
-        """The prompt's maps in each picture of the batch; None where nothing was seen."""
+        """The prompt's maps in each picture of the batch; None where nothing was recorded."""
         self._commit()
-        found = {picture for key, counts in self._counts.items() if key[0] == prompt for picture in counts}
-        return [self._of(prompt, picture) for picture in range(max(found, default=-1) + 1)]
+        last = max((picture for of, picture, _, _ in self._parts if of == prompt), default=-1)
+        return [self._maps(prompt, picture) for picture in range(last + 1)]
 
-    def _of(self, prompt: int, picture: int) -> Maps | None:
+    def _maps(self, prompt: int, picture: int) -> Maps | None:
         columns = {"all": self._mean(prompt, picture)}
         columns |= {name: self._mean(prompt, picture, part=part) for part, name in PARTS.items()}
         columns |= {name: self._mean(prompt, picture, third=third) for third, name in enumerate(THIRDS)}
         if columns["all"] is None:
             return None
-        fractions = sorted({key[2] for key in self._counts if key[0] == prompt})
-        return Maps(columns, tuple(self._step_of(prompt, picture, fraction) for fraction in fractions))
+        steps = sorted({x for key, part in self._parts.items() if key[0] == prompt for x in part.counts})
+        return Maps(columns, tuple(self._step_of(prompt, picture, fraction) for fraction in steps))
 
     def _step_of(self, prompt: int, picture: int, fraction: float) -> Step:
+        references = self._prompts[prompt][0]
         means: dict[str, Array | None] = {}
         for part, name in PARTS.items():
-            key = prompt, part, fraction
-            count = self._counts[key][picture] if key in self._counts else 0
-            total = np.zeros(self._prompts[prompt][0], np.float32)
-            if key in self._means:
-                total += self._means[key][picture].cpu().numpy()
-            means[name] = total / np.float32(count) if count else None
+            of = self._parts.get((prompt, picture, part, _third(fraction)))
+            seen = of is not None and of.counts.get(fraction)
+            means[name] = of.mean_at(fraction, references) if of and seen else None
         return Step(fraction, means)
 
     def _mean(
         self, prompt: int, picture: int, part: str | None = None, third: int | None = None
     ) -> Array | None:
-        """The mean over all layers and steps of the part and the third of the sampling; None: of all."""
-
-        def wanted(of: int, layer_part: str, of_third: int) -> bool:
-            return of == prompt and part in (None, layer_part) and third in (None, of_third)
-
-        count = sum(
-            counts[picture]
-            for (of, name, fraction), counts in self._counts.items()
-            if wanted(of, name, _third(fraction))
-        )
+        """The mean over the layers and steps of a part and a third; None: of all."""
+        wanted = [
+            accumulator
+            for (of, its, layer_part, its_third), accumulator in self._parts.items()
+            if (of, its) == (prompt, picture) and part in (None, layer_part) and third in (None, its_third)
+        ]
+        count = sum(sum(accumulator.counts.values()) for accumulator in wanted)
         if not count or self._latents is None:
             return None
         total = np.zeros((self._prompts[prompt][0], *self._latents), np.float32)
-        for (of, name, of_third, level), values in self._sums.items():
-            if wanted(of, name, of_third):
-                total += level.over(values[picture].cpu().numpy(), self._latents)
+        for accumulator in wanted:
+            total += accumulator.total(self._prompts[prompt][0], self._latents)
         return total / np.float32(count)
 
 

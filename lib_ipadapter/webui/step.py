@@ -1,0 +1,101 @@
+"""A denoiser step of the WebUI: its rows, and what the inner model is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..attention.region import Box
+from ..attention.session import COND, UNCOND, Session
+from ..attention.traced import Content, TracedRows
+from . import turns
+from .batch import pictures_of
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The rows of a step, cond first. sets: the token set of each; boxes: the part of the picture that each shows, or
+    one for all; pictures: index in the batch of each, () if it is not needed or not known."""
+
+    sets: tuple[int, ...]
+    boxes: tuple[Box, ...]
+    pictures: tuple[int, ...]
+
+    @classmethod
+    def of(cls, p: Any, params: Any, boxes: Sequence[Box], turning: bool, maps: bool) -> StepRows:
+        """``params`` are CFGDenoiserParams; boxes: of the batch's pictures, or one for all; turning: each picture has
+        references of its own; maps: pictures are needed if they are known. Raises RowsError."""
+        cond, rows = params.text_cond.shape[0], params.x.shape[0]
+        needed = turning or len(boxes) > 1
+        pictures = pictures_of(p, params, needed) if needed or maps else []
+        sets = turns.rows(p, pictures, cond) if turning else [COND] * cond + [UNCOND] * (rows - cond)
+        boxes = [boxes[picture] for picture in pictures] if len(boxes) > 1 else boxes
+        return cls(tuple(sets), tuple(boxes), tuple(pictures))
+
+    @property
+    def cond_pictures(self) -> tuple[int, ...]:
+        """The pictures of the cond rows."""
+        return self.pictures[: sum(tokens % 2 == COND for tokens in self.sets)]
+
+
+def content(params: Any) -> Content:
+    """What the rows of a step hold, with what other callbacks have changed so far."""
+    cond, uncond = _text(params.text_cond), _text(params.text_uncond)
+    repeats = (len(params.x) - len(cond)) // max(len(uncond), 1)  # twice for an edit model
+    return Content.of(params.x, cond, *[uncond] * repeats)
+
+
+def _text(cond: Any) -> Tensor:
+    text: Tensor = cond["crossattn"] if isinstance(cond, dict) else cond  # SDXL has more than the text
+    return text
+
+
+class InnerModel:
+    """The hooks on a denoiser's inner model, which runs a step's rows in chunks."""
+
+    def __init__(self, rows: TracedRows) -> None:
+        self.error: BaseException | None = None  # raised at the next call
+        self._rows = rows
+        self._model: nn.Module | None = None
+        self._handles: list[Any] = []
+
+    def watch(self, model: nn.Module) -> None:
+        """Hooks on this model, and off another one."""
+        if model is self._model:
+            return
+        self.leave()
+        self._model = model
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after),
+        ]
+
+    def leave(self) -> None:
+        """Takes the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._model = [], None
+        self._rows.forget()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.error is not None:
+            raise self.error
+        latents = args[0] if args else kwargs["input"]
+        given = kwargs.get("cond", args[2] if len(args) > 2 else None)
+        texts = given.get("c_crossattn", [given.get("crossattn")]) if isinstance(given, dict) else [None]
+        self._rows.chunk(Content.of(latents, texts[0]))
+
+    def _after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._rows.unchunk()
+
+
+def begin(session: Session, rows: TracedRows, step: StepRows, params: Any, hires: bool) -> None:
+    """Announces a step to the session."""
+    denoiser = params.denoiser
+    fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
+    size = (params.x.shape[-2], params.x.shape[-1])
+    session.begin_step(step.sets, fraction, hires, size, step.boxes, step.cond_pictures)
+    rows.trace(lambda: content(params), bool(step.pictures))
