@@ -105,11 +105,7 @@ class TracedRows:
     def _in_order(self, step: Content) -> tuple[Row, ...]:
         """The step's rows as they stand now: others may have permuted the cond rows among the pictures. Raises
         RowsError for latents that are no picture's."""
-        if (
-            self._before is None
-            or self._before.shape == step.latents.shape
-            and torch.equal(self._before, step.latents)
-        ):
+        if self._before is None or torch.equal(self._before, step.latents):
             return self._rows
         if len(self._before) != len(step.latents):
             raise unexplained(len(step.latents), str(len(self._before)))

@@ -12,6 +12,7 @@ from PIL import Image
 from lib_ipadapter.attention.heatmaps import sheet as heat
 from lib_ipadapter.attention.heatmaps.recorder import COLUMNS, Maps, Step
 from lib_ipadapter.attention.heatmaps.sheet import colours, figures, heated, plain_font, sheet, spread
+from lib_ipadapter.attention.session import Session
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui import maps as job
 from tests.tiny import UNet, prompt

@@ -12,6 +12,7 @@ from lib_ipadapter.attention.heatmaps import recorder as seeing
 from lib_ipadapter.attention.heatmaps.recorder import COLUMNS, Level, Maps
 from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.attention.region import Region
+from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.term import add_term, fill_vector, image_attention
 from lib_ipadapter.prompts.prepare import maps_of
 from lib_ipadapter.unit import Unit
