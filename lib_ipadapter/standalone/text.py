@@ -75,9 +75,11 @@ class ClipText(TextTower):
         state = {_standard(key): value for key, value in state.items() if not key.endswith("position_ids")}
         with torch.device("meta"):
             model: Any = CLIPTextModel(_clip_config(state))
-        load(model, state, "cond_stage_model.transformer.", optional=("position_ids",))
+        inner = getattr(model, "text_model", model)  # transformers 5 has no text_model between
+        state = {key.removeprefix("text_model."): value for key, value in state.items()}
+        load(inner, state, "cond_stage_model.transformer.text_model.", optional=("position_ids",))
         # A buffer that counts 0, 1, ...; stored in some checkpoints, as floats in a few
-        model.text_model.embeddings.position_ids = torch.arange(LENGTH)[None]
+        inner.embeddings.position_ids = torch.arange(LENGTH)[None]
         self.transformer = model.eval().requires_grad_(False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ class OpenClipText(TextTower):
         try:
             with torch.device("meta"):
                 model = open_clip.CLIP(**config)
-        except Exception as error:  # whatever open_clip stumbles over in a file of people's own
+        except Exception as error:  # open_clip raises all kinds on a config that it cannot build
             raise ModelError(
                 f"text tower {arch}: open_clip makes no CLIP of its config ({error}); use the config that the "
                 "checkpoint was made with"
@@ -149,17 +151,19 @@ class OpenClipText(TextTower):
         )
         self.register_buffer("mask", torch.full((LENGTH, LENGTH), float("-inf")).triu_(1), persistent=False)
         self.blocks = blocks
+        # open_clip before 2.24 takes the tokens first: [77, B, context]
+        self.batch_first = bool(getattr(blocks[0].attn, "batch_first", False))
         self.embedding, self.norm = model.token_embedding, model.ln_final
         self.positions = model.positional_embedding
         self.eval().requires_grad_(False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [B, 77] to [B, 77, context]"""
-        # The blocks of open_clip 2.20 take [77, B, context]
-        x = (self.embedding(ids) + self.positions).permute(1, 0, 2)
+        x = self.embedding(ids) + self.positions
+        x = x if self.batch_first else x.transpose(0, 1)
         for block in self.blocks:
             x = block(x, attn_mask=self.mask)
-        out: Tensor = self.norm(x.permute(1, 0, 2))
+        out: Tensor = self.norm(x if self.batch_first else x.transpose(0, 1))
         return out
 
 
