@@ -1,4 +1,4 @@
-"""``embed``: saves the features of reference pictures as embeds, which prompt without encoder and pictures."""
+"""``embed``: saves the features of references as embeds, which prompt without encoder and pictures."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..pictures import images
 from ..prompts import features
 from ..prompts.references import expanded
 from .generate import add_unit_arguments, encoder_source, loaded, read_units
+from .honoured import check_embed
 from .shelf import PathShelf
 
 
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise FileError(
             args.out, f"holds the references of one unit, got {len(units)}; give one --adapter, or one --unit"
         )
+    check_embed(units[0])
     source = encoder_source(units, args)  # first: it registers encoders that adapters name
     unit, adapter = expanded(units[0], PathShelf()), Adapter.load(units[0].model)
     pictures = loaded(unit)

@@ -17,7 +17,6 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..adapters.adapter import Adapter
 from ..adapters.variant import VariantSpec
-from ..attention.region import Region, of_picture
 from ..attention.session import COND, UNCOND, ImagePrompt
 from ..encoders import EncoderSource, identify_encoder, register_configs
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
@@ -27,6 +26,7 @@ from ..prompts.prepare import Pictures, prepare
 from ..prompts.references import expanded, in_turn, singles
 from ..unit import COMBINES, FITS, PICTURES, Unit, parse_units
 from ..unit.names import Named
+from .honoured import check_generate, placed
 from .host import Standalone
 from .shelf import PathShelf
 
@@ -104,17 +104,28 @@ def run(args: argparse.Namespace) -> int:
     args.seed = random.randrange(2**32) if args.seed == -1 else args.seed
     args.config = args.config or args.checkpoint.with_suffix(".yaml")
     units = read_units(args)
-    init, mask = (images.load(path) if path else None for path in (args.init_image, args.mask))
+    _checked(units, args.mask is not None)
+    init = images.load(args.init_image) if args.init_image else None
+    mask = images.load_mask(args.mask) if args.mask else None
     paths = _targets(args.out, args.batch)
     device, dtype = device_of(args)
     prompts = image_prompts(units, args, device)
     host = Standalone.load(args.checkpoint, args.config, device, dtype)
     size = _size(args, init, host.multiple)
+    prompts = placed(prompts, units, size, mask)
     pictures = _draw(host, args, prompts, size, init, mask)
     for index, (picture, path) in enumerate(zip(pictures, paths)):
         _save(picture, path, _metadata(args, units, size, args.seed + index))
         print(path)
     return 0
+
+
+def _checked(units: Sequence[Unit], inpaints: bool) -> None:
+    for index, unit in enumerate(units):
+        try:
+            check_generate(unit, inpaints)
+        except UnitError as error:
+            raise error.in_unit(index) from None
 
 
 def read_units(args: argparse.Namespace) -> list[Unit]:
@@ -177,31 +188,30 @@ class _OneEncoder(EncoderSource):
 
 
 def image_prompts(units: Sequence[Unit], args: argparse.Namespace, device: torch.device) -> list[ImagePrompt]:
-    """The units, ready to run. Raises FileError, EncoderError, ImageError."""
+    """The units, ready to run but for their regions. Raises FileError, EncoderError, ImageError."""
     source, shelf = encoder_source(units, args, device), PathShelf()
     prompts = []
     for unit in units:
         each = [unit] if unit.distribute == "together" else singles(unit, range(args.batch), shelf)
         adapter = Adapter.load(unit.model)
-        prompts.append(in_turn([_prompt(expanded(one, shelf), adapter, source) for one in each]))
+        whole = [expanded(one, shelf) for one in each]
+        prompts.append(in_turn([prepare(one, loaded(one), adapter, source) for one in whole]))
     source.pool.release()
     return prompts
 
 
-def _prompt(unit: Unit, adapter: Adapter, source: EncoderSource) -> ImagePrompt:
-    mask = None if unit.mask is None else images.load_mask(unit.mask)
-    # The feather is in pixels of the mask here: the picture's size is not known yet.
-    region = Region(of_picture(mask, unit.invert, unit.feather)) if mask else None
-    return prepare(unit, loaded(unit), adapter, source, region)
-
-
 def loaded(unit: Unit) -> Pictures:
     """The unit's pictures, none of them Named. Raises ImageError."""
-    held, negative = ([ref.image for ref in refs] for refs in (unit.images, unit.negative))
+    references, negative = ([ref.image for ref in refs] for refs in (unit.images, unit.negative))
+    focus = None if unit.focus is None else images.load_mask(unit.focus)
+    if focus is not None and focus.getbbox() is None:
+        raise UnitError(
+            "focus", "a reference mask that is black all over", "one that is white where the reference counts"
+        )
     return Pictures(
-        [image if isinstance(image, Encoded) else images.load_reference(image) for image in held],
+        [image if isinstance(image, Encoded) else images.load_reference(image) for image in references],
         [images.load_reference(image) for image in negative],
-        None if unit.focus is None else images.load_mask(unit.focus),
+        focus,
     )
 
 

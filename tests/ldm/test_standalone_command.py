@@ -127,3 +127,29 @@ def test_an_encoder_that_does_not_fit(
     more = ["--adapter", str(folder / "base.safetensors"), "--image", "REF", "--encoder", str(wrong)]
     assert main(arguments(folder, tmp_path / "out.png", *more)) == 2
     assert "wrong.safetensors" in capsys.readouterr().err
+
+
+def test_region_inpaint_acts_where_the_mask_repaints(folder: Path, tmp_path: Path) -> None:
+    """As the same mask given to the unit; without --mask and with maps it is refused."""
+    half_mask = Image.new("L", SIZE, 0)
+    half_mask.paste(255, (0, 0, 32, 64))
+    half_mask.save(tmp_path / "mask.png")
+    noise_picture(9).save(tmp_path / "init.png")
+    painted = ["--init-image", str(tmp_path / "init.png"), "--mask", str(tmp_path / "mask.png")]
+
+    def unit(**fields: object) -> list[str]:
+        value = {
+            "model": str(folder / "base.safetensors"),
+            "images": [str(tmp_path / "reference.png")],
+            "weight": 2.0,
+        }
+        return ["--unit", json.dumps({**value, **fields})]
+
+    out = tmp_path / "out.png"
+    everywhere = drawn(folder, out, *painted, *unit()).copy()
+    inside = drawn(folder, out, *painted, *unit(region="inpaint")).copy()
+    same = drawn(folder, out, *painted, *unit(mask=str(tmp_path / "mask.png")))
+    assert difference(inside, same) == 0
+    assert difference(inside, everywhere) > 0
+    for more in (unit(region="inpaint"), [*painted, *unit(maps=True)]):
+        assert main(arguments(folder, out, *more)) == 2
