@@ -3,7 +3,7 @@
 from .items import Item, read_items
 from .metric import Clip, Metric
 from .run import Options, evaluate
-from .stats import Estimate, bootstrap
+from .stats import Estimate, difference, estimate
 from .table import Results, Row
 
 __all__ = [
@@ -14,7 +14,8 @@ __all__ = [
     "Options",
     "Results",
     "Row",
-    "bootstrap",
+    "difference",
+    "estimate",
     "evaluate",
     "read_items",
 ]

@@ -21,9 +21,10 @@ EPILOG = """\
 measures:
   CLIP-I   cosine of the CLIP embeddings of picture and reference
   CLIP-T   cosine of the CLIP embeddings of picture and caption (with a --prompt template: and that text);
-           results.json also has CLIPScore, 2.5 * max(cosine, 0)
-  top-1    share of the pictures closer to their own reference than to all others; top-5: among the five closest
-Means over references, with 95 % bootstrap intervals. The row "reference" has the real pictures' own values.
+           results.json also has CLIPScore, 2.5 * max(cosine, 0) with "A photo depicts " before the text
+  top-1    fraction of the pictures closer to their own reference than to all others; top-5: among the five closest
+Means over references, with 95 % intervals (Student's t; of top-1 and top-5 Wilson's), and the differences between methods,
+paired by reference. The row "reference" has the real pictures' own values.
 
 Pictures are kept in OUT/pictures with the settings that made them: stop it at any time (Ctrl-C), the same
 command goes on; other settings in the same OUT are refused.

@@ -13,6 +13,7 @@ from ..errors import ModelError
 from ..pictures import images
 from .items import Item
 from .pictures import weight_text
+from .stats import Estimate
 from .table import REFERENCE, Results
 
 SIDE = 192  # pixels of a picture in the grid, at most
@@ -97,6 +98,8 @@ def curve(results: Results, out: Path) -> bool:
     return True
 
 
-def _bars(estimates: Sequence[Any]) -> list[list[float]]:
-    """Lengths below and above the means."""
-    return [[max(e.mean - e.low, 0.0) for e in estimates], [max(e.high - e.mean, 0.0) for e in estimates]]
+def _bars(estimates: Sequence[Estimate]) -> list[list[float]]:
+    """Lengths below and above the means; 0 where there is no interval."""
+    below = [0.0 if e.low is None else max(e.mean - e.low, 0.0) for e in estimates]
+    above = [0.0 if e.high is None else max(e.high - e.mean, 0.0) for e in estimates]
+    return [below, above]

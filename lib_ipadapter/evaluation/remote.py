@@ -102,16 +102,27 @@ class WebUIMethod:
             "reference": png_base64(job.reference), "caption": job.prompt, "seed": job.seed, "weight": job.weight
         }  # fmt: skip
         answer = self._post(fill(self.payload, values))
+        try:
+            return images.load(self._first(answer))
+        except ImageError as error:
+            raise IPAdapterError(
+                f"{self.name}: {self.url} sent a picture that cannot be read: {error}"
+            ) from None
+
+    def _first(self, answer: Any) -> Any:
+        """The first picture of an answer: a grid may stand before it, and ControlNet's maps behind it."""
         pictures = answer.get("images") if isinstance(answer, dict) else None
         if not pictures:
             raise IPAdapterError(
                 f"{self.name}: {self.url} answered without a picture; try the payload by hand"
             )
         try:
-            return images.load(pictures[0])  # ControlNet sends its maps behind it
-        except ImageError as error:
+            first = json.loads(answer.get("info") or "{}").get("index_of_first_image", 0)
+            return pictures[first]
+        except (ValueError, TypeError, AttributeError, LookupError):
             raise IPAdapterError(
-                f"{self.name}: {self.url} sent a picture that cannot be read: {error}"
+                f"{self.name}: {self.url} answered with an info that does not say which picture is the first; expected "
+                "that of the WebUI"
             ) from None
 
     def _post(self, body: Any) -> Any:

@@ -258,7 +258,7 @@ def _measure(
     metric: Metric, extra: Extra, out: Path, methods: Sequence[Method],
 ) -> Results:  # fmt: skip
     scores = Scores(items, references, metric, extra)
-    rows = [Row(REFERENCE, None, references.estimates(), len(items))]
+    rows = [Row.of(REFERENCE, None, references.measured, len(items))]
     with _bar(len(tasks), "measuring") as bar:
         for column in columns:
             own = [task for task in tasks if task.column is column]
@@ -267,7 +267,7 @@ def _measure(
                 places, seeds = [task.place for task in chunk], [task.seed for task in chunk]
                 scores.add(column.method.name, column.weight, places, pictures, seeds)
                 bar.update(len(chunk))
-            rows.append(Row(column.method.name, column.weight, scores.estimates(), len(own)))
+            rows.append(Row.of(column.method.name, column.weight, scores.values(), len(own)))
     scores.write(out / "scores.jsonl")
     at_zero = {m.name: m.at_zero.name for m in methods if m.at_zero is not None}
     return Results(tuple(rows), _settings(items, columns, options, metric), at_zero)

@@ -17,26 +17,31 @@ from ..atomic import replacing
 from ..pictures import images
 from .items import Item
 from .metric import Metric
-from .stats import Estimate, bootstrap
+from .stats import Values
 
 Extra = Mapping[str, Callable[[Image.Image, Item], float]]
 _CHUNK = 32  # pictures in memory
 
 
+PREFIX = "A photo depicts "  # of CLIPScore's texts (arXiv 2104.08718, section 3)
+RATES = frozenset({"top_1", "top_5"})
+
+
 def clipscore(cosine: float) -> float:
-    """arXiv 2104.08718, section 3."""
+    """arXiv 2104.08718, section 3, of the cosine of picture and PREFIX + text."""
     return 2.5 * max(cosine, 0.0)
 
 
 @dataclass(frozen=True)
 class References:
-    """What is known of the references. digests: content hashes; pictures, texts: unit vectors [R, E];
-    values: measures of the references themselves, one a reference."""
+    """The embedded references. digests: content hashes; pictures, texts: unit vectors [R, E]; prefixed: those of
+    PREFIX + text; measured: the references' own measures."""
 
     digests: list[str]
     pictures: Tensor
     texts: Tensor
-    values: Mapping[str, list[float]]
+    prefixed: Tensor
+    measured: Mapping[str, Values]
 
     @classmethod
     def look_at(
@@ -47,7 +52,7 @@ class References:
         ImageError."""
         digests: list[str] = []
         vectors = []
-        values: dict[str, list[float]] = {name: [] for name in ("clip_t", "clipscore", *extra)}
+        values: dict[str, list[float]] = {name: [] for name in extra}
         with bar(len(items), "references") as progress:
             for start in range(0, len(items), _CHUNK):
                 chunk = items[start : start + _CHUNK]
@@ -58,13 +63,11 @@ class References:
                     values[name] += [float(measure(p, item)) for p, item in zip(pictures, chunk)]
                 progress.update(len(chunk))
         embedded, against = torch.cat(vectors), metric.texts(texts)
-        values["clip_t"] = (embedded * against).sum(-1).tolist()
-        values["clipscore"] = [clipscore(value) for value in values["clip_t"]]
-        return cls(digests, embedded, against, values)
-
-    def estimates(self) -> dict[str, Estimate]:
-        """Of the references themselves, which real pictures of these texts reach."""
-        return _known({name: bootstrap(values) for name, values in self.values.items()})
+        prefixed = metric.texts([f"{PREFIX}{text}" for text in texts])
+        scores = [clipscore(value) for value in (embedded * prefixed).sum(-1).tolist()]
+        own = {"clip_t": Values((embedded * against).sum(-1).tolist()), "clipscore": Values(scores)}
+        others = {name: Values(found, _is_rate(name, found)) for name, found in values.items()}
+        return cls(digests, embedded, against, prefixed, {**own, **others})
 
 
 class Scores:
@@ -86,15 +89,24 @@ class Scores:
         for place, picture, vector, seed in zip(places, pictures, vectors, seeds):
             measured = self._of(place, picture, vector)
             self._column.append((place, measured))
-            told = {name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()}
-            line = {"method": method, "weight": weight, "key": self._items[place].key, "seed": seed, **told}
+            numbers = {
+                name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()
+            }
+            line = {
+                "method": method,
+                "weight": weight,
+                "key": self._items[place].key,
+                "seed": seed,
+                **numbers,
+            }
             self._lines.append(json.dumps(line, ensure_ascii=False))
 
     def _of(self, place: int, picture: Image.Image, vector: Tensor) -> dict[str, float]:
         similar = self._references.pictures @ vector
         closer = int((similar > similar[place]).sum())
         text = float(vector @ self._references.texts[place])
-        found = {"clip_i": float(similar[place]), "clip_t": text, "clipscore": clipscore(text)}
+        score = clipscore(float(vector @ self._references.prefixed[place]))
+        found = {"clip_i": float(similar[place]), "clip_t": text, "clipscore": score}
         if len(similar) > 1:
             found["top_1"] = float(closer < 1)
         if len(similar) > 5:
@@ -102,16 +114,19 @@ class Scores:
         own = {name: float(measure(picture, self._items[place])) for name, measure in self._extra.items()}
         return {**found, **own}
 
-    def estimates(self) -> dict[str, Estimate]:
-        """Of the pictures added since the last call: means over each reference's pictures, then over references."""
+    def values(self) -> dict[str, Values]:
+        """Of the pictures added since the last call: for each reference the mean over its pictures."""
         names = list(dict.fromkeys(name for _, measured in self._column for name in measured))
-        by_place: dict[int, list[dict[str, float]]] = {}
+        of_place: list[list[dict[str, float]]] = [[] for _ in self._items]
         for place, measured in self._column:
-            by_place.setdefault(place, []).append(measured)
+            of_place[place].append(measured)
         self._column = []
-        return _known({
-            name: bootstrap([mean([m[name] for m in by_place[place]]) for place in sorted(by_place)]) for name in names
-        })  # fmt: skip
+        found = {}
+        for name in names:
+            each = [[measured[name] for measured in pictures] for pictures in of_place]
+            rate = _is_rate(name, [value for values in each for value in values])
+            found[name] = Values([mean(values) for values in each], rate)
+        return found
 
     def write(self, path: Path) -> None:
         """A line of JSON for each picture. Raises FileError."""
@@ -125,5 +140,8 @@ def mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _known(estimates: Mapping[str, Estimate | None]) -> dict[str, Estimate]:
-    return {name: estimate for name, estimate in estimates.items() if estimate is not None}
+def _is_rate(name: str, values: Sequence[float]) -> bool:
+    """Whether a measure says hit or miss: those of RATES, and further ones that are 0 or 1 for every picture."""
+    if name in RATES or name in Scores.OWN:
+        return name in RATES
+    return all(value in (0.0, 1.0) for value in values if not math.isnan(value))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
 from .pictures import weight_text
-from .stats import LEVEL, RESAMPLES, Estimate
+from .stats import INTERVALS, LEVEL, Estimate, Values
 
 TITLES = {"clip_i": "CLIP-I", "clip_t": "CLIP-T", "top_1": "top-1", "top_5": "top-5"}
 JSON_ONLY = ("clipscore",)
@@ -19,20 +19,45 @@ REFERENCE = "reference"  # the row of the references themselves
 MEANINGS = {
     "clip_i": "cosine of the CLIP image embeddings of picture and reference",
     "clip_t": "cosine of the CLIP embeddings of picture and text (`text` in the settings says which text)",
-    "clipscore": "2.5 * max(clip_t, 0), per picture (arXiv 2104.08718)",
-    "top_1": "share of the pictures that are closer to their own reference than to any other of them",
-    "top_5": "share of the pictures whose own reference is among the five closest",
+    "clipscore": "2.5 * max(cosine, 0) of picture and 'A photo depicts ' + text (arXiv 2104.08718)",
+    "top_1": "fraction of the pictures that are closer to their own reference than to any other of them",
+    "top_5": "fraction of the pictures whose own reference is among the five closest",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method at one λ (None: it has none). ``pictures``: how many were measured."""
+    """A method at one weight (None: it has none). pictures: how many were measured; values: the measures per
+    reference, of which ``measures`` are the means."""
 
     method: str
     weight: float | None
     measures: Mapping[str, Estimate]
     pictures: int
+    values: Mapping[str, Values] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, method: str, weight: float | None, values: Mapping[str, Values], pictures: int) -> Row:
+        """With the means of ``values``."""
+        means = {name: found for name, each in values.items() if (found := each.estimate()) is not None}
+        return cls(method, weight, means, pictures, values)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row minus another, paired by reference: both have the same references and seeds."""
+
+    row: Row
+    minus: Row
+    measures: Mapping[str, Estimate]
+
+    @classmethod
+    def of(cls, row: Row, minus: Row) -> Difference:
+        """Of the measures that both have."""
+        pairs = {
+            name: row.values[name].minus(minus.values[name]) for name in row.values if name in minus.values
+        }
+        return cls(row, minus, {name: found for name, found in pairs.items() if found is not None})
 
 
 @dataclass(frozen=True)
@@ -67,14 +92,29 @@ class Results:
     def as_dict(self) -> dict[str, Any]:
         """JSON-safe."""
         rows = [
-            {"method": r.method, "weight": r.weight, "pictures": r.pictures,
-             "measures": {name: dataclasses.asdict(e) for name, e in r.measures.items()}}
+            {"method": r.method, "weight": r.weight, "pictures": r.pictures, "measures": _as_json(r.measures)}
             for r in self.rows
+        ]
+        differences = [
+            {"method": d.row.method, "weight": d.row.weight, "minus": {"method": d.minus.method, "weight": d.minus.weight},
+             "measures": _as_json(d.measures)}
+            for d in self.differences()
         ]  # fmt: skip
-        interval = f"bootstrap over references, {LEVEL:.0%}, percentiles of {RESAMPLES} resamples"
         return {
-            "settings": self.settings, "measures": MEANINGS, "interval": interval, "at_zero": self.at_zero, "rows": rows
+            "settings": self.settings, "measures": MEANINGS, "intervals": {"level": LEVEL, **INTERVALS},
+            "at_zero": self.at_zero, "rows": rows, "differences": differences,
         }  # fmt: skip
+
+    def differences(self) -> list[Difference]:
+        """Of methods at the same weight; one without a weight, and the base model at 0, against all the others."""
+        own = [row for row in self.rows if row.method != REFERENCE]
+        found = [
+            Difference.of(row, minus)
+            for minus, row in combinations(own, 2)
+            if row.method != minus.method
+            and (row.weight == minus.weight or {None, 0} & {row.weight, minus.weight})
+        ]
+        return [difference for difference in found if difference.measures]
 
     def markdown(self) -> str:
         """A table with a line for each row, and below it what the columns are."""
@@ -82,13 +122,24 @@ class Results:
         head = ["method", "λ", *(TITLES.get(name, name) for name in names), "references", "pictures"]
         lines = [_line(head), _line(["---"] * 2 + ["---:"] * (len(head) - 2))]
         for row in self.rows:
-            cells = [str(row.measures[name]) if name in row.measures else "–" for name in names]
             count = max((estimate.n for estimate in row.measures.values()), default=0)
-            weight = "–" if row.weight is None else weight_text(row.weight)
-            lines.append(_line([row.method, weight, *cells, str(count), str(row.pictures)]))
+            cells = [*_label(row), *_cells(row.measures, names), str(count), str(row.pictures)]
+            lines.append(_line(cells))
         legend = [f"- {TITLES[name]}: {MEANINGS[name]}" for name in names if name in MEANINGS]
-        intervals = f"Means over references, with {LEVEL:.0%} bootstrap confidence intervals in brackets."
-        return "\n".join([*lines, "", intervals, "", *legend, ""])
+        intervals = f"Means over references, with {LEVEL:.0%} confidence intervals in brackets: {INTERVALS['means']}; of "
+        intervals += f"top-1 and top-5 {INTERVALS['hit rates']}."
+        return "\n".join([*lines, "", intervals, "", *legend, "", *self._differences(names)])
+
+    def _differences(self, names: list[str]) -> list[str]:
+        """The second table: differences between methods."""
+        found = self.differences()
+        if not found:
+            return []
+        head = ["method", "λ", "minus", "λ", *(TITLES.get(name, name) for name in names)]
+        lines = [_line(head), _line(["---"] * 4 + ["---:"] * len(names))]
+        lines += [_line([*_label(d.row), *_label(d.minus), *_cells(d.measures, names)]) for d in found]
+        words = f"Differences with {LEVEL:.0%} confidence intervals, {INTERVALS['differences']}:"
+        return [words, "", *lines, ""]
 
     def write(self, out: Path) -> None:
         """results.json and results.md. Raises FileError."""
@@ -102,6 +153,18 @@ class Results:
 
 def _names(rows: tuple[Row, ...]) -> list[str]:
     return list(dict.fromkeys(name for row in sorted(rows, key=_own_last) for name in row.measures))
+
+
+def _as_json(measures: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: asdict(found) for name, found in measures.items()}
+
+
+def _label(row: Row) -> list[str]:
+    return [row.method, "–" if row.weight is None else weight_text(row.weight)]
+
+
+def _cells(measures: Mapping[str, Estimate], names: list[str]) -> list[str]:
+    return [str(measures[name]) if name in measures else "–" for name in names]
 
 
 def _own_last(row: Row) -> bool:

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from lib_ipadapter.errors import FileError, IPAdapterError
-from lib_ipadapter.evaluation.remote import WebUIMethod, fill, read_payload
+from lib_ipadapter.evaluation import Item
+from lib_ipadapter.evaluation.methods import Job
+from lib_ipadapter.evaluation.remote import WebUIMethod, fill, png_base64, read_payload
 from tests.by_colour import plain, run
 
 
@@ -129,3 +131,28 @@ def test_bad_payload_files(tmp_path: Path) -> None:
             read_payload(tmp_path / "p.json")
     with pytest.raises(FileError, match="cannot be read"):
         read_payload(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_grid_is_not_taken_for_the_picture(server: Server, count: int) -> None:
+    """Of several pictures the WebUI sends a grid first, and says so in ``info``."""
+    colours = ["blue", "red", "green"][:count]
+    sent = ["grid"] * (count > 1) + colours
+    drawn = {"grid": Image.new("RGB", (9, 9), "white"), **{c: Image.new("RGB", (9, 9), c) for c in colours}}
+    info = json.dumps({"index_of_first_image": int(count > 1), "all_seeds": [1, 2, 3][:count]})
+    server.body = json.dumps({"images": [png_base64(drawn[name]) for name in sent], "info": info}).encode()
+    method = WebUIMethod("m", server.url, {**PAYLOAD, "batch_size": count})
+    (picture,) = method.draw([job()])
+    assert picture.getpixel((0, 0)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("info", ['{"index_of_first_image": 7}', "[]", "{", '{"index_of_first_image": "a"}'])
+def test_an_info_that_points_nowhere_is_refused(server: Server, info: str) -> None:
+    server.body = json.dumps({"images": [png_base64(plain("red"))], "info": info}).encode()
+    with pytest.raises(IPAdapterError, match="which picture is the first"):
+        WebUIMethod("m", server.url, PAYLOAD).draw([job()])
+
+
+def job() -> Job:
+    item = Item("red", "a red thing", plain("red"))
+    return Job(item, plain("red"), "", item.caption, 1.0, 5)
