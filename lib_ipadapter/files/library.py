@@ -1,30 +1,37 @@
-"""The adapters on the user's disk: a list of names, and the file behind each. Requests only ever pick
-from this list, so no path from outside is opened."""
+"""The adapter files on the user's disk: their names, and the file behind each. Requests only ever pick from this list,
+so no path from outside is opened."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import mmap
+import os
 import struct
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import AdapterMissing
+from ..errors import AdapterMissing, FileError
+from .disk import open_regular
+from .pickles import MAX_PICKLE, entry_begin, pickle_entry
+from .tensors import MAX_HEADER, SUFFIXES
+from .unpickler import PickleRefused
 
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-# What only adapter files hold, in any of the layouts that checkpoint.py reads or names.
-_MARKS = (b"ip_adapter", b"image_proj", b"adapter_modules", b"id_adapter")
-_MAX_HEADER = 32 << 20
-ASIDE = ("embeds", "references")  # what is kept beside the adapters and is none
+# What only adapter files name, in any of the layouts that adapters/layout.py reads or adapters/variant.py names
+_MARKS = (b"ip_adapter", b"image_proj", b"adapter_modules", b"id_adapter", b"encoder_hid_proj")
+_STREAM = 1 << 20  # bytes at the start of an older pickle that name its tensors
+ASIDE = ("embeds", "references")  # folders beside the adapters that hold none
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder to search. ``shared``: it holds other kinds of models too, so each file is looked into."""
+    """A folder to search. ``shared``: it holds other kinds of models too, so each file is looked into. ``create``: it is
+    made if it does not exist, for users to put their files into."""
 
     path: Path
     shared: bool = False
+    create: bool = False
 
 
 class Library:
@@ -33,33 +40,39 @@ class Library:
     def __init__(self, folders: Sequence[Folder] = ()) -> None:
         self.folders = tuple(folders)
         self._files: dict[str, Path] = {}
-        self._looked: dict[tuple[Path, float, int], bool] = {}
+        self._looked: dict[tuple[Path, int, int], bool] = {}
 
     def refresh(self, folders: Sequence[Folder] | None = None) -> None:
-        """Lists the folders again, others if given."""
+        """Lists the folders again, others if given. No file and no folder in them makes it fail."""
         if folders is not None:
             self.folders = tuple(folders)
         found: dict[str, Path] = {}
+        looked = self._looked
+        self._looked = {}
         for folder in self.folders:
-            for path in self._adapters(folder):
+            if folder.create:
+                with contextlib.suppress(OSError):
+                    folder.path.mkdir(parents=True, exist_ok=True)
+            for path in self._adapters(folder, looked):
                 # The first folder wins, as everywhere in the WebUI.
                 found.setdefault(path.relative_to(folder.path).as_posix(), path)
         self._files = dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
-    def _adapters(self, folder: Folder) -> Iterable[Path]:
-        if not folder.path.is_dir():
-            return
-        for path in sorted(folder.path.rglob("*")):
-            if path.relative_to(folder.path).parts[0] in ASIDE:
+    def _adapters(self, folder: Folder, looked: dict[tuple[Path, int, int], bool]) -> Iterable[Path]:
+        for path in files_below(folder.path, ASIDE):
+            if path.suffix.lower() not in SUFFIXES:
                 continue
-            if path.suffix.lower() in SUFFIXES and path.is_file() and (not folder.shared or self._look(path)):
+            try:
+                stat = path.stat()
+            except OSError:  # gone since, or a broken link
+                continue
+            key = path, stat.st_mtime_ns, stat.st_size
+            if path.is_file() and (not folder.shared or self._look(key, looked)):
                 yield path
 
-    def _look(self, path: Path) -> bool:
-        stat = path.stat()
-        key = (path, stat.st_mtime, stat.st_size)
-        if key not in self._looked:
-            self._looked[key] = looks_like_adapter(path)
+    def _look(self, key: tuple[Path, int, int], looked: dict[tuple[Path, int, int], bool]) -> bool:
+        """Whether a file is an adapter; each version of a file is looked into once."""
+        self._looked[key] = looked[key] if key in looked else looks_like_adapter(key[0])
         return self._looked[key]
 
     def names(self) -> list[str]:
@@ -90,23 +103,36 @@ def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
+def files_below(folder: Path, aside: Sequence[str] = ()) -> Iterator[Path]:
+    """The files in a folder and below, in order. Links to folders are followed, each folder once, behind the folders
+    that are no links; ``aside`` are folders directly in ``folder`` that are left out."""
+    visited, linked = set(), [str(folder)]
+    while linked:
+        for root, below, names in os.walk(linked.pop(0)):
+            real = os.path.realpath(root)
+            if real in visited:
+                below.clear()
+                continue
+            visited.add(real)
+            below[:] = sorted(name for name in below if Path(root) != folder or name not in aside)
+            linked += [found for name in below if os.path.islink(found := os.path.join(root, name))]
+            yield from (Path(root, name) for name in sorted(names))
+
+
 def looks_like_adapter(path: Path) -> bool:
-    """Whether the file's header speaks of an image-prompt adapter; cheap, and runs no code of the file."""
+    """Whether the names in a file speak of an image-prompt adapter; cheap, and runs no code of the file. False for what
+    cannot be read."""
     try:
-        header = _safetensors_header(path) if path.suffix == ".safetensors" else _pickle_header(path)
-    except (OSError, struct.error, zipfile.BadZipFile, KeyError):
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            start = data[:16]
+            if start[8:9] == b"{":
+                header = data[8 : 8 + min(struct.unpack("<Q", start[:8])[0], MAX_HEADER)]
+            elif start[:2] == b"PK":
+                entry, _ = pickle_entry(file, len(data))
+                begin = entry_begin(data, entry)
+                header = data[begin : begin + min(entry.file_size, MAX_PICKLE)]
+            else:
+                header = data[:_STREAM] if start[:1] == b"\x80" else b""
+    except (FileError, PickleRefused, OSError, ValueError):
         return False
     return any(mark in header for mark in _MARKS)
-
-
-def _safetensors_header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        return file.read(min(length, _MAX_HEADER))
-
-
-def _pickle_header(path: Path) -> bytes:
-    with zipfile.ZipFile(path) as archive:
-        name = next((n for n in archive.namelist() if n.endswith("/data.pkl")), "")
-        with archive.open(name) as file:
-            return file.read(_MAX_HEADER)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MAX_STEPS = 1_000_000  # of the unpickler; a tensor takes about 50
+MAX_STEPS = 500_000  # of the unpickler; a tensor takes about 50
 
 _ELEMENTS = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,

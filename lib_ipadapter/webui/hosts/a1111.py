@@ -34,7 +34,6 @@ class A1111:
     def adapter_folders(self) -> list[Folder]:
         """Ours, then those of the ControlNet extension, which hold other models too."""
         ours = [
-            self.home(),
             getattr(shared.cmd_opts, "ipadapter_dir", None),
             *settings.folders("ipadapter_model_folders"),
         ]
@@ -44,7 +43,8 @@ class A1111:
             shared.opts.data.get("control_net_models_path"),
             getattr(shared.cmd_opts, "controlnet_dir", None),
         ]
-        return [Folder(Path(f)) for f in ours if f] + [Folder(Path(f), shared=True) for f in controlnet if f]
+        others = [Folder(Path(f), shared=True) for f in controlnet if f]
+        return [Folder(self.home(), create=True), *(Folder(Path(f)) for f in ours if f), *others]
 
     def encoder_folders(self) -> list[Path]:
         """Ours, those of the settings, and the ControlNet extension's downloads."""
