@@ -180,7 +180,7 @@ def switch(default: bool, help: str, **more: Any) -> Any:
     return declare("bool", default, help, **more)
 
 
-def string(default: str, help: str, **more: Any) -> Any:
+def string(default: str | None, help: str, **more: Any) -> Any:
     """Text without white space at its ends."""
     return declare("string", default, help, **more)
 
@@ -200,7 +200,7 @@ def choice(default: str | None, help: str, choices: tuple[str, ...], **more: Any
     return declare("choice", default, help, choices=choices, optional=default is None, **more)
 
 
-def path(help: str, default: Path | None = None, **more: Any) -> Any:
+def path(help: str, default: Path | tuple[Path, ...] | None = None, **more: Any) -> Any:
     """A path; without a default, None stands for none unless it is ``required``."""
     optional = default is None and not more.get("required")
     return declare("path", default, help, optional=optional, **{"metavar": "FILE", **more})

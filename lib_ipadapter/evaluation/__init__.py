@@ -2,7 +2,8 @@
 
 from .items import Item, read_items
 from .metric import Clip, Metric
-from .run import Options, evaluate
+from .options import Options
+from .run import evaluate
 from .stats import Estimate, difference, estimate
 from .table import Results, Row
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, IPAdapterError
-from ..standalone.generate import DEFAULT_SIDE, device_of
-from ..unit import FITS
+from ..options import add_flags, from_flags
+from ..standalone.generate import device_of
 from .items import read_items
 from .methods import BASE, BaseModel, Encoders, Method, Studio, TextBaseline, adapter_method
 from .metric import Clip
-from .remote import TIMEOUT, WebUIMethod, read_payload
-from .run import Options, evaluate
+from .options import EvaluateOptions
+from .remote import WebUIMethod, read_payload
+from .run import evaluate
 
 EPILOG = """\
 measures:
@@ -44,131 +46,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    _add_data(parser.add_argument_group("references and measures"))
-    _add_standalone(parser.add_argument_group("adapters, drawn here with a checkpoint"))
-    _add_remote(parser.add_argument_group("methods of a running WebUI"))
-
-
-def _add_data(group: Any) -> None:
-    add = group.add_argument
-    add("--references", type=Path, required=True, metavar="DIR",
-        help="pictures with captions: .txt beside each, or metadata.jsonl (file_name, text)")  # fmt: skip
-    add(
-        "--coco",
-        type=Path,
-        metavar="JSON",
-        help="captions of COCO's layout; the first of each picture is taken",
-    )
-    add("--limit", type=int, metavar="K", help="only the first K references, by name")
-    add("--out", type=Path, required=True, metavar="OUT", help="folder of pictures, results.json, results.md, "
-        "scores.jsonl, grid.png, curve.png")  # fmt: skip
-    add("--clip", type=Path, required=True, metavar="FILE",
-        help="the CLIP that measures: open_clip weights of both towers, its config beside it (same name, .json)")  # fmt: skip
-    add("--clip-arch", metavar="NAME", help="instead of the config: open_clip's name, as ViT-L-14 (of OpenAI's "
-        "weights ViT-L-14-quickgelu)")  # fmt: skip
-    add(
-        "--weights",
-        default="1",
-        metavar="λ,λ,...",
-        help="default: 1; 0 is the base model, drawn once for all adapters",
-    )
-    add("--count", type=int, default=1, metavar="N", help="pictures a reference")
-    add("--seed", type=int, default=0, help="reference k's i-th picture has SEED + k*N + i")
-    add("--prompt", default="caption", help="caption (default), none, or a text with {caption} or {FIELD} of "
-        "metadata.jsonl in it")  # fmt: skip
-    add("--rows", type=int, default=8, metavar="R", help="references in the grid")
-
-
-def _add_standalone(group: Any) -> None:
-    add = group.add_argument
-    add("--adapter", action="append", default=[], metavar="[NAME=]FILE", help="may be repeated; a concat ablation too, "
-        "which has only λ = 0 and 1")  # fmt: skip
-    add("--text-baseline", metavar="FIELD", help="one more method, without adapter: prompted by this field of "
-        "metadata.jsonl, a text that says all of the picture")  # fmt: skip
-    add("--checkpoint", type=Path, metavar="FILE", help="SD1.x or SD2.x, .safetensors or .ckpt")
-    add(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="its yaml; without it, the file of the same name beside it",
-    )
-    add("--encoder", type=Path, action="append", default=[], metavar="FILE", help="image encoder of the adapters; may "
-        "be repeated, or a folder to look in")  # fmt: skip
-    add("--fit", choices=FITS, default="crop", help="how references meet the encoder's square")
-    add("--negative", default="", metavar="PROMPT")
-    add("--steps", type=int, default=50)
-    add("--cfg", type=float, default=7.5)
-    add("--width", type=int, default=DEFAULT_SIDE)
-    add("--height", type=int, default=DEFAULT_SIDE)
-    add("--batch", type=int, default=8, help="pictures drawn at a time")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--precision", choices=("float32", "float16"), help="default: float16 on a GPU, else float32")
-
-
-def _add_remote(group: Any) -> None:
-    add = group.add_argument
-    add("--webui", metavar="URL", help="its address, http://[user:password@]host:port")
-    add("--payload", type=Path, metavar="FILE", help="template of the txt2img body, see below")
-    add("--name", metavar="NAME", help="in the table; default: the payload's file name")
-    add("--method-json", action="append", default=[], metavar="JSON", help="more of them: {\"name\": ..., \"url\": ..., "
-        "\"payload\": FILE}; may be repeated")  # fmt: skip
-    add(
-        "--timeout",
-        type=float,
-        default=TIMEOUT,
-        metavar="S",
-        help=f"seconds for one picture, default {TIMEOUT:g}",
-    )
+    add_flags(parser, EvaluateOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table and where the rest lies."""
-    options = Options(
-        weights=_weights(args.weights), count=args.count, seed=args.seed, prompt=args.prompt, batch=args.batch,
-        rows=args.rows,
-    )  # fmt: skip
+    options = from_flags(EvaluateOptions, args)
+    options = replace(options, weights=tuple(sorted(options.weights)))
     options.check()
-    items = read_items(args.references, args.coco, args.limit)
-    remote = remote_methods(args)
-    device, _ = device_of(args)
+    items = read_items(options.references, options.coco, options.limit)
+    remote = remote_methods(options)
+    device, _ = device_of(options)
     metric = Clip.load(
-        args.clip, args.clip_arch, device
+        options.clip, options.clip_arch, device
     )  # first: it makes its architecture known to open_clip
-    results = evaluate(items, [*standalone_methods(args, options), *remote], metric, args.out, options)
+    results = evaluate(items, [*standalone_methods(options), *remote], metric, options.out, options)
     print(results.markdown())
-    print(f"pictures, results.json, results.md and figures: {args.out}")
+    print(f"pictures, results.json, results.md and figures: {options.out}")
     return 0
 
 
-def _weights(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(sorted(float(part) for part in text.split(",")))
-    except ValueError:
-        raise ConfigError("weights", text, "numbers with commas between, as 0,0.5,1") from None
-
-
-def standalone_methods(args: argparse.Namespace, options: Options) -> list[Method]:
+def standalone_methods(options: EvaluateOptions) -> list[Method]:
     """Those of --adapter and --text-baseline; the base model alone where λ = 0 is all that is asked."""
-    if not args.checkpoint:
-        if args.adapter or args.text_baseline:
+    if not options.checkpoint:
+        if options.adapter or options.text_baseline:
             raise ConfigError(
                 "checkpoint", None, "a Stable Diffusion checkpoint, for --adapter and --text-baseline"
             )
         return []
-    device, dtype = device_of(args)
+    device, dtype = device_of(options)
     sampling = {
-        "steps": args.steps,
-        "cfg": args.cfg,
-        "negative": args.negative,
-        "size": (args.width, args.height),
+        "steps": options.steps,
+        "cfg": options.cfg,
+        "negative": options.negative,
+        "size": (options.width, options.height),
     }
-    config = args.config or args.checkpoint.with_suffix(".yaml")
-    base = BaseModel(Studio.load(args.checkpoint, config, device, dtype, **sampling))
-    files = [_named(text) for text in args.adapter]
-    encoders = Encoders(args.encoder or list(dict.fromkeys(path.parent for _, path in files)), device)
-    methods: list[Method] = [adapter_method(name, path, base, encoders, args.fit) for name, path in files]
-    if args.text_baseline:
-        methods.append(TextBaseline(base.studio, args.text_baseline))
+    config = options.config or options.checkpoint.with_suffix(".yaml")
+    base = BaseModel(Studio.load(options.checkpoint, config, device, dtype, **sampling))
+    files = [_named(text) for text in options.adapter]
+    encoders = Encoders(options.encoder or list(dict.fromkeys(path.parent for _, path in files)), device)
+    methods: list[Method] = [adapter_method(name, path, base, encoders, options.fit) for name, path in files]
+    if options.text_baseline:
+        methods.append(TextBaseline(base.studio, options.text_baseline))
     return methods or [base]
 
 
@@ -181,17 +100,21 @@ def _named(text: str) -> tuple[str, Path]:
     return (f"{path.stem}-adapter" if path.stem in (BASE, "text") else path.stem), path
 
 
-def remote_methods(args: argparse.Namespace) -> list[WebUIMethod]:
+def remote_methods(options: EvaluateOptions) -> list[WebUIMethod]:
     """Those of --webui and of each --method-json. Raises ConfigError, FileError."""
     entries: list[Mapping[str, Any]] = []
-    if args.webui or args.payload:
-        if not (args.webui and args.payload):
-            raise ConfigError("payload" if args.webui else "webui", None, "--webui and --payload together")
+    if options.webui or options.payload:
+        if not (options.webui and options.payload):
+            raise ConfigError("payload" if options.webui else "webui", None, "--webui and --payload together")
         entries.append(
-            {"name": args.name or args.payload.stem, "url": args.webui, "payload": str(args.payload)}
+            {
+                "name": options.name or options.payload.stem,
+                "url": options.webui,
+                "payload": str(options.payload),
+            }
         )
-    entries += [_entry(text) for text in args.method_json]
-    return _made(entries, args.timeout)
+    entries += [_entry(text) for text in options.method_json]
+    return _made(entries, options.timeout)
 
 
 def _entry(text: str) -> Mapping[str, Any]:
@@ -208,8 +131,6 @@ def _entry(text: str) -> Mapping[str, Any]:
 
 
 def _made(entries: Sequence[Mapping[str, Any]], timeout: float) -> list[WebUIMethod]:
-    if timeout <= 0:
-        raise ConfigError("timeout", timeout, "seconds above 0")
     try:
         return [WebUIMethod(e["name"], e["url"], read_payload(Path(e["payload"])), timeout) for e in entries]
     except ValueError as error:

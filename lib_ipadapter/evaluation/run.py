@@ -17,57 +17,18 @@ from PIL import Image
 from .. import __version__
 from ..errors import ConfigError, IPAdapterError, ModelError
 from ..pictures import images
-from ..unit.fields import WEIGHT_RANGE
 from ..unit.names import is_device
 from . import figures
 from .items import Item
 from .methods import Job, Method
 from .metric import Metric
+from .options import Options
 from .pictures import Pictures, weight_text
 from .scores import Extra, References, Scores
 from .table import REFERENCE, Results, Row
 
 PACKAGES = ("torch", "open_clip_torch", "pillow", "numpy")
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """How references become pictures.
-
-    weights: λ; count: pictures a reference; seed: of the first picture of the first reference, the i-th of
-    reference k has seed + k·count + i; prompt: "caption", "none", or a template with {caption} or {a field};
-    batch: pictures at a time; rows: of the grid.
-    """
-
-    weights: tuple[float, ...] = (1.0,)
-    count: int = 1
-    seed: int = 0
-    prompt: str = "caption"
-    batch: int = 8
-    rows: int = 8
-
-    def check(self) -> None:
-        """Raises ConfigError."""
-        low, high = WEIGHT_RANGE
-        whole = {"count": (1, 10_000), "seed": (0, 2**53), "batch": (1, 64), "rows": (1, 1000)}
-        for name, (least, most) in whole.items():
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(name, getattr(self, name), f"a whole number from {least} to {most}")
-        if not self.weights or not all(low <= weight <= high for weight in self.weights):
-            raise ConfigError("weights", self.weights, f"numbers from {low:g} to {high:g}, at least one")
-        if len(set(map(weight_text, self.weights))) < len(self.weights):
-            raise ConfigError("weights", self.weights, "numbers that differ within six digits")
-
-    def text_for(self, item: Item) -> str:
-        """The prompt of an item. Raises ConfigError."""
-        if self.prompt in ("caption", "none"):
-            return item.caption if self.prompt == "caption" else ""
-        return item.fill(self.prompt)
-
-    def text_against(self, item: Item) -> str:
-        """The text that CLIP-T compares with: the caption, or the template filled in."""
-        return item.caption if self.prompt in ("caption", "none") else item.fill(self.prompt)
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..attention.session import ImagePrompt, Session
 from ..errors import ModelError, UnitError
+from ..options import checked, fields_of
 from .concat import append
 from .model import Parts, load_parts
+from .options import GenerateOptions
 from .sampler import Keep, Progress, Schedule, ddim
 
-MAX_STEPS = 1000
+_SAMPLING = fields_of(GenerateOptions, UnitError)
 
 
 @dataclass(frozen=True)
@@ -136,19 +138,16 @@ class Standalone:
         self, steps: int, cfg: float, seeds: Sequence[int], size: tuple[int, int], batch: int,
         strength: float, texts: Sequence[str],
     ) -> None:  # fmt: skip
-        for name, value, good, expected in (
-            ("steps", steps, 1 <= steps <= MAX_STEPS, f"a whole number from 1 to {MAX_STEPS}"),
-            ("cfg", cfg, 0 <= cfg <= 100, "a number from 0 to 100"),
-            ("batch", batch, 1 <= batch <= 64, "a whole number from 1 to 64"),
-            ("prompt", f"{len(texts)} prompts", len(texts) == batch, f"one for each of {batch} pictures"),
-            ("seed", f"{len(seeds)} seeds", len(seeds) == batch, f"one for each of {batch} pictures"),
-            *(("seed", s, 0 <= s < 2**63, "a whole number from 0 to 2^63 - 1") for s in seeds),
-            ("strength", strength, 0 < strength <= 1, "a number above 0, up to 1"),
-            ("width", size[0], self._good_side(size[0]), self._sides),
-            ("height", size[1], self._good_side(size[1]), self._sides),
-        ):
-            if not good:
-                raise UnitError(name, value, expected)
+        checked(_SAMPLING, {"steps": steps, "cfg": cfg, "batch": batch, "strength": strength})
+        for name, given in (("prompt", texts), ("seed", seeds)):
+            if len(given) != batch:
+                raise UnitError(name, f"{len(given)} {name}s", f"one for each of {batch} pictures")
+        for seed in seeds:
+            if not 0 <= seed < 2**63:
+                raise UnitError("seed", seed, "a whole number from 0 to 2^63 - 1")
+        for name, side in zip(("width", "height"), size):
+            if not self._good_side(side):
+                raise UnitError(name, side, self._sides)
 
     @property
     def _sides(self) -> str:

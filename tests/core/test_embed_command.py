@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lib_ipadapter.cli import main
+from lib_ipadapter.options import from_flags
 from lib_ipadapter.standalone import generate
 from tests.synthetic import adapter_tensors, write_adapter
 
@@ -32,7 +33,8 @@ def prompts(place, *arguments):
     generate.add_arguments(parser)
     adapter = [] if "--unit" in arguments else ["--adapter", str(place / "a.safetensors")]
     args = parser.parse_args(["--checkpoint", "none", *adapter, *map(str, arguments)])
-    return generate.image_prompts(generate.read_units(args), args, torch.device("cpu")), args
+    options = from_flags(generate.GenerateOptions, args)
+    return generate.image_prompts(generate.read_units(options), options, torch.device("cpu")), options
 
 
 def test_embeds_prompt_as_their_pictures_do(place, capsys):
