@@ -59,7 +59,7 @@ class Option:
     above: bool = False  # the minimum itself is not allowed
     optional: bool = False  # None is allowed
     required: bool = False  # the default is not a value
-    many: str = ""  # a tuple of such values: "repeat" the flag, or "," between them
+    many: str = ""  # a tuple of such values: "repeat" the flag, or "," between them; not empty where the default is not
     normalize: Callable[[Any, Option], Any] | None = None
     hint: str = ""
     json: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,7 +97,7 @@ class Option:
             return self._parse_one(value)
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise self.error(self.name, value, f"a list: {self.expected} each")
-        if not value and self.required:
+        if not value and self.default:
             raise self.error(self.name, value, f"at least one: {self.expected}")
         return tuple(map(self._parse_one, value))
 

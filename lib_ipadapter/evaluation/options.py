@@ -29,7 +29,6 @@ class Options:
         "Weights to measure at; 0 is the base model, sampled once for all adapters.",
         *WEIGHT_RANGE,
         many=",",
-        required=True,
         metavar="W,W,...",
         group=DATA,
     )
@@ -134,7 +133,7 @@ class EvaluateOptions(Options):
     webui: str | None = string(
         None, "Its address: http://[user:password@]host:port.", optional=True, metavar="URL", group=WEBUI
     )
-    payload: Path | None = path("Template of the txt2img request, see below.", group=WEBUI)
+    payload: Path | None = path("Template of the txt2img request, see the end of --help.", group=WEBUI)
     name: str | None = string(
         None, "Name in the table; without it, the payload's file name.", optional=True, group=WEBUI
     )
