@@ -103,6 +103,7 @@ class Session:
         self._size: Size | None = None  # of the step's latents; None: of each call's
         self._called: Size = (0, 0)
         self._hooks: Hooks | None = None
+        self._target: nn.Module | None = None  # the UNet to which it is attached, with hooks if any prompt acts
 
     @property
     def projections(self) -> int:
@@ -127,10 +128,11 @@ class Session:
         """Puts the hooks on ``unet`` for the prompts that act in this pass, and off the UNet where they were; the other
         prompts may be for another base. Raises WrongBase or UnsupportedModel, and then nothing is attached."""
         fitted = [kv for kv in self._kv if kv.prompt.timing.of_pass(hires)]
-        if self.unet is unet and self._fitted == fitted:
+        if self._target is unet and self._fitted == fitted:
             return
         self.detach()
         if not fitted:
+            self._target, self._fitted = unet, fitted
             return
         layers = cross_attention_layers(unet)
         for kv in fitted:
@@ -142,10 +144,12 @@ class Session:
         if self.observer:
             self.observer.attached(layers, [kv.acts_in if kv in fitted else _nowhere for kv in self._kv])
         self._hooks = Hooks(unet, layers, self, self.observer.output if self.observer else None)
+        self._target = unet
 
     def detach(self) -> None:
         """Takes the hooks off. The projected K' and V' stay: another model of the same shape reuses them."""
         self.rest()
+        self._target = None
         if self._hooks:
             self._hooks.remove()
             self._hooks = None
@@ -164,8 +168,10 @@ class Session:
         sets: the token set of each row, 2k + COND or 2k + UNCOND for picture k, modulo a prompt's pictures; fraction:
         0..1 of the sampling; hires: in the pass of hires fix; size: height and width of the latents; boxes: the part of
         the picture that each row shows, or one for all; pictures: index in the batch of each cond row, by default one
-        row each.
+        row each. Raises as ``attach`` does if other prompts act in this pass than in the last one.
         """
+        if self._target is not None:
+            self.attach(self._target, hires)
         cond = [i for i, tokens in enumerate(sets) if tokens % 2 == COND]
         boxes = boxes if len(boxes) > 1 else [*boxes] * len(sets)
         rows = [Row(i, *row) for i, row in enumerate(zip(sets, boxes, strict=True))]
