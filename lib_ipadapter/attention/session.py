@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..errors import RowsError
+from ..errors import IPAdapterError, RowsError
 from .hooks import Hooks
 from .keyvalue import KeyValue, Store
 from .layers import Layer, check_fit, cross_attention_layers, layer_weights
@@ -93,6 +93,7 @@ class Session:
         self.prompts = acting(prompts)
         self.rows: RowSource = rows or CursorRows()
         self.observer = observer
+        self.error: IPAdapterError | None = None  # the last one raised in a hook, where a host may swallow it
         self._kv = [KeyValue(prompt, store) for prompt in self.prompts]
         self._tiles = tiles
         self._fitted: list[KeyValue] = []  # those that act in the pass for which the hooks are attached
@@ -103,7 +104,9 @@ class Session:
         self._size: Size | None = None  # of the step's latents; None: of each call's
         self._called: Size = (0, 0)
         self._hooks: Hooks | None = None
-        self._target: nn.Module | None = None  # the UNet to which it is attached, with hooks if any prompt acts
+        self._target: nn.Module | None = (
+            None  # the UNet to which it is attached, with hooks if any prompt acts
+        )
 
     @property
     def projections(self) -> int:
@@ -202,6 +205,18 @@ class Session:
         self._current, self._foreign = None, False
         if not self._active:
             return
+        with self._noting():
+            self._follow(latents, kwargs)
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except IPAdapterError as error:
+            self.error = error
+            raise
+
+    def _follow(self, latents: Tensor, kwargs: Mapping[str, Any]) -> None:
         self._current = self.rows.call(latents, kwargs)
         if self._current is None:
             return
@@ -238,7 +253,8 @@ class Session:
         for kv in self._active:
             if not kv.acts_in(layer):
                 continue
-            term = self._term(kv, layer, hidden, query, grid)
+            with self._noting():
+                term = self._term(kv, layer, hidden, query, grid)
             if kv.prompt.merge is not add_term:
                 others.append(Term(term, kv.prompt.merge))
             else:

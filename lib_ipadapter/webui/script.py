@@ -166,6 +166,8 @@ class Run:
             self.session.attach(self.host.unet(self.p))
             self.sheets.begin()
             samples = original(*args, **kwargs)
+            if error := self._inner.error or self.session.error:
+                raise error
             self.sheets.end(self.p.iteration)
             return samples
         finally:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..attention.region import Box
 from ..attention.session import COND, UNCOND, Session
 from ..attention.traced import Content, TracedRows
+from ..errors import RowsError
 from . import turns
 from .batch import pictures_of
 
@@ -86,7 +87,13 @@ class InnerModel:
         latents = args[0] if args else kwargs["input"]
         given = kwargs.get("cond", args[2] if len(args) > 2 else None)
         texts = given.get("c_crossattn", [given.get("crossattn")]) if isinstance(given, dict) else [None]
-        self._rows.chunk(Content.of(latents, texts[0]))
+        try:
+            self._rows.chunk(Content.of(latents, texts[0]))
+        except RowsError as error:
+            self.error = (
+                error  # the WebUI swallows it where another extension's callback has called the model
+            )
+            raise
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
         self._rows.unchunk()
