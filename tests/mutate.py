@@ -32,12 +32,17 @@ PACKAGE = "lib_ipadapter"
 
 # Module below the package: patterns of the tests that should notice a change in it.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "attention/term": ("core/test_weights.py", "core/test_session*.py", "core/test_term*.py"),
+    "attention/term": ("core/test_weights.py", "core/test_session*.py", "core/test_hooks*.py"),
     "attention/rows": ("core/test_rows*.py", "core/test_session*.py"),
-    "attention/session": ("core/test_session*.py", "core/test_scaling.py", "core/test_weights.py", "core/test_masks.py"),
-    "attention/region": ("core/test_masks.py", "core/test_region*.py"),
+    "attention/traced": ("core/test_traced.py",),
+    "attention/same": ("core/test_traced.py",),
+    "attention/keyvalue": ("core/test_hooks*.py", "core/test_scaling.py", "core/test_weights.py", "core/test_session*.py"),
+    "attention/lowrank": ("core/test_hooks*.py",),
+    "attention/session": ("core/test_session*.py", "core/test_scaling.py", "core/test_weights.py", "core/test_masks.py",
+                          "core/test_hooks*.py"),
+    "attention/region": ("core/test_masks.py", "core/test_hooks*.py"),
     "attention/hooks": ("core/test_session*.py", "core/test_hooks*.py", "core/test_seeing.py"),
-    "attention/layers": ("core/test_layers.py", "core/test_weights.py"),
+    "attention/layers": ("core/test_layers.py", "core/test_weights.py", "core/test_hooks*.py"),
     "unit/weights": ("core/test_weights.py",),
     "training/objective": ("core/test_training_objective.py", "ldm/test_training.py"),
     "training/trainer": ("ldm/test_training.py", "ldm/test_training_runs.py"),
