@@ -131,6 +131,7 @@ def check_fit(spec: VariantSpec, layers: Sequence[Layer], label: str) -> None:
         expected=f"an adapter for {base_of_context(context)}",
         value=spec.base,
         field="model",
+        model=label,
     )
 
 

@@ -7,17 +7,18 @@ the jobs under way. What is true of them at any moment is the call stack, so it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 from ..attention.region import WHOLE, Box, within
 from ..unit import Unit
-from .stack import callers, is_in
+from .stack import callers, is_in, module_of, variables
 from .stack import jobs as jobs_of
 
 _UPSCALE, _LOOPBACK = "upscal", "loopback"  # what a script's title has
+_TILED = ("tile_methods", "lib_multidiffusion")  # packages of Tiled Diffusion and of Forge
 PLACE_UNKNOWN = "IP-Adapter: which part of the picture this script draws is not known, so the mask was laid over each part"
 
 
@@ -78,12 +79,13 @@ class Following:
 
 
 def _script(frames: Sequence[FrameType]) -> tuple[str, Any]:
-    """Of the script chosen under the panel, where one is running: its title in lower case, and an object that is this
-    run's own."""
+    """Of the script chosen under the panel, where one is running: its title in lower case, and an object that exists once
+    per run."""
     for frame in frames:
         if is_in(frame, "modules.scripts", "run"):
-            script = frame.f_locals.get("script")
-            return str(script.title()).lower() if script else "", frame.f_locals.get("script_args")
+            local = variables(frame)
+            script = local.get("script")
+            return str(script.title()).lower() if script else "", local.get("script_args")
     return "", None
 
 
@@ -91,21 +93,33 @@ def _tiles(frames: Sequence[FrameType], p: Any) -> tuple[tuple[Box, ...], int]:
     """The boxes of the init images that are tiles of a grid (modules.images.split_grid) of the running script, and the
     whole picture's width; ((), 0) where they are none."""
     images = getattr(p, "init_images", None) or []
-    for frame in frames:
-        for grid in list(frame.f_locals.values()):
-            if type(grid).__name__ != "Grid":
-                continue
-            boxes = {id(tile): _box(grid, x, y) for y, _, row in grid.tiles for x, _, tile in row}
-            if images and all(id(image) in boxes for image in images):
-                return tuple(boxes[id(image)] for image in images), grid.image_w
+    for grid in _grids(frames):
+        boxes = {id(tile): _box(grid, x, y) for y, _, row in grid.tiles for x, _, tile in row}
+        if images and all(id(image) in boxes for image in images):
+            return tuple(boxes[id(image)] for image in images), grid.image_w
     return (), 0
 
 
+def _grids(frames: Sequence[FrameType]) -> Iterator[Any]:
+    """The grids in the variables of the running script's functions, which lie between the WebUI's call of the script and
+    the script's call of the job."""
+    inside = False
+    for frame in frames:
+        if is_in(frame, "modules.scripts", "run"):
+            return
+        if module_of(frame).startswith("modules."):
+            inside = inside or is_in(frame, "modules.processing", "process_images")
+        elif inside:
+            for value in variables(frame).values():
+                if (type(value).__module__, type(value).__name__) == ("modules.images", "Grid"):
+                    yield value
+
+
 def _box(grid: Any, x: int, y: int) -> Box:
-    return _shares((x, y, grid.tile_w, grid.tile_h), (grid.image_w, grid.image_h))
+    return _fractions((x, y, grid.tile_w, grid.tile_h), (grid.image_w, grid.image_h))
 
 
-def _shares(part: tuple[int, int, int, int], whole: tuple[int, int]) -> Box:
+def _fractions(part: tuple[int, int, int, int], whole: tuple[int, int]) -> Box:
     (x, y, w, h), (width, height) = part, whole
     return x / width, y / height, (x + w) / width, (y + h) / height
 
@@ -124,7 +138,7 @@ def _width(p: Any) -> int:
 def cut_of(p: Any) -> Box | None:
     """The part that is inpainted alone and put back into the picture."""
     cut = getattr(p, "paste_to", None)
-    return _shares(cut, p.image_mask.size) if is_cut(p) and cut else None
+    return _fractions(cut, p.image_mask.size) if is_cut(p) and cut else None
 
 
 def shown(p: Any) -> Box:
@@ -148,16 +162,18 @@ def boxes_of(p: Any, around: Sequence[Box]) -> tuple[Box, ...]:
 
 def latent_tiles(whole: tuple[int, int], tile: tuple[int, int]) -> tuple[Box, ...]:
     """The boxes of the tiles that the UNet is called with, side by side; () where they are not known. Sizes are
-    heights and widths of latents. Of Tiled Diffusion (MultiDiffusion, Mixture of Diffusers): its functions hold a call's
-    tiles as ``bboxes``, or a region's one as ``bbox``."""
+    heights and widths of latents. Of Tiled Diffusion (MultiDiffusion, Mixture of Diffusers) and Forge's copy of it: the
+    function that cuts the tiles has those of a call as ``bboxes``, or a region's one as ``bbox``."""
     for frame in callers():
-        held = frame.f_locals
-        if not {"bboxes", "bbox"} & held.keys():
+        if module_of(frame).partition(".")[0] not in _TILED:
             continue
-        tiles = held["bboxes"] if "bboxes" in held else [held["bbox"]]
+        local = variables(frame)
+        tiles = local["bboxes"] if "bboxes" in local else [local["bbox"]] if "bbox" in local else None
+        if tiles is None:
+            continue
         if not isinstance(tiles, list) or not all(
             (getattr(box, "h", None), getattr(box, "w", None)) == tile for box in tiles
         ):
             return ()
-        return tuple(_shares((box.x, box.y, box.w, box.h), (whole[1], whole[0])) for box in tiles)
+        return tuple(_fractions((box.x, box.y, box.w, box.h), (whole[1], whole[0])) for box in tiles)
     return ()

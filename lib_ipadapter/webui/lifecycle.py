@@ -106,7 +106,7 @@ class Lifecycle:
         try:
             run.step(params)
         except Exception as error:
-            run.break_next_call(error, params.denoiser.inner_model)
+            run.break_next_call(error)
 
     def on_cfg_denoised(self, params: Any) -> None:
         """The step's announced calls are over. Other extensions may run the model again in this callback."""

@@ -15,12 +15,11 @@ from PIL import Image
 from torch import nn
 
 from ..attention.heatmaps.recorder import Recorder
-from ..attention.layers import Layer, check_fit, cross_attention_layers, layer_weights
 from ..attention.region import WHOLE, Box, Region, finished, of_picture
 from ..attention.session import ImagePrompt, Session
 from ..attention.traced import TracedRows
 from ..errors import IPAdapterError, UnitError, WrongBase
-from ..prompts.prepare import prepare, prompt_fields
+from ..prompts.prepare import prepare
 from ..prompts.references import in_turn
 from ..unit import Unit
 from . import turns
@@ -29,6 +28,7 @@ from .infotext import Hashes, to_infotext
 from .log import logger
 from .maps import Sheets
 from .models import Models
+from .passes import Pass, only_hires, passes_of
 from .pictures import held_by
 from .replacement import Replacement
 from .step import InnerModel, StepRows, begin
@@ -52,42 +52,47 @@ class Run:
         self._refused: nn.Module | None = None
         self._rows = TracedRows()
         self._inner = InnerModel(self._rows)
+        self._break: Any = None  # the hook that raises an error of ours in the job
+        self._units: list[tuple[int, Unit, ImagePrompt]] = []  # those that act, with their places
         self._redrawn: list[tuple[Region, Unit]] = []  # regions that inpainting's mask says, once it is known
 
     def start(self, units: Sequence[Unit]) -> None:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
         acting = any(unit.enabled and self.place.lets(unit) for unit in units)
-        layers = cross_attention_layers(self.host.unet(self.p)) if acting else []
-        told, shown = [], []
+        passes = passes_of(self.p, self.host) if acting else ()
+        told = []
         for index, unit in enumerate(units):
             try:
-                prompt, said = self._prepare(unit, layers) if unit.enabled else (None, [(unit, Hashes())])
+                prompt, said = self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
             except IPAdapterError as error:
                 raise error.in_unit(index) from error.__cause__
-            shown += [(index, unit, prompt)] if prompt else []
+            self._units += [(index, unit, prompt)] if prompt else []
             told.append(said)
         self.infotext = self._texts(told)
-        prompts = [prompt for _, _, prompt in shown]
+        prompts = [prompt for _, _, prompt in self._units]
         self.session = Session(prompts, latent_tiles, self._rows, Recorder.of(prompts))
-        self.sheets = Sheets(self.session, shown)
+        self.sheets = Sheets(self.session, self._units)
         if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
             self.p.comment(PLACE_UNKNOWN)
 
-    def _texts(self, told: Sequence[Sequence[Said]]) -> str | Callable[..., str]:
-        """The infotext's value; where references take turns, what gives that of each picture."""
-        turning = any(len(said) > 1 for said in told)
-        shown = [[said[k % len(said)] for said in told] for k in range(turns.count(self.p) if turning else 1)]
-        texts = [to_infotext([unit for unit, _ in one], [names for _, names in one]) for one in shown]
-        return turns.text_of(texts) if turning else texts[0]
+    def _texts(self, entries: Sequence[Sequence[Said]]) -> str | Callable[..., str]:
+        """The infotext's value. entries: of each unit, what it stands for in each picture in turn; where any has several,
+        the value is a function that gives each picture's."""
 
-    def _prepare(self, unit: Unit, layers: Sequence[Layer]) -> tuple[ImagePrompt | None, list[Said]]:
+        def of(picture: int) -> str:
+            shown = [in_turn[picture % len(in_turn)] for in_turn in entries]
+            return to_infotext([unit for unit, _ in shown], [names for _, names in shown])
+
+        return turns.text_of(of) if any(len(in_turn) > 1 for in_turn in entries) else of(0)
+
+    def _prepare(self, unit: Unit, passes: Sequence[Pass]) -> tuple[ImagePrompt | None, list[Said]]:
         """The unit's image prompt, None where its switches are off, and as what it stands in the infotext of each
         picture in turn. What can be refused without encoding is first."""
         if not self.place.lets(unit):
             return None, [(unit, held_by(unit, self.models.shelf()).hashes(unit))]
         adapter = self.models.adapter(unit.model)
-        check_fit(adapter.spec, layers, unit.model)
-        layer_weights(prompt_fields(unit)[0], unit.weight, layers)
+        for one in passes:
+            one.check(unit, adapter.spec)
         source, shelf = self.models.source(), self.models.shelf()
         turn = turns.taken(self.p, unit, shelf)
         held = [held_by(one, shelf) for one in turn]
@@ -159,11 +164,14 @@ class Run:
     def _sample(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._alive:
             return original(*args, **kwargs)
-        self._inner.error = self._refused = None
+        self._refused = None
         try:
             for region, unit in self._redrawn:
                 region.show(self._inpainted(unit))
-            self.session.attach(self.host.unet(self.p))
+            if not only_hires(
+                self.p
+            ):  # else the hires pass loads its model first, and attaches at its first step
+                self._attach(self._unet())
             self.sheets.begin()
             samples = original(*args, **kwargs)
             if error := self._inner.error or self.session.error:
@@ -186,23 +194,26 @@ class Run:
         """The hooks are off, and nothing is watched."""
         self.session.detach()
         self._inner.leave()
+        if self._break is not None:
+            self._break.remove()
+            self._break = None
 
     def step(self, params: Any) -> None:
         """A denoiser step begins: ``params`` are CFGDenoiserParams."""
-        self._follow(params.denoiser)
-        self._inner.watch(params.denoiser.inner_model)
+        self._follow()
+        self._inner.watch(params.denoiser)
         self.boxes = boxes_of(self.p, self.place.boxes)
         turning = any(len(prompt.tokens) > 2 for prompt in self.session.prompts)
         step = StepRows.of(self.p, params, self.boxes, turning, self.session.observer is not None)
         begin(self.session, self._rows, step, params, bool(getattr(self.p, "is_hr_pass", False)))
 
-    def _follow(self, denoiser: Any) -> None:
+    def _follow(self) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
-        unet = self.host.unet(self.p)
-        if unet in (self.session.unet, self._refused) or not self.session.prompts:
+        unet = self._unet()
+        if unet is self._refused or not self.session.prompts:
             return
         try:
-            self.session.attach(unet)
+            self._attach(unet)
         except WrongBase as error:
             self.session.detach()
             if not self.host.in_refiner(self.p):
@@ -212,8 +223,28 @@ class Run:
             logger.warning("did not act in the refiner: %s", error)
             self.p.comment(f"IP-Adapter did not act in the refiner: {error}")
 
-    def break_next_call(self, error: BaseException, inner: nn.Module) -> None:
-        """Raises ``error`` at the next call of the model: a callback's own exception would be swallowed."""
+    def _unet(self) -> nn.Module:
+        """The UNet that samples now. Raises UnsupportedModel."""
+        self.host.check(self.p)
+        return self.host.unet()
+
+    def _attach(self, unet: nn.Module) -> None:
+        """The hooks are on ``unet`` for the units that act in this pass. Raises WrongBase, naming the unit."""
+        try:
+            self.session.attach(unet, hires=bool(getattr(self.p, "is_hr_pass", False)))
+        except WrongBase as error:
+            numbers = [i for i, unit, _ in self._units if unit.model == error.detail.get("model")]
+            if numbers:
+                error.in_unit(numbers[0])
+            raise
+
+    def break_next_call(self, error: BaseException) -> None:
+        """Raises ``error`` at the next call of the UNet: a callback's own exception would be swallowed, and the job go
+        on without us."""
         self.session.detach()
-        self._inner.error = error
-        self._inner.watch(inner)
+
+        def fail(module: nn.Module, args: Any) -> None:
+            raise error
+
+        if self._break is None:
+            self._break = self.host.unet().register_forward_pre_hook(fail)

@@ -58,14 +58,17 @@ class InnerModel:
     """The hooks on a denoiser's inner model, which runs a step's rows in chunks."""
 
     def __init__(self, rows: TracedRows) -> None:
-        self.error: BaseException | None = None  # raised at the next call
         self._rows = rows
         self._model: nn.Module | None = None
         self._handles: list[Any] = []
 
-    def watch(self, model: nn.Module) -> None:
-        """Hooks on this model, and off another one."""
-        if model is self._model:
+    def watch(self, denoiser: Any) -> None:
+        """Hooks on the denoiser's inner model, and off another one. A host may have none that is called as a module."""
+        try:
+            model = denoiser.inner_model
+        except NotImplementedError:  # Forge
+            return
+        if model is self._model or not isinstance(model, nn.Module):
             return
         self.leave()
         self._model = model
@@ -82,8 +85,6 @@ class InnerModel:
         self._rows.forget()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.error is not None:
-            raise self.error
         latents = args[0] if args else kwargs["input"]
         given = kwargs.get("cond", args[2] if len(args) > 2 else None)
         texts = given.get("c_crossattn", [given.get("crossattn")]) if isinstance(given, dict) else [None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..attention.session import COND, UNCOND
 from ..errors import UnitError
@@ -11,8 +11,10 @@ from ..prompts.references import singles
 from ..unit import Unit
 from ..unit.names import Named
 from .log import logger
-from .shelf import HostShelf
-from .stack import callers, is_in, jobs
+from .stack import callers, is_in, jobs, variable
+
+if TYPE_CHECKING:
+    from .shelf import HostShelf
 
 
 def places(p: Any) -> list[int]:
@@ -50,18 +52,26 @@ def _only(p: Any) -> int | None:
     frames = list(callers())
     for frame in frames:
         if is_in(frame, "modules.img2img", "process_batch"):
-            return int(frame.f_locals["i"])
+            place = variable(frame, "i")
+            if not isinstance(place, int):
+                raise UnitError(
+                    "distribute",
+                    "one per picture",
+                    "together: this WebUI does not say which file of the batch tab it draws",
+                )
+            return place
     outer = next((job for job in reversed(jobs(frames)) if job is not p), None)
     return None if outer is None else outer.iteration * outer.batch_size + getattr(outer, "batch_index", 0)
 
 
-def text_of(texts: Sequence[str]) -> Callable[..., str]:
-    """A value of ``extra_generation_params`` that differs by picture. The WebUI calls it with create_infotext's locals,
+def text_of(of: Callable[[int], str]) -> Callable[..., str]:
+    """A value of ``extra_generation_params`` that differs by picture: ``of`` gives it for each of the job's,
+    also for those of prompts that an extension adds later. The WebUI calls it with create_infotext's locals,
     whose index counts within the batch while a batch is saved, and over the whole job otherwise."""
 
     def text(p: Any, index: int, all_prompts: Any, use_main_prompt: bool, **others: Any) -> str:
         first = p.iteration * p.batch_size if all_prompts is p.prompts and not use_main_prompt else 0
-        return texts[first + index]
+        return of(first + index)
 
     return text
 

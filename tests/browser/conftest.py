@@ -22,6 +22,19 @@ from .pages import ARGS, PanelPage
 _HARMLESS = ("net::ERR", "Failed to load resource", "reading 'props'")
 
 
+# A slow server: answers to the panel's events come window.slow milliseconds later.
+SLOW = """
+const real = window.fetch;
+window.slow = 0;
+window.fetch = async (...given) => {
+    const ms = String(given[0]?.url ?? given[0]).includes("predict") ? window.slow : 0;
+    const answer = await real(...given);
+    if (ms) await new Promise(resolve => setTimeout(resolve, ms));
+    return answer;
+};
+"""
+
+
 class WithPage(harness.WebUI):
     """With its page, the WebUI must not be asked anything before it is up: a request between the launch of
     the page and that of the API starts the app too early, and the process ends."""
@@ -72,6 +85,7 @@ def page(browser: Any, url: str) -> Iterator[Any]:
     """The WebUI's page, fully loaded. The test fails when the page reported an error of its own."""
     context = browser.new_context(viewport={"width": 1400, "height": 1500})
     page = context.new_page()
+    page.add_init_script(SLOW)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import namedtuple
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 import torch
 
 from lib_ipadapter.attention.region import WHOLE
-from lib_ipadapter.errors import RowsError
+from lib_ipadapter.errors import RowsError, UnitError
 from lib_ipadapter.unit import Unit
+from lib_ipadapter.webui import turns
 from lib_ipadapter.webui.batch import pictures_of
 from lib_ipadapter.webui.following import Following, Place, boxes_of, latent_tiles
 
-Grid = namedtuple("Grid", "tiles tile_w tile_h image_w image_h overlap")
+Grid = namedtuple("Grid", "tiles tile_w tile_h image_w image_h overlap", module="modules.images")
 PROCESSING: dict[str, Any] = {"__name__": "modules.processing"}
 SCRIPTS: dict[str, Any] = {"__name__": "modules.scripts"}
 exec("def process_images(p, then): return process_images_inner(p, then)", PROCESSING)
@@ -170,14 +172,77 @@ def test_tiles_of_latents():
     box = SimpleNamespace(x=4, y=2, w=8, h=4)
     assert latent_tiles((8, 16), (4, 8)) == ()
 
-    def several(bboxes: Any) -> Any:
-        bbox = None  # noqa: F841
-        return latent_tiles((8, 16), (4, 8))
-
-    def one(bbox: Any) -> Any:
-        return latent_tiles((8, 16), (4, 8))
-
+    tiled: dict[str, Any] = {"__name__": "tile_methods.multidiffusion", "latent_tiles": latent_tiles}
+    exec("def several(bboxes): bbox = None; return latent_tiles((8, 16), (4, 8))", tiled)
+    exec("def one(bbox): return latent_tiles((8, 16), (4, 8))", tiled)
+    several, one = tiled["several"], tiled["one"]
     assert one(box) == ((0.25, 0.25, 0.75, 0.75),)
     assert several([box, box]) == one(box) * 2
     assert several([SimpleNamespace(x=0, y=0, w=16, h=8)]) == ()  # of another size
     assert several([(0, 0)]) == several("text") == several([]) == ()
+
+
+def test_variables_that_only_look_like_tiles_are_none(place):
+    """Anybody may have a variable of that name, and a class called Grid."""
+
+    def elsewhere(bboxes: Any) -> Any:
+        bbox = bboxes[0]  # noqa: F841
+        return latent_tiles((8, 16), (4, 8))
+
+    assert elsewhere([SimpleNamespace(x=4, y=2, w=8, h=4)]) == ()
+    foreign = namedtuple("Grid", "tiles")
+
+    def upscale(p: Any) -> Place:
+        held = foreign(object())  # its tiles are none of ours; reading them would raise
+        return process_images(p, place) if held else place(p)
+
+    assert not run_script(script("Some upscaler", upscale), job(), ()).known
+
+    def outside(p: Any) -> Place:
+        held = grid()
+        p.init_images = [held.tiles[0][2][0][2]]
+        return run_script(script("Some upscaler", lambda p: process_images(p, place)), p, ())
+
+    assert not outside(job()).known  # a grid of who called the WebUI is not the script's
+
+
+def test_looking_keeps_nothing_alive(place):
+    """Up to Python 3.12 a frame keeps what its locals were when somebody looked at them."""
+
+    class Large:
+        pass
+
+    def upscale(p: Any) -> bool:
+        large = Large()
+        kept = weakref.ref(large)
+        process_images(p, place)
+        del large
+        return kept() is None
+
+    assert run_script(script("Some upscaler", upscale), job(), ())
+
+
+def test_a_function_that_uses_its_locals_keeps_them(place):
+    def upscale(p: Any) -> dict[str, Any]:
+        mine = 1
+        every = locals()
+        process_images(p, place)
+        return every
+
+    assert run_script(script("Some upscaler", upscale), job(), ())["mine"] == 1
+
+
+def test_a_batch_tab_that_does_not_say_which_file(place):
+    batch: dict[str, Any] = {"__name__": "modules.img2img"}
+    exec("def process_batch(p, then, **names):\n    i = names.get('i')\n    return then(p)", batch)
+    p = SimpleNamespace(txt2img_upscale=False, batch_size=1, n_iter=1, all_prompts=[""])
+    assert batch["process_batch"](p, turns.places, i=3) == [3]
+    with pytest.raises(UnitError, match="does not say which file"):
+        batch["process_batch"](p, turns.places)
+
+
+def test_a_prompt_that_is_added_later_has_an_infotext():
+    """Extensions make more prompts of one after our process: their pictures take references in turn all the same."""
+    text = turns.text_of(lambda k: f"reference {k % 2}")
+    p = SimpleNamespace(iteration=1, batch_size=3, prompts=["a", "b", "c"])
+    assert [text(p, i, p.prompts, False) for i in range(3)] == ["reference 1", "reference 0", "reference 1"]

@@ -47,6 +47,8 @@ FLAGS = [
     "--disable-console-progressbars",
 ]
 
+NO_API = "--no-api"  # no flag of the WebUI: leaves --api out
+
 
 def checkout() -> Path:
     """Where the WebUI is expected."""
@@ -187,7 +189,8 @@ class WebUI:
         config: dict[str, Any] | None = None,
     ) -> None:
         self.checkpoints = checkpoints
-        self.extra = extra
+        self.extra = tuple(flag for flag in extra if flag != NO_API)
+        self.flags = [flag for flag in FLAGS if flag != "--api" or NO_API not in extra]
         self.with_controlnet = with_controlnet
         self.with_extension = with_extension
         self.config = config or {}
@@ -257,7 +260,7 @@ class WebUI:
     def _start(self) -> None:
         first = self.data / "models" / "Stable-diffusion" / f"{self.checkpoints[0]}.safetensors"
         command = [
-            str(python()), "launch.py", *FLAGS, "--ckpt", str(first), "--data-dir", str(self.data),
+            str(python()), "launch.py", *self.flags, "--ckpt", str(first), "--data-dir", str(self.data),
             "--port", str(self.port), *self.extra,
         ]  # fmt: skip
         env = {

@@ -32,6 +32,26 @@ def test_a_compiled_unet_is_refused(on_sd1: WebUI, unit):
     assert on_sd1.images() == base
 
 
+def test_after_a_compiled_unet_the_next_job_is_right(on_sd1: WebUI, unit):
+    """Nothing is drawn in between: the compiled UNet is still the one in use when the next job begins."""
+    drawn = on_sd1.images(unit)
+    with on_sd1.set(sd_unet="[probe] compiled"):
+        assert on_sd1.draw().status == 200
+        assert on_sd1.draw(unit).status == 422
+    on_sd1.options(sd_unet="None")
+    assert on_sd1.images(unit) == drawn
+
+
+def test_the_option_of_one_request_counts_as_the_setting(on_sd1: WebUI, unit):
+    drawn = on_sd1.images(unit)
+    on_sd1.options(sd_unet="None")
+    compiled = {"override_settings": {"sd_unet": "[probe] compiled"}}
+    assert on_sd1.draw(unit, **compiled).status == 422
+    assert on_sd1.images(unit) == drawn
+    assert on_sd1.draw(**compiled).status == 200
+    assert on_sd1.images(unit) == drawn
+
+
 @pytest.mark.parametrize("flag", ["--lowvram", "--medvram"])
 def test_little_memory(unit, flag):
     """With modules moved about between calls, and two models kept."""

@@ -62,20 +62,26 @@ class A1111:
 
     # the model
 
-    def refuse(self, p: Any) -> None:
-        """By the options: ``process`` runs before the WebUI applies SD Unet, so the UNet in use is the last job's."""
-        _refuse_sd3()
-        option = sd_unet.get_unet_option()
-        if option is not None:
-            raise _compiled(option.label)
-
-    def unet(self, p: Any) -> nn.Module:
-        """By what is in use now."""
-        _refuse_sd3()
-        if sd_unet.current_unet is not None:
-            raise _compiled(sd_unet.current_unet.option.label)
+    def unet(self) -> nn.Module:
+        """That of the checkpoint, which a compiled one may stand in for."""
         unet: nn.Module = shared.sd_model.model.diffusion_model
         return unet
+
+    def check(self, p: Any, sampling: bool = True) -> None:
+        """SD Unet is applied after ``process``, so until then the one in use is the last job's."""
+        if getattr(shared.sd_model, "is_sd3", False):
+            raise UnsupportedModel(
+                "Stable Diffusion 3 has no cross-attention that an IP-Adapter could act in; load a checkpoint of "
+                "Stable Diffusion 1.x, 2.x or XL",
+                value="SD3",
+            )
+        option = _unet_in_use() if sampling else sd_unet.get_unet_option()
+        if option is not None:
+            raise UnsupportedModel(
+                f"the compiled UNet {option.label!r} cannot be reached by an image prompt; set SD Unet to None in "
+                "Settings",
+                value=option.label,
+            )
 
     def hires_differs(self, p: Any) -> bool:
         """By the name that the job gives; the WebUI looks the checkpoint up later, in ``p.init``."""
@@ -136,20 +142,8 @@ def _extensions() -> Path:
     return Path(paths.extensions_dir)
 
 
-def _refuse_sd3() -> None:
-    if getattr(shared.sd_model, "is_sd3", False):
-        raise UnsupportedModel(
-            "Stable Diffusion 3 has no cross-attention that an IP-Adapter could act in; load a checkpoint of "
-            "Stable Diffusion 1.x, 2.x or XL",
-            value="SD3",
-        )
-
-
-def _compiled(label: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"the compiled UNet {label!r} cannot be reached by an image prompt; set SD Unet to None in Settings",
-        value=label,
-    )
+def _unet_in_use() -> Any:
+    return None if sd_unet.current_unet is None else sd_unet.current_unet.option
 
 
 def _hires_checkpoint(p: Any) -> Any:

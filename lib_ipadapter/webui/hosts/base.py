@@ -30,12 +30,12 @@ class Host(Protocol):
     def text_tower_folders(self) -> list[Path]:
         """Where the configs of custom text towers may lie, beside the checkpoints that need them."""
 
-    def refuse(self, p: Any) -> None:
-        """Raises UnsupportedModel if the UNet that the job will sample with cannot be reached. Called before the job
-        begins, when the host may not have switched to that UNet yet."""
+    def unet(self) -> nn.Module:
+        """The UNet of the loaded model."""
 
-    def unet(self, p: Any) -> nn.Module:
-        """The UNet that samples at this moment. Raises UnsupportedModel."""
+    def check(self, p: Any, sampling: bool = True) -> None:
+        """Raises UnsupportedModel if the job does not sample with that UNet, or will not: before it is ``sampling`` the
+        host may not have switched UNets yet, and only its options tell."""
 
     def hires_shapes(self, p: Any) -> Shapes | None:
         """Names and shapes of the tensors in the checkpoint of the hires pass; None if the pass uses the loaded

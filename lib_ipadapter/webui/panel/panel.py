@@ -22,6 +22,7 @@ from ...unit.presets import KEPT
 from .. import settings
 from .charts import SHOWN
 from .events import CLEARED, LOOKED, UnitEvents
+from .files import Files
 from .paste import Paste
 from .saved import SavedEvents
 from .values import NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
@@ -185,7 +186,7 @@ class _UnitPanel:
             component.do_not_save_to_config = True
 
     def _files(self, label: str, name: str, visible: bool) -> Any:
-        return gr.File(
+        return Files(
             file_count="multiple", file_types=["image"], label=label, visible=visible, elem_id=self._id(name)
         )
 

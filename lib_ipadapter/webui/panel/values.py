@@ -15,6 +15,7 @@ from ...errors import UnitError
 from ...options import Option
 from ...unit import FIELDS
 from ...unit.names import KINDS, Named
+from .uploads import Upload
 
 NO_MODEL = "None"
 WEIGHTS = "image weights"
@@ -108,6 +109,8 @@ def _weighted(source: Any, weight: float | None) -> dict[str, Any]:
 
 def _source(item: Any) -> Any:
     """A path only for an object that gradio made of an upload; never for text that a request sent."""
+    if isinstance(item, Upload):
+        return item.source
     if isinstance(item, (str, bytes, Mapping, Path)):
         return item
     name = getattr(item, "name", None)

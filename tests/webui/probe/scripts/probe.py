@@ -23,6 +23,7 @@ def unet():
 class Probe(scripts.Script):
     calls = 0
     inside = 0
+    steps = 0  # of the denoiser, in all jobs
 
     def title(self):
         return "Probe"
@@ -94,7 +95,12 @@ class Probe(scripts.Script):
 def on_app_started(demo, app):
     @app.get("/probe/hooks")
     def hooks():
-        return {"unet": hooks_on(unet()), "inside": Probe.inside}
+        return {"unet": hooks_on(unet()), "inside": Probe.inside, "steps": Probe.steps}
+
+    @app.get("/probe/routes")
+    def routes():
+        ours = [route for route in app.routes if route.path.startswith("/ip-adapter")]
+        return [[method, route.path] for route in ours for method in sorted(route.methods)]
 
     @app.post("/probe/batch")
     def batch(body: dict):
@@ -119,6 +125,28 @@ def on_app_started(demo, app):
             shared.state.end()
         return {"images": [api.encode_pil_to_base64(image).decode() for image in done.images]}
 
+    @app.post("/probe/upscale")
+    def upscale(body: dict):
+        """The button "upscale" under txt2img's gallery: hires fix of a finished picture."""
+        runner = scripts.scripts_txt2img
+        if not runner.scripts:
+            runner.initialize_scripts(False)
+        args = api.Api.init_default_script_args(None, runner)
+        (ours,) = (s for s in runner.alwayson_scripts if s.title() == "IP-Adapter")
+        args[ours.args_from], args[0] = body["units"], 0
+        p = processing.StableDiffusionProcessingTxt2Img(
+            sd_model=shared.sd_model, prompt="a house", seed=3, sampler_name="Euler", steps=3, cfg_scale=5, width=64,
+            height=64, do_not_save_samples=True, do_not_save_grid=True, **body["hires"],
+        )  # fmt: skip
+        p.is_api, p.scripts, p.script_args = True, runner, tuple(args)
+        p.txt2img_upscale, p.firstpass_image = True, api.decode_base64_to_image(body["image"]).convert("RGB")
+        with call_queue.queue_lock:
+            shared.state.begin("probe")
+            torch.manual_seed(0)
+            done = processing.process_images(p)
+            shared.state.end()
+        return {"image": api.encode_pil_to_base64(done.images[0]).decode()}
+
 
 class CompiledUnet(sd_unet.SdUnet):
     """Stands for a UNet that runs elsewhere (TensorRT): no module of it can be hooked."""
@@ -135,5 +163,10 @@ class CompiledOption(sd_unet.SdUnetOption):
         return CompiledUnet()
 
 
+def count(params):
+    Probe.steps += 1
+
+
 script_callbacks.on_app_started(on_app_started)
+script_callbacks.on_cfg_denoiser(count)
 script_callbacks.on_list_unets(lambda found: found.append(CompiledOption()))

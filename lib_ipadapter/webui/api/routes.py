@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from secrets import compare_digest
 from typing import Any
 
-from fastapi import Body, Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPBasic, HTTPBasicCredentials
-from modules import shared
 
-from .. import __version__
-from ..errors import IPAdapterError, UnitError
-from ..files.embeds import EmbedsFolder
-from ..unit import schema
-from ..unit.presets import Presets
-from .models import Models
+from ... import __version__
+from ...errors import IPAdapterError, UnitError
+from ...files.embeds import EmbedsFolder
+from ...unit import schema
+from ...unit.presets import Presets
+from ..models import Models
+from . import access
+from .body import PICTURES, SMALL, json_body
 
 
 def register(app: FastAPI, models: Models) -> None:
-    """Adds the routes; they ask for the API's own credentials (``--api-auth``) where it has any."""
-    guard = [Depends(_authenticate(shared.cmd_opts.api_auth))] if shared.cmd_opts.api_auth else []
+    """Adds the routes where the WebUI serves an API: the page calls none of them."""
+    if not access.served():
+        return
+    guards = access.guards(app)
 
     def add(path: str, endpoint: Callable[..., Any], method: str) -> None:
-        app.add_api_route(f"/ip-adapter/{path}", endpoint, methods=[method], dependencies=guard)
+        app.add_api_route(f"/ip-adapter/{path}", endpoint, methods=[method], dependencies=guards)
+
+    _add_lists(add, models)
+    _add_presets(add, models)
+    _add_references(add, models)
+
+
+Add = Callable[[str, Callable[..., Any], str], None]
+
+
+def _add_lists(add: Add, models: Models) -> None:
+    """What there is: version, adapters, the unit's schema."""
 
     def version() -> dict[str, str]:
         return {"version": __version__}
@@ -33,46 +45,62 @@ def register(app: FastAPI, models: Models) -> None:
         models.refresh()
         return {"model_list": models.model_names()}
 
-    def inspect(body: Any = Body(...)) -> Any:
+    def inspect(body: Any = Depends(json_body(SMALL))) -> Any:
         return _answer(lambda: models.inspect(_model_of(body)))
 
-    def presets() -> Any:
-        held = models.presets()
-        return _answer(lambda: {"presets": {name: held.load(name) for name in held.names()}})
+    add("version", version, "GET")
+    add("model_list", model_list, "GET")
+    add("schema", schema, "GET")
+    add("inspect", inspect, "POST")
 
-    def save_preset(body: Any = Body(...)) -> Any:
+
+def _add_presets(add: Add, models: Models) -> None:
+    def presets() -> Any:
+        saved = models.presets()
+        return {"presets": {name: _fields(saved, name) for name in saved.names()}}
+
+    def save(body: Any = Depends(json_body(SMALL))) -> Any:
         given = _object(body)
         return _answer(lambda: {"preset": models.presets().save(given.get("name"), _unit_of(given))})
 
-    def delete_preset(body: Any = Body(...)) -> Any:
+    def delete(body: Any = Depends(json_body(SMALL))) -> Any:
         return _answer(lambda: _deleted(models.presets(), _object(body).get("name")))
+
+    add("presets", presets, "GET")
+    add("presets", save, "POST")
+    add("presets", delete, "DELETE")
+
+
+def _add_references(add: Add, models: Models) -> None:
+    """Saved embeds and folders of pictures."""
 
     def embeds() -> Any:
         return _answer(lambda: {"embeds": models.shelf().saved.reports()})
 
-    def save_embeds(body: Any = Body(...)) -> Any:
+    def save(body: Any = Depends(json_body(PICTURES))) -> Any:
         given = _object(body)
         title = given.get("title", "")
         return _answer(lambda: {"embeds": models.shelf().save(given.get("name"), _unit_of(given), title)})
 
-    def delete_embeds(name: str) -> Any:
+    def delete(name: str) -> Any:
         return _answer(lambda: _deleted(models.shelf().saved, name))
 
     def folders() -> Any:
-        held = models.shelf().folders
-        return _answer(lambda: {"folders": {name: len(held.pictures(name)) for name in held.names()}})
+        known = models.shelf().folders
+        return _answer(lambda: {"folders": {name: len(known.pictures(name)) for name in known.names()}})
 
-    add("version", version, "GET")
-    add("presets", presets, "GET")
-    add("presets", save_preset, "POST")
-    add("presets", delete_preset, "DELETE")
     add("embeds", embeds, "GET")
-    add("embeds", save_embeds, "POST")
-    add("embeds/{name}", delete_embeds, "DELETE")
+    add("embeds", save, "POST")
+    add("embeds/{name}", delete, "DELETE")
     add("folders", folders, "GET")
-    add("model_list", model_list, "GET")
-    add("schema", schema, "GET")
-    add("inspect", inspect, "POST")
+
+
+def _fields(saved: Presets, name: str) -> dict[str, Any]:
+    """A preset's fields; of one that cannot be read, the error, so that it does not hide the others."""
+    try:
+        return saved.load(name)
+    except IPAdapterError as error:
+        return {"error": str(error)}
 
 
 def _model_of(body: Any) -> str:
@@ -104,16 +132,3 @@ def _answer(work: Callable[[], Any]) -> Any:
     except IPAdapterError as error:
         content = {"error": type(error).__name__, "detail": error.detail, "body": "", "errors": str(error)}
         return JSONResponse(content, status_code=error.status_code)
-
-
-def _authenticate(setting: str) -> Callable[..., None]:
-    """The check of the WebUI's own API, whose dependency covers only its own routes."""
-    users = dict(entry.strip().split(":", 1) for entry in setting.split(","))
-
-    def check(credentials: HTTPBasicCredentials = Depends(HTTPBasic())) -> None:
-        password = users.get(credentials.username, "")
-        known = credentials.username in users
-        if not (known and compare_digest(credentials.password.encode(), password.encode())):
-            raise HTTPException(401, "Incorrect username or password", {"WWW-Authenticate": "Basic"})
-
-    return check

@@ -1,0 +1,157 @@
+// Pictures to draw on: the crop of a reference: a rectangle dragged over the whole picture, written into the text of the crops, where those of
+// several pictures stand between semicolons; and masks, which ipadapter_mask.js edits.
+
+(function() {
+    const {TABS, byId, pictureCount, prefixOf, selectedPicture} = window.ipadapter;
+    const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+
+    let cropping = null; // {prefix, index, count, box} of the picture that the server was asked for, until it comes
+    let impatience = 0;
+    const PATIENCE = 30000; // ms
+
+    window.ipadapterCropping = files => [files, String(cropping?.index ?? -1)];
+
+    window.ipadapterCrop = source => {
+        const chosen = cropping;
+        forget();
+        if (chosen?.use) chosen.use(source);
+        else if (chosen && source) openDialog(chosen, source);
+        return [];
+    };
+
+    function giveUp() {
+        cropping?.use?.("");
+        forget();
+    }
+
+    function forget() {
+        clearTimeout(impatience);
+        cropping = null;
+    }
+
+    function openDialog(chosen, source) {
+        const dialog = document.createElement("dialog");
+        dialog.className = "ipadapter-crop";
+        dialog.innerHTML = '<div class="ipadapter-crop-area"><img draggable="false"><i></i></div><p>Drag over the part that counts.</p>' +
+            '<button type="button" value="use">Use it</button> <button type="button" value="whole">The whole</button> ' +
+            '<button type="button" value="">Cancel</button>';
+        const area = dialog.firstElementChild, frame = area.querySelector("i");
+        area.querySelector("img").src = source;
+        let box = chosen.box, from = null;
+        const draw = () => {
+            const [left, top, right, bottom] = (box ?? [0, 0, 1, 1]).map(part => part * 100);
+            Object.assign(frame.style, {left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%`});
+        };
+        const pointed = event => {
+            const at = area.getBoundingClientRect();
+            const rounded = value => Math.round(clamp(value, 0, 1) * 1000) / 1000;
+            return [rounded((event.clientX - at.left) / at.width), rounded((event.clientY - at.top) / at.height)];
+        };
+        area.addEventListener("pointerdown", event => {
+            from = pointed(event);
+            area.setPointerCapture(event.pointerId);
+            event.preventDefault();
+        });
+        area.addEventListener("pointermove", event => {
+            if (!from) return;
+            const to = pointed(event), [left, right] = [from[0], to[0]].sort((a, b) => a - b), [top, bottom] = [from[1], to[1]].sort((a, b) => a - b);
+            if (right - left < 0.02 || bottom - top < 0.02) return;
+            box = [left, top, right, bottom];
+            draw();
+        });
+        area.addEventListener("pointerup", () => from = null);
+        dialog.addEventListener("click", event => {
+            const choice = event.target.closest("button")?.value;
+            if (choice === undefined) return;
+            if (choice) writeBox(chosen, choice === "use" ? box : null);
+            dialog.close();
+        });
+        dialog.addEventListener("close", () => dialog.remove());
+        draw();
+        gradioApp().append(dialog);
+        dialog.showModal();
+    }
+
+    function writeBox({prefix, index, count}, box) {
+        const text = byId(`${prefix}_box`)?.querySelector("textarea, input");
+        if (!text) return;
+        const given = text.value.split(";").map(part => part.trim());
+        const boxes = given.length === count ? given : Array(count).fill(given.length === 1 ? given[0] : "");
+        boxes[index] = box ? box.join(", ") : "";
+        text.value = boxes.some(Boolean) ? boxes.join("; ") : "";
+        updateInput(text);
+    }
+
+    // masks: ipadapter_mask.js edits them; the result goes into a hidden text
+
+    function shownPicture(selector) {
+        return gradioApp().querySelector(selector)?.src;
+    }
+
+    // What can be shown below the mask of a region, the most telling first.
+    function backdropsOfRegion(tab) {
+        const found = [
+            ["Inpaint image", tab === "img2img" && shownPicture("#img2maskimg img")], ["img2img image", tab === "img2img" && shownPicture("#img2img_image img")],
+            ["Last result", selectedPicture(tab)],
+        ];
+        return found.filter(([, url]) => url).map(([name, url]) => ({name, url}));
+    }
+
+    const outputSize = tab => ["width", "height"].map(side => Number(byId(`${tab}_${side}`)?.querySelector("input")?.value) || 512);
+
+    function firstReference(prefix) {
+        if (!pictureCount(prefix) || cropping) return Promise.resolve("");
+        return new Promise(resolve => {
+            cropping = {index: 0, use: resolve};
+            impatience = setTimeout(giveUp, PATIENCE);
+            byId(`${prefix}_open_crop`).click();
+        });
+    }
+
+    function sizeOf(url) {
+        return new Promise(resolve => {
+            const image = new Image();
+            image.onload = () => resolve([image.naturalWidth, image.naturalHeight]);
+            image.onerror = () => resolve([512, 512]);
+            image.src = url;
+        });
+    }
+
+    const maskText = (prefix, field) => byId(`${prefix}_${field}`)?.querySelector("textarea, input");
+
+    function writeMask(prefix, field, url) {
+        const text = maskText(prefix, field);
+        text.value = url;
+        updateInput(text);
+    }
+
+    async function editMask(prefix, field) {
+        const tab = TABS.find(name => prefix.startsWith(`ipadapter_${name}_`)), mask = maskText(prefix, field).value;
+        let options = {title: "Region: where the image acts", size: outputSize(tab), backdrops: backdropsOfRegion(tab), mask};
+        if (field === "focus") {
+            const url = await firstReference(prefix);
+            const backdrops = url ? [{name: "Reference 1", url}] : [];
+            options = {title: "Reference mask: which part of the references is used", size: url ? await sizeOf(url) : [512, 512], backdrops, mask};
+        }
+        const edited = await ipadapterMask.open(options);
+        if (edited !== null) writeMask(prefix, field, edited);
+    }
+
+    document.addEventListener("click", event => {
+        const button = event.target.closest?.(".ipadapter-paint, .ipadapter-unpaint");
+        if (!button) return;
+        const field = button.dataset.field, prefix = button.closest('[id$="_pad"]').id.replace(new RegExp(`_${field}_pad$`), "");
+        if (button.classList.contains("ipadapter-paint")) editMask(prefix, field);
+        else writeMask(prefix, field, "");
+    });
+
+    document.addEventListener("click", event => {
+        const picture = event.target.closest?.(".ipadapter-thumb img");
+        if (!picture || cropping) return; // the answer of a slow server belongs to the picture that was clicked first
+        const prefix = prefixOf(picture);
+        const box = picture.dataset.box ? picture.dataset.box.split(",").map(Number) : null;
+        cropping = {prefix, index: Number(picture.dataset.index), count: pictureCount(prefix), box};
+        impatience = setTimeout(giveUp, PATIENCE);
+        byId(`${prefix}_open_crop`)?.click();
+    });
+})();

@@ -1,0 +1,155 @@
+"""The page's script while the server is slow, and what browsers and systems hand it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .pages import PanelPage, picture, upload
+from .test_charts import centre, charts, fine, text
+
+__all__ = ["fine"]  # a fixture
+
+# Hands our area a file as a system would that knows no MIME type for it
+GIVE = """([selector, bytes, name, type]) => {
+    const given = new DataTransfer();
+    given.items.add(new File([new Uint8Array(bytes)], name, {type}));
+    const input = document.querySelector(selector);
+    input.files = given.files;
+    input.dispatchEvent(new Event("change", {bubbles: true}));
+}"""
+# Pastes into the element what a table program copies: text, and a picture of it
+PASTE = """(element, [bytes, words]) => {
+    const given = new DataTransfer();
+    if (words) given.setData("text/plain", words);
+    given.items.add(new File([new Uint8Array(bytes)], "image.png", {type: "image/png"}));
+    element.focus();
+    const event = new ClipboardEvent("paste", {clipboardData: given, bubbles: true, cancelable: true});
+    return element.dispatchEvent(event);
+}"""
+DRAG = """([selector, kind]) => {
+    const area = document.querySelector(selector);
+    area.dispatchEvent(new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: new DataTransfer()}));
+    return area.classList.contains("ipadapter-over");
+}"""
+
+
+def slow(panel: PanelPage, ms: int) -> None:
+    panel.page.evaluate("ms => { window.slow = ms; }", ms)
+
+
+def pulled(panel: PanelPage, index: int, by: float, release: bool = True) -> None:
+    """Drags a point of the curve up or down."""
+    x, y = centre(panel, index)
+    panel.page.mouse.move(x, y)
+    panel.page.mouse.down()
+    panel.page.mouse.move(x, y + by, steps=4)
+    if release:
+        panel.page.mouse.up()
+
+
+def factors(panel: PanelPage) -> list[float]:
+    return [float(pair.split(":")[1]) for pair in text(panel, "curve").input_value().split(",")]
+
+
+def test_a_chart_that_is_drawn_again_while_a_point_is_dragged(fine: PanelPage):
+    charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
+    slow(fine, 1500)
+    pulled(fine, 0, 15)
+    pulled(fine, 1, 20, release=False)
+    svg = charts(fine).locator(".ipadapter-curve").element_handle()
+    fine.until(lambda: svg.evaluate("svg => svg.isConnected"), False)
+    x, y = fine.page.evaluate("[0, 0]")
+    box = charts(fine).locator("circle").nth(1).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    fine.page.mouse.move(x, y + 5)
+    fine.page.mouse.up()
+    first, second = factors(fine)
+    assert 0 < first < 1
+    assert 0 < second < first
+    fine.page.mouse.click(5, 5)  # a script that broke would throw again here; the fixture sees it
+    slow(fine, 0)
+    fine.until(lambda: charts(fine).locator("circle").count(), 2)
+    assert factors(fine) == [first, second]
+
+
+def test_each_of_several_quick_edits_is_kept(fine: PanelPage):
+    """The answer to the first edit arrives after the second one, and must not undo it for the third."""
+    charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
+    slow(fine, 1200)
+    pulled(fine, 0, 15)
+    fine.page.wait_for_timeout(700)
+    pulled(fine, 1, 20)
+    svg = charts(fine).locator(".ipadapter-curve").element_handle()
+    fine.until(lambda: svg.evaluate("svg => svg.isConnected"), False)
+    before = factors(fine)
+    pulled(fine, 0, 10)
+    after = factors(fine)
+    assert after[0] < before[0] < 1
+    assert after[1] == before[1] < 1
+
+
+def test_text_that_comes_with_a_picture_goes_into_our_text_boxes(fine: PanelPage):
+    box = text(fine, "layers").first
+    given = list(picture(0))
+    assert box.evaluate(PASTE, [given, "0:1"]), "the browser was kept from pasting the text"
+    fine.page.wait_for_timeout(1500)
+    assert fine.thumbs() == 0
+    box.evaluate(PASTE, [given, ""])  # a picture alone is a reference wherever the focus is
+    fine.until(fine.thumbs, 1)
+
+
+@pytest.mark.parametrize(("name", "kind", "count"), [
+    ("photo.avif", "", 1), ("photo.JFIF", "application/octet-stream", 1), ("photo.png", "image/png", 1),
+    ("notes.txt", "", 0), ("page.png.html", "text/html", 0),
+])  # fmt: skip
+def test_a_picture_without_a_mime_type_is_one_by_its_name(panel: PanelPage, name: str, kind: str, count: int):
+    given = [f"{panel.root}_0_inbox input[type=file]", list(picture(0)), name, kind]
+    panel.page.evaluate(GIVE, given)
+    panel.until(panel.thumbs, count)
+    refused = panel.page.locator(".ipadapter-page-note")
+    assert refused.count() == (0 if count else 1)
+
+
+def test_the_frame_goes_when_the_drag_leaves_the_window(panel: PanelPage):
+    area = f"{panel.root}_0_image_area"
+    assert panel.page.evaluate(DRAG, [area, "dragover"])
+    assert not panel.page.evaluate(DRAG, [area, "dragleave"])
+    assert panel.page.evaluate(DRAG, [area, "dragover"])  # and where no browser says that it has left
+    panel.until(lambda: panel.page.locator(".ipadapter-over").count(), 0)
+
+
+def test_removing_twice_removes_what_was_shown(panel: PanelPage):
+    panel.add(0, upload(0), upload(1), upload(2))
+    panel.until(panel.thumbs, 3)
+    shown: list[Any] = panel.sources()
+    slow(panel, 1500)
+    first = panel.page.locator(f"{panel.root}_0_thumbnails .ipadapter-remove").first
+    first.dispatch_event("click")
+    first.dispatch_event("click")
+    panel.until(panel.thumbs, 2)
+    panel.page.wait_for_timeout(2500)
+    assert panel.sources() == shown[1:]
+
+
+def test_the_crop_is_that_of_the_picture_that_was_clicked(panel: PanelPage):
+    panel.add(0, upload(0, size=(300, 100)), upload(1, size=(100, 300)))
+    panel.until(panel.thumbs, 2)
+    slow(panel, 1500)
+    thumbs = panel.page.locator(f"{panel.root}_0_thumbnails img")
+    thumbs.nth(0).dispatch_event("click")
+    thumbs.nth(1).dispatch_event("click")
+    dialog = panel.page.locator("dialog.ipadapter-crop")
+    dialog.wait_for(state="visible")
+    image = dialog.locator("img")
+    panel.until(lambda: image.evaluate("image => image.naturalWidth > image.naturalHeight"), True)
+    dialog.locator(".ipadapter-crop-area").hover()
+    box = dialog.locator(".ipadapter-crop-area").bounding_box()
+    panel.page.mouse.move(box["x"] + 5, box["y"] + 5)
+    panel.page.mouse.down()
+    panel.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    panel.page.mouse.up()
+    dialog.locator("button[value=use]").click()
+    written = panel.unit(0, "box").locator("textarea, input").input_value()
+    assert written.endswith("; "), written  # the first picture's, and none of the second
