@@ -1,18 +1,16 @@
 """Entry of the extension: hands the WebUI its Script. The file's name is what ADetailer's list of
 scripts to follow calls it: ip_adapter."""
 
+import sys
 from pathlib import Path
 
-import lib_ipadapter
+from modules import script_callbacks, scripts
 
-_HERE = Path(__file__).resolve().parents[1]
-if not Path(lib_ipadapter.__file__).resolve().is_relative_to(_HERE):
-    raise ImportError(
-        f"another extension already loaded a package named lib_ipadapter from {lib_ipadapter.__file__} "
-        "(Forge's builtin sd_forge_ipadapter does). Disable that extension, or this one"
-    )
-
-from modules import script_callbacks, scripts  # noqa: E402
+# Forge ships modules in a folder of our package's name. Where that was imported first, our package takes its place; it
+# finds those modules all the same, and who has imported them already keeps them.
+_LOADED = getattr(sys.modules.get("lib_ipadapter"), "__file__", None)
+if _LOADED is None or not Path(_LOADED).resolve().is_relative_to(Path(__file__).resolve().parents[1]):
+    sys.modules.pop("lib_ipadapter", None)
 
 from lib_ipadapter.webui import entry  # noqa: E402
 

@@ -6,15 +6,17 @@ from typing import Any
 
 from . import api, settings
 from .hosts import choose
+from .infotext import TITLE
 from .lifecycle import Lifecycle
 from .models import Models
 from .panel.panel import Panel, build_panel, register_send_buttons
 from .request import requested_units
 from .xyz import add_axes
 
+__all__ = ["TITLE", "panel", "register"]
+
 # The WebUI runs the script's file again at each "Reload UI", this module once: caches survive a reload.
 _MODELS = Models(choose())
-TITLE = "IP-Adapter"
 
 
 def register(script_callbacks: Any) -> Lifecycle:

@@ -20,7 +20,7 @@ from ..unit.fields import Reference, parse_weight
 from ..unit.names import KINDS, Named
 from .panel.values import shown_name
 
-KEY = "IP-Adapter"
+KEY = TITLE = "IP-Adapter"  # in an infotext; of the script
 _FIELDS = {f.name: f for f in FIELDS if f.in_infotext and f.name not in PICTURES and f.name != "enabled"}
 _LABELS = {f.name: f"the {f.label.lower()}" for f in FIELDS if f.name in PICTURES}
 _MAX_UNITS = 100

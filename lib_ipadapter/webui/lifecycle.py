@@ -12,7 +12,7 @@ from ..errors import IPAdapterError
 from ..unit import parse_units
 from . import settings
 from .following import Following, cut_of
-from .infotext import KEY
+from .infotext import KEY, TITLE
 from .log import logger
 from .maps import shown_in
 from .models import Models
@@ -44,6 +44,9 @@ class Lifecycle:
             if not any(unit.enabled for unit in units):
                 return
             run.start(shown_in(p, units, inside=run.place.around is not None))
+            if run.session.observer is not None:
+                # Others go through all pictures and take each for one of the job's, in its size (LLuL).
+                self.models.host.run_last(p, "postprocess", TITLE)
             p.extra_generation_params[KEY] = run.infotext
         except IPAdapterError as error:
             logger.error("%s", error)

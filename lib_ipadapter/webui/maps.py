@@ -21,6 +21,10 @@ _LEFT_OUT = (
     "IP-Adapter: some of what the model drew is not in the maps of where the references acted, because another "
     "extension draws in tiles or changes the attention"
 )
+_NONE = (
+    "IP-Adapter: there are no maps of where the references acted, because they acted nowhere in the last pass, or another "
+    "extension replaces the attention"
+)
 
 
 def scripted(p: Any) -> bool:
@@ -85,7 +89,7 @@ class Sheets:
             processed.comments += f"IP-Adapter could not show where the references acted: {error}\n"
 
     def _append(self, processed: Any, box: Box, font: Font, texts: bool) -> None:
-        first = processed.index_of_first_image
+        first, before = processed.index_of_first_image, len(processed.images)
         for place, (iteration, index, picture) in enumerate(self._pictures):
             infotext = (processed.infotexts[first + place :] or processed.infotexts)[0]
             for number, maps in self._of(iteration, index):
@@ -96,6 +100,8 @@ class Sheets:
                 missing = len(processed.images) - len(processed.infotexts)
                 processed.infotexts += [infotext] * (missing + 1)
                 processed.images.append(made)
+        if self._pictures and len(processed.images) == before and not self._left_out:
+            processed.comments += f"{_NONE}\n"
 
     def _of(self, iteration: int, index: int) -> list[tuple[int, Maps]]:
         """(place among the shown units, maps) of one picture."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import IPAdapterError, UnitError
+from . import bounds
 from .panel.values import units_from_panel
 
 Fill = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -19,18 +20,30 @@ def requested_units(args: Sequence[Any], fill: Fill = dict) -> list[dict[str, An
     fields win over them, as ``fill`` gives them (a preset's among them). Raises UnitError, and what
     ``fill`` raises.
     """
-    flag, rest = (args[0], list(args[1:])) if args else (False, [])
-    if flag is None or isinstance(flag, bool):
-        units = [arg for arg in rest if isinstance(arg, Mapping)]
-        if not flag and not units:
-            return []
-        return _over_panel(units, [], fill) if units else _panel(rest)
-    if isinstance(flag, Mapping):
-        given = _positional(flag, rest)
-        return _over_panel(given, [] if len(given) > 1 else _panel(rest), fill)
-    if isinstance(flag, (list, tuple)):
-        return _over_panel(flag, _panel(rest), fill)
-    raise UnitError("args", flag, "unit objects, or one list of unit objects")
+    units = _requested(args, fill)
+    bounds.check(units)
+    return units
+
+
+def _requested(args: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
+    """By the type of the first argument: the panel's flag, a unit, or a list of units."""
+    first, rest = (args[0], list(args[1:])) if args else (False, [])
+    if first is None or isinstance(first, bool):
+        return _behind_flag(bool(first), rest, fill)
+    if isinstance(first, Mapping):
+        units = _positional(first, rest)
+        return _over_panel(units, [] if len(units) > 1 else _panel(rest), fill)
+    if isinstance(first, (list, tuple)):
+        return _over_panel(first, _panel(rest), fill)
+    raise UnitError("args", first, "unit objects, or one list of unit objects")
+
+
+def _behind_flag(on: bool, rest: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
+    """Units that a request puts behind the flag count whether it is on or off; the panel's values only if it is on."""
+    units = [arg for arg in rest if isinstance(arg, Mapping)]
+    if units:
+        return _over_panel(units, [], fill)
+    return _panel(rest) if on else []
 
 
 def _positional(first: Mapping[str, Any], rest: Sequence[Any]) -> list[Any]:

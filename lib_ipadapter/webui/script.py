@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import nn
 
 from ..attention.heatmaps.recorder import Recorder
-from ..attention.region import WHOLE, Box, Region, finished, of_picture
+from ..attention.region import WHOLE, Box, Region
 from ..attention.session import ImagePrompt, Session
 from ..attention.traced import TracedRows
-from ..errors import IPAdapterError, UnitError, WrongBase
+from ..errors import IPAdapterError, WrongBase
 from ..prompts.prepare import prepare
 from ..prompts.references import in_turn
 from ..unit import Unit
-from . import turns
+from . import regions, turns
 from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
 from .infotext import Hashes, to_infotext
 from .log import logger
@@ -96,6 +95,7 @@ class Run:
         source, shelf = self.models.source(), self.models.shelf()
         turn = turns.taken(self.p, unit, shelf)
         held = [held_by(one, shelf) for one in turn]
+        regions.check_reference_mask(held[0].focus.image if held[0].focus else None)
         if any(one.encodes for one in held):
             source.path(adapter.spec)
         region = self._region(unit, held[0].mask.image if held[0].mask else None)
@@ -104,16 +104,12 @@ class Run:
         return in_turn(prompts), [(one, its.hashes(one)) for one, its in zip(turn, held)]
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
-        """Where the unit acts. Raises UnitError for what inpainting redraws where nothing is inpainted."""
+        """Where the unit acts. Raises UnitError for an empty region."""
         if unit.region == "inpaint":
-            if getattr(self.p, "image_mask", None) is None:
-                raise UnitError("region", unit.region, "mask, or a job with a mask in img2img's Inpaint")
-            region = Region(torch.ones(1, 1), moves=False)
+            region = regions.to_be_redrawn(self.p, unit)
             self._redrawn.append((region, unit))
             return region
-        if mask is None:
-            return None
-        return Region(of_picture(mask, unit.invert, unit.feather * mask.width / self.place.width))
+        return None if mask is None else regions.of_mask(unit, mask, self.place.width)
 
     def cut(self) -> Box | None:
         """The part that is inpainted alone and put back into the picture."""
@@ -167,7 +163,7 @@ class Run:
         self._refused = None
         try:
             for region, unit in self._redrawn:
-                region.show(self._inpainted(unit))
+                region.show(regions.redrawn(self.p, unit))
             if not only_hires(
                 self.p
             ):  # else the hires pass loads its model first, and attaches at its first step
@@ -181,14 +177,6 @@ class Run:
         finally:
             self.restore_methods()
             self.stop()
-
-    def _inpainted(self, unit: Unit) -> torch.Tensor:
-        """What is redrawn, of the latents [h, w]; the WebUI has cropped and blurred it. Raises UnitError."""
-        redrawn = getattr(self.p, "nmask", None)
-        if redrawn is None:
-            raise UnitError("region", unit.region, "mask, since the inpainting mask is empty")
-        mask = redrawn.detach().float().cpu()
-        return finished(mask.reshape(-1, *mask.shape[-2:])[0], unit.invert, unit.feather / 8)
 
     def stop(self) -> None:
         """The hooks are off, and nothing is watched."""

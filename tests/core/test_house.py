@@ -114,7 +114,7 @@ def test_no_file_outside_the_hosts_room_names_a_host_package():
 
 
 def test_only_the_hosts_room_is_imported_by_the_entry():
-    assert imports(ROOT / "scripts" / "ip_adapter.py") <= {"pathlib", "lib_ipadapter", "modules"}
+    assert imports(ROOT / "scripts" / "ip_adapter.py") <= {"pathlib", "sys", "lib_ipadapter", "modules"}
 
 
 def modules() -> dict[str, Path]:

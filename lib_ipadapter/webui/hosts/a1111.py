@@ -119,6 +119,12 @@ class A1111:
         """Below the pictures."""
         p.comment(text)
 
+    def run_last(self, p: Any, method: str, title: str) -> None:
+        """By the runner's list of callbacks, which it keeps."""
+        ordered = getattr(p.scripts, "ordered_callbacks", None)
+        if ordered is not None:
+            ordered(method).sort(key=lambda entry: entry.callback.title() == title)
+
     def pastes_inpainted(self) -> bool:
         """An option of the WebUI."""
         return bool(shared.opts.overlay_inpaint)

@@ -1,0 +1,60 @@
+"""Where a unit acts in a job: its mask, or what inpainting repaints. An empty region is an error: the picture would be
+the base model's without a word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..attention.region import Region, finished, of_picture
+from ..errors import UnitError
+from ..unit import Unit
+
+_LEAST = 4 / 255  # what lossy formats make of black
+
+
+def of_mask(unit: Unit, mask: Image.Image, width: int) -> Region:
+    """The region of the unit's own mask. width: of the whole picture, pixels. Raises UnitError."""
+    values = of_picture(mask, unit.invert, unit.feather * mask.width / width)
+    if float(values.max()) <= _LEAST:
+        if unit.invert:
+            raise UnitError(
+                "mask", "an inverted mask that is white all over", "one that is black where the unit acts"
+            )
+        raise UnitError("mask", "a mask that is black all over", "one that is white where the unit acts")
+    return Region(values)
+
+
+def to_be_redrawn(p: Any, unit: Unit) -> Region:
+    """A region whose mask is known when sampling begins. Raises UnitError where nothing is inpainted."""
+    if getattr(p, "image_mask", None) is None:
+        raise UnitError("region", unit.region, "mask, or a job with a mask in img2img's Inpaint")
+    return Region(torch.ones(1, 1), moves=False)
+
+
+def redrawn(p: Any, unit: Unit) -> Tensor:
+    """What is inpainted, of the latents [h, w]; the WebUI has cropped and blurred it. Raises UnitError."""
+    given = getattr(p, "nmask", None)
+    if given is None:
+        raise UnitError("region", unit.region, "mask, since the inpainting mask is empty")
+    mask = given.detach().float().cpu()
+    values = finished(mask.reshape(-1, *mask.shape[-2:])[0], unit.invert, unit.feather / 8)
+    if float(values.max()) <= _LEAST:
+        left = (
+            "invert false, since all of the picture is inpainted"
+            if unit.invert
+            else "a job that inpaints something"
+        )
+        raise UnitError("region", unit.region, left)
+    return values
+
+
+def check_reference_mask(mask: Image.Image | None) -> None:
+    """Raises UnitError for one that leaves nothing of the references."""
+    if mask is not None and mask.convert("L").getextrema()[1] <= _LEAST * 255:
+        raise UnitError(
+            "focus", "a reference mask that is black all over", "one that is white where the references count"
+        )
