@@ -18,14 +18,16 @@ from .stack import callers, is_in, module_of, variables
 from .stack import jobs as jobs_of
 
 _UPSCALE, _LOOPBACK = "upscal", "loopback"  # what a script's title has
+Size = tuple[int, int]  # width, height
+Part = tuple[tuple[Box, ...], Size]  # the boxes of a job's images, and the size of the whole picture
 _TILED = ("tile_methods", "lib_multidiffusion")  # packages of Tiled Diffusion and of Forge
 PLACE_UNKNOWN = "IP-Adapter: which part of the picture this script draws is not known, so the mask was laid over each part"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Of one job. around: the job that it is nested in; boxes: the part of the picture that each of the batch's images
-    is, or one for all, and whether that is known; width: of that picture, in pixels."""
+    """Where a job stands. around: the job inside which it runs; boxes: the part of the whole picture that each image of
+    the batch is, or one for all, and whether that is known; size: width and height of the whole picture, pixels."""
 
     detailer: bool = False
     upscale: bool = False
@@ -33,20 +35,20 @@ class Place:
     around: Any = None
     boxes: tuple[Box, ...] = (WHOLE,)
     known: bool = True
-    width: int = 1
+    size: Size = (1, 1)
 
     def lets(self, unit: Unit) -> bool:
         """Whether the unit's switches let it act here."""
-        held = (
+        switches = (
             (self.detailer, unit.in_detailer),
             (self.upscale, unit.in_upscale),
             (self.loopback, unit.in_loopback),
         )
-        return all(wanted for here, wanted in held if here)
+        return all(on for here, on in switches if here)
 
 
 class Following:
-    """Says where jobs stand. Keeps what the running script's first pass began with."""
+    """Finds out where jobs stand. Remembers with what the running script's first pass began."""
 
     def __init__(self) -> None:
         self._first: tuple[Any, Any] = (None, None)
@@ -60,15 +62,10 @@ class Following:
         upscale = _UPSCALE in title
         loopback = _LOOPBACK in title and not upscale and self._repeats(run, jobs[-1] if jobs else p)
         detailer = around is not None or bool(getattr(p, "_ad_inner", False))
-        outer = run_of(around) if around is not None else None
-        if outer is not None:
-            image = getattr(around, "batch_index", 0) if len(outer.boxes) > 1 else 0
-            known, width = True, outer.place.width
-            boxes: tuple[Box, ...] = (outer.boxes[image],)
-        else:
-            boxes, width = _tiles(frames, p) if upscale else ((), 0)
-            known = not upscale or bool(boxes) or is_cut(p)
-        return Place(detailer, upscale, loopback, around, boxes or (WHOLE,), known, width or _width(p))
+        part = _inside(around, run_of) or (_tile(frames, p) if upscale else None)
+        boxes, size = part or ((WHOLE,), whole_size(p))
+        known = part is not None or not upscale or is_cut(p)
+        return Place(detailer, upscale, loopback, around, boxes, known, size)
 
     def _repeats(self, run: Any, p: Any) -> bool:
         """Whether a pass of the script's run draws over another picture than its first one."""
@@ -89,15 +86,23 @@ def _script(frames: Sequence[FrameType]) -> tuple[str, Any]:
     return "", None
 
 
-def _tiles(frames: Sequence[FrameType], p: Any) -> tuple[tuple[Box, ...], int]:
-    """The boxes of the init images that are tiles of a grid (modules.images.split_grid) of the running script, and the
-    whole picture's width; ((), 0) where they are none."""
+def _inside(around: Any, run_of: Callable[[Any], Any]) -> Part | None:
+    """Of a job inside another one that has a Run: the picture of that one which it works on."""
+    outer = None if around is None else run_of(around)
+    if outer is None:
+        return None
+    image = getattr(around, "batch_index", 0) if len(outer.boxes) > 1 else 0
+    return (outer.boxes[image],), outer.place.size
+
+
+def _tile(frames: Sequence[FrameType], p: Any) -> Part | None:
+    """Of a job whose init images are tiles of a grid (modules.images.split_grid) of the running script."""
     images = getattr(p, "init_images", None) or []
     for grid in _grids(frames):
         boxes = {id(tile): _box(grid, x, y) for y, _, row in grid.tiles for x, _, tile in row}
         if images and all(id(image) in boxes for image in images):
-            return tuple(boxes[id(image)] for image in images), grid.image_w
-    return (), 0
+            return tuple(boxes[id(image)] for image in images), (grid.image_w, grid.image_h)
+    return None
 
 
 def _grids(frames: Sequence[FrameType]) -> Iterator[Any]:
@@ -129,10 +134,9 @@ def is_cut(p: Any) -> bool:
     return bool(getattr(p, "inpaint_full_res", False)) and getattr(p, "image_mask", None) is not None
 
 
-def _width(p: Any) -> int:
+def whole_size(p: Any) -> Size:
     """Of p's whole picture: the one that is cut out of, where a part is drawn."""
-    width: int = p.image_mask.width if is_cut(p) else p.width
-    return width
+    return (p.image_mask.width, p.image_mask.height) if is_cut(p) else (p.width, p.height)
 
 
 def cut_of(p: Any) -> Box | None:

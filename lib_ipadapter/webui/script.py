@@ -109,7 +109,7 @@ class Run:
             region = regions.to_be_redrawn(self.p, unit)
             self._redrawn.append((region, unit))
             return region
-        return None if mask is None else regions.of_mask(unit, mask, self.place.width)
+        return None if mask is None else regions.of_mask(unit, mask, self.place.size)
 
     def cut(self) -> Box | None:
         """The part that is inpainted alone and put back into the picture."""

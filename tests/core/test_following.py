@@ -49,7 +49,7 @@ def switched(place: Place) -> tuple[bool, bool, bool]:
 def test_a_job_of_its_own(place):
     p = job()
     found = process_images(p, place)
-    assert found == place(p) == Place(width=64)
+    assert found == place(p) == Place(size=(64, 48))
     assert found.lets(Unit(in_detailer=False, in_upscale=False, in_loopback=False))
 
 
@@ -79,12 +79,14 @@ def test_after_an_exception_nothing_is_under_way(place):
 
 
 def test_a_job_inside_a_job_shows_a_part_of_what_that_shows(place):
-    tiles = SimpleNamespace(boxes=((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)), place=Place(width=200))
+    tiles = SimpleNamespace(boxes=((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)), place=Place(size=(200, 100)))
     inner = job(
-        inpaint_full_res=True, paste_to=(10, 0, 20, 40), image_mask=SimpleNamespace(size=(40, 40), width=40)
+        inpaint_full_res=True,
+        paste_to=(10, 0, 20, 40),
+        image_mask=SimpleNamespace(size=(40, 40), width=40, height=40),
     )
     found = process_images(job(batch_index=1), lambda p: process_images(inner, lambda p: place(p, tiles)))
-    assert found.width == 200
+    assert found.size == (200, 100)
     assert boxes_of(inner, found.boxes) == ((0.625, 0.0, 0.875, 1.0),)
 
 
@@ -130,7 +132,7 @@ def test_a_batch_of_tiles(place):
     assert switched(found) == (False, True, False)
     assert found.boxes == ((0.4, 0, 1, 0.625), (0, 0.375, 0.6, 1))
     assert found.known
-    assert found.width == 100
+    assert found.size == (100, 80)
 
 
 def test_tiles_that_no_grid_holds(place):
@@ -139,12 +141,14 @@ def test_tiles_that_no_grid_holds(place):
         return process_images(p, place)
 
     found = run_script(script("Some upscaler", upscale), job(), ())
-    assert (found.boxes, found.known, found.width) == ((WHOLE,), False, 64)
+    assert (found.boxes, found.known, found.size) == ((WHOLE,), False, (64, 48))
     cut = job(
-        inpaint_full_res=True, paste_to=(10, 0, 20, 40), image_mask=SimpleNamespace(size=(40, 40), width=40)
+        inpaint_full_res=True,
+        paste_to=(10, 0, 20, 40),
+        image_mask=SimpleNamespace(size=(40, 40), width=40, height=40),
     )
     found = run_script(script("Ultimate SD upscale", upscale), cut, ())
-    assert (found.boxes, found.known, found.width) == ((WHOLE,), True, 40)
+    assert (found.boxes, found.known, found.size) == ((WHOLE,), True, (40, 40))
 
 
 def step(cond: int, uncond: int, rows: int) -> SimpleNamespace:

@@ -216,48 +216,76 @@ class _UnitPanel:
         self.inputs[spec.name] = model
 
     def _bind(self) -> None:
-        files, weights, model = self.inputs["images"], self.inputs[WEIGHTS], self.inputs["model"]
-        saved, enabled = self.inputs[SAVED], self.inputs["enabled"]
-        put = [files, weights, enabled]
+        self._bind_pictures()
+        self._bind_charts()
+        self._bind_masks()
+        self._bind_saved()
+        self._bind_presets()
+        self._bind_model()
+
+    def _named(self, names: Iterable[str]) -> list[Any]:
+        return [self.inputs[name] for name in names]
+
+    @property
+    def _showing(self) -> dict[str, Any]:
+        """The event's function, inputs and outputs that draw the thumbnails again."""
+        given = [
+            *self._named(("images", WEIGHTS, "model")),
+            self.wanted,
+            self.inputs[SAVED],
+            *self._named(LOOKED),
+        ]
+        drawn = [self.inputs[WEIGHTS], self.thumbs, self.note, self.clear]
+        return {"fn": self.events.show, "inputs": given, "outputs": drawn, **_QUIET}
+
+    def _bind_pictures(self) -> None:
+        files, weights, saved, enabled = self._named(("images", WEIGHTS, SAVED, "enabled"))
+        changed = [files, weights, enabled]
         added = self.adder.click(
-            self.events.add, [self.inbox, files, weights, saved], put, _js="ipadapterAdding", **_QUIET
+            self.events.add, [self.inbox, files, weights, saved], changed, _js="ipadapterAdding", **_QUIET
         )
         added.then(None, [], [], _js="ipadapterAdded")
-        cleared = self.clear.click(
-            self.events.clear, [], [*put, saved, *(self.inputs[name] for name in CLEARED)], **_QUIET
-        )
+        cleared = self.clear.click(self.events.clear, [], [*changed, saved, *self._named(CLEARED)], **_QUIET)
         removed = self.remove.click(
-            self.events.remove, [files, weights, saved, self.wanted], put, _js="ipadapterRemoval", **_QUIET
+            self.events.remove,
+            [files, weights, saved, self.wanted],
+            changed,
+            _js="ipadapterRemoval",
+            **_QUIET,
         )
-        looked = [self.inputs[name] for name in LOOKED]
         chosen = saved.select(self.saved_events.choose, [weights, saved, files], [weights, enabled], **_QUIET)
-        edited = (weights.blur, weights.submit, saved.change, *(component.change for component in looked))
-        look = [files, weights, model, self.wanted, saved, *looked]
-        shown = [weights, self.thumbs, self.note, self.clear]
+        edited = (weights.blur, weights.submit, saved.change, *(x.change for x in self._named(LOOKED)))
         for event in (added.then, cleared.then, removed.then, chosen.then, *edited, self.wanted.change):
-            event(self.events.show, look, shown, **_QUIET)
-        drawn = [model, *(self.inputs[name] for name in SHOWN)]
-        for component in drawn:
-            component.change(self.events.charts, drawn, [self.charts], **_QUIET)
-        for name, pad in self.pads.items():
-            mask = self.inputs[name]
-            mask.change(partial(self.events.pad, name), [mask], [pad], **_QUIET)
+            event(**self._showing)
         self.opener.click(
             self.events.whole, [files, self.opened], [self.opened], _js="ipadapterCropping", **_QUIET
         ).then(None, [self.opened], [], _js="ipadapterCrop")
-        kept = [self.inputs[name] for name in KEPT]
-        said = [self.preset, self.preset_note]
-        self.preset.select(self.events.choose_preset, [self.preset], [self.preset_note, *kept], **_QUIET)
-        kept_now = [saved, self.saved_note]
-        given = [self.title, files, weights, saved, model, self.inputs["focus"], *looked]
-        self.keep.click(self.saved_events.save, given, kept_now, **_QUIET)
-        self.drop.click(self.saved_events.delete, [self.title], kept_now, **_QUIET)
-        self.save.click(self.events.save_preset, [self.preset, *kept], said, **_QUIET)
-        self.delete.click(self.events.delete_preset, [self.preset], said, **_QUIET)
-        described = [self.info, self.download]
-        model.change(self.events.describe, [model], described, **_QUIET).then(
-            self.events.show, look, shown, **_QUIET
-        )
+
+    def _bind_charts(self) -> None:
+        given = self._named(("model", *SHOWN))
+        for component in given:
+            component.change(self.events.charts, given, [self.charts], **_QUIET)
+
+    def _bind_masks(self) -> None:
+        for name, pad in self.pads.items():
+            mask = self.inputs[name]
+            mask.change(partial(self.events.pad, name), [mask], [pad], **_QUIET)
+
+    def _bind_saved(self) -> None:
+        given = [self.title, *self._named(("images", WEIGHTS, SAVED, "model", "focus", *LOOKED))]
+        listed = [self.inputs[SAVED], self.saved_note]
+        self.keep.click(self.saved_events.save, given, listed, **_QUIET)
+        self.drop.click(self.saved_events.delete, [self.title], listed, **_QUIET)
+
+    def _bind_presets(self) -> None:
+        fields, listed = self._named(KEPT), [self.preset, self.preset_note]
+        self.preset.select(self.events.choose_preset, [self.preset], [self.preset_note, *fields], **_QUIET)
+        self.save.click(self.events.save_preset, [self.preset, *fields], listed, **_QUIET)
+        self.delete.click(self.events.delete_preset, [self.preset], listed, **_QUIET)
+
+    def _bind_model(self) -> None:
+        model, described = self.inputs["model"], [self.info, self.download]
+        model.change(self.events.describe, [model], described, **_QUIET).then(**self._showing)
         self.download.click(self.events.download, [model], described, show_progress=False)
 
     def infotext_fields(self, paste: Paste) -> Iterator[tuple[Any, Any]]:

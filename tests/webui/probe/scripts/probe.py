@@ -41,6 +41,10 @@ class Probe(scripts.Script):
             p.prompt = command.partition(":")[2].split("|")
 
     def process(self, p, command, *args):
+        if (
+            command == "rows"
+        ):  # a prompt less than the batch has pictures, as extensions do that rearrange them
+            p.get_conds = lambda: ([], [])
         if command == "seeded":
             torch.manual_seed(
                 0
@@ -90,6 +94,30 @@ class Probe(scripts.Script):
         inner.scripts = runner
         inner.script_args = copy.deepcopy(p.script_args)
         pp.image = processing.process_images(inner).images[0]
+
+
+class Area(scripts.Script):
+    """Stands for LLuL: goes through all pictures, each of the job's size, and adds one for each."""
+
+    def title(self):
+        return "Area"
+
+    def show(self, is_img2img):
+        return scripts.AlwaysVisible
+
+    def ui(self, is_img2img):
+        import gradio as gr
+
+        return [gr.Checkbox(False, visible=False, label="on")]
+
+    def postprocess(self, p, processed, on, *args):
+        for place in range(len(processed.images) if on else 0):
+            if place >= processed.index_of_first_image:
+                picture = processed.images[place]
+                if picture.size != (p.width, p.height):
+                    raise ValueError(f"a picture of {picture.size}")
+                processed.images.append(picture.copy())
+                processed.infotexts.append(processed.infotexts[place])
 
 
 def on_app_started(demo, app):
