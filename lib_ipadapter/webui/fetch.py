@@ -67,7 +67,7 @@ class _Request:
     def run(self) -> None:
         try:
             self._read()
-        except Exception as error:  # a thread has nobody else to tell
+        except Exception as error:  # nothing else sees what a thread raises
             self.error = error
 
     def _read(self) -> None:

@@ -21,7 +21,7 @@ _UPSCALE, _LOOPBACK = "upscal", "loopback"  # what a script's title has
 Size = tuple[int, int]  # width, height
 Part = tuple[tuple[Box, ...], Size]  # the boxes of a job's images, and the size of the whole picture
 _TILED = ("tile_methods", "lib_multidiffusion")  # packages of Tiled Diffusion and of Forge
-PLACE_UNKNOWN = "IP-Adapter: which part of the picture this script draws is not known, so the mask was laid over each part"
+PLACE_UNKNOWN = "IP-Adapter: which part of the picture this script samples is not known, so the mask was applied to each part"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Following:
         return Place(detailer, upscale, loopback, around, boxes, known, size)
 
     def _repeats(self, run: Any, p: Any) -> bool:
-        """Whether a pass of the script's run draws over another picture than its first one."""
+        """Whether this pass of the script's run starts from another picture than its first pass."""
         image = (getattr(p, "init_images", None) or [None])[0]
         if self._first[0] is not run:
             self._first = run, image
@@ -130,12 +130,12 @@ def _fractions(part: tuple[int, int, int, int], whole: tuple[int, int]) -> Box:
 
 
 def is_cut(p: Any) -> bool:
-    """Whether p itself says what part of its picture it draws, as Ultimate SD upscale's jobs do."""
+    """Whether p itself says which part of its picture it samples, as Ultimate SD upscale's jobs do."""
     return bool(getattr(p, "inpaint_full_res", False)) and getattr(p, "image_mask", None) is not None
 
 
 def whole_size(p: Any) -> Size:
-    """Of p's whole picture: the one that is cut out of, where a part is drawn."""
+    """Of p's whole picture: of a job that samples a part, the one that the part is cut from."""
     return (p.image_mask.width, p.image_mask.height) if is_cut(p) else (p.width, p.height)
 
 
@@ -145,7 +145,7 @@ def cut_of(p: Any) -> Box | None:
     return _fractions(cut, p.image_mask.size) if is_cut(p) and cut else None
 
 
-def shown(p: Any) -> Box:
+def part_of_latents(p: Any) -> Box:
     """What part of p's picture the latents show: of one whose masked part alone is inpainted, that part; in the first
     pass of a hires fix that cuts edges off, more than the picture."""
     cut = cut_of(p)
@@ -160,7 +160,7 @@ def shown(p: Any) -> Box:
 
 def boxes_of(p: Any, around: Sequence[Box]) -> tuple[Box, ...]:
     """What part of the whole picture the latents show; ``around``: what parts of it p's pictures are."""
-    box = shown(p)
+    box = part_of_latents(p)
     return tuple(within(outer, box) for outer in around)
 
 

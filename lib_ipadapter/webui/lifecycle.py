@@ -58,12 +58,12 @@ class Lifecycle:
 
     @staticmethod
     def run_of(p: Any) -> Run | None:
-        """The Run that is p's own: a shallow copy of p carries the Run of the p that it was made of."""
+        """p's Run. A shallow copy of p carries the Run of the p that it was copied from, which is not its Run."""
         run: Run | None = vars(p).get(RUN)
         return run if run is not None and run.p is p else None
 
     def _with_defaults(self, units: Sequence[Any]) -> list[Any]:
-        """The settings' own default of fit, for the panel and for requests alike."""
+        """The default fit of the settings, for the panel and for requests."""
         fit = {"fit": settings.default_fit()}
         return [{**fit, **unit} if isinstance(unit, Mapping) else unit for unit in units]
 

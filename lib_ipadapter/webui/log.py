@@ -1,4 +1,4 @@
-"""The extension's logger: one line per message on stderr, apart from the WebUI's own."""
+"""The extension's logger: one line per message on stderr, separate from the WebUI's logger."""
 
 from __future__ import annotations
 

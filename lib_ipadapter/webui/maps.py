@@ -18,8 +18,8 @@ from .log import logger
 
 TEXT = "IP-Adapter maps"  # in a sheet's PNG: its figures, JSON
 _LEFT_OUT = (
-    "IP-Adapter: some of what the model drew is not in the maps of where the references acted, because another "
-    "extension draws in tiles or changes the attention"
+    "IP-Adapter: some UNet calls are missing from the maps of where the references acted, because another "
+    "extension samples in tiles or changes the attention"
 )
 _NONE = (
     "IP-Adapter: there are no maps of where the references acted, because they acted nowhere in the last pass, or another "
@@ -28,19 +28,21 @@ _NONE = (
 
 
 def scripted(p: Any) -> bool:
-    """Whether a script of the dropdown draws the job. Those make grids and join tiles of all the pictures that a run
+    """Whether a script of the dropdown runs the job. Those scripts make grids and join tiles of all the pictures that a run
     returns, so a sheet among them would spoil what they make."""
     args = list(getattr(p, "script_args", None) or ())
     return bool(args) and isinstance(args[0], int) and args[0] > 0  # the script's number
 
 
 def shown_in(p: Any, units: Sequence[Unit], inside: bool = False) -> list[Unit]:
-    """The units, of which none is shown in a job ``inside`` another one, or where that would spoil what a script
-    draws."""
+    """The units, without maps in a job ``inside`` another one and where sheets would spoil what a script makes."""
     if not (inside or scripted(p)) or not any(unit.enabled and unit.maps for unit in units):
         return list(units)
     if not inside:
-        p.comment("IP-Adapter does not show where references acted in what a script of the list draws")
+        p.comment(
+            "IP-Adapter makes no maps of where references acted under a script of the list: they would become part of "
+            "its result"
+        )
     return [replace(unit, maps=False) for unit in units]
 
 

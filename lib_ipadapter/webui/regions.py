@@ -17,7 +17,7 @@ _LEAST = 4 / 255  # what lossy formats make of black
 
 
 def of_mask(unit: Unit, mask: Image.Image, size: tuple[int, int]) -> Region:
-    """The region of the unit's own mask. size: width and height of the whole picture, pixels. Raises UnitError."""
+    """The region of the unit's mask. size: width and height of the whole picture, pixels. Raises UnitError."""
     down, across = unit.feather * mask.height / size[1], unit.feather * mask.width / size[0]
     values = of_picture(mask, unit.invert, (down, across))
     if float(values.max()) <= _LEAST:

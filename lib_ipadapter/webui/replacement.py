@@ -1,4 +1,4 @@
-"""Methods of one object in the place of its own."""
+"""Instance-level monkeypatches that can be removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Replacement:
         return self.function(self.original, *args, **kwargs)
 
     def restore(self, p: Any, name: str) -> None:
-        """``p`` is as it was: its own attribute again, or the class's method."""
+        """Restores ``p``: the attribute that it had, or its class's method."""
         if getattr(self.original, "__func__", None) is getattr(type(p), name, None):
             delattr(p, name)
         else:

@@ -16,8 +16,8 @@ def requested_units(args: Sequence[Any], fill: Fill = dict) -> list[dict[str, An
     """The script's arguments as unit objects, from the panel or from an API request.
 
     The panel's first argument is its enable flag, a bool; a request puts a unit (or one list of units)
-    there. Panel values behind a list of units come from the request's infotext, and the units' own
-    fields win over them, as ``fill`` gives them (a preset's among them). Raises UnitError, and what
+    there. Panel values behind a list of units come from the request's infotext, and the fields of
+    the units win over them, as ``fill`` gives them (a preset's among them). Raises UnitError, and what
     ``fill`` raises.
     """
     units = _requested(args, fill)
@@ -47,7 +47,7 @@ def _behind_flag(on: bool, rest: Sequence[Any], fill: Fill) -> list[dict[str, An
 
 
 def _positional(first: Mapping[str, Any], rest: Sequence[Any]) -> list[Any]:
-    """Units given one after the other end at the first value that is the panel's own."""
+    """Units given one after the other end at the first value that belongs to the panel."""
     units: list[Any] = [first]
     for arg in rest:
         if not isinstance(arg, Mapping):

@@ -32,7 +32,7 @@ from .pictures import held_by
 from .replacement import Replacement
 from .step import InnerModel, StepRows, begin
 
-Said = tuple[Unit, Hashes]  # a unit as the infotext has it
+Entry = tuple[Unit, Hashes]  # of the infotext
 
 
 class Run:
@@ -59,22 +59,22 @@ class Run:
         """Prepares the units. Raises IPAdapterError, naming the unit."""
         acting = any(unit.enabled and self.place.lets(unit) for unit in units)
         passes = passes_of(self.p, self.host) if acting else ()
-        told = []
+        entries = []
         for index, unit in enumerate(units):
             try:
-                prompt, said = self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
+                prompt, entry = self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
             except IPAdapterError as error:
                 raise error.in_unit(index) from error.__cause__
             self._units += [(index, unit, prompt)] if prompt else []
-            told.append(said)
-        self.infotext = self._texts(told)
+            entries.append(entry)
+        self.infotext = self._texts(entries)
         prompts = [prompt for _, _, prompt in self._units]
         self.session = Session(prompts, latent_tiles, self._rows, Recorder.of(prompts))
         self.sheets = Sheets(self.session, self._units)
         if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
             self.p.comment(PLACE_UNKNOWN)
 
-    def _texts(self, entries: Sequence[Sequence[Said]]) -> str | Callable[..., str]:
+    def _texts(self, entries: Sequence[Sequence[Entry]]) -> str | Callable[..., str]:
         """The infotext's value. entries: of each unit, what it stands for in each picture in turn; where any has several,
         the value is a function that gives each picture's."""
 
@@ -84,7 +84,7 @@ class Run:
 
         return turns.text_of(of) if any(len(in_turn) > 1 for in_turn in entries) else of(0)
 
-    def _prepare(self, unit: Unit, passes: Sequence[Pass]) -> tuple[ImagePrompt | None, list[Said]]:
+    def _prepare(self, unit: Unit, passes: Sequence[Pass]) -> tuple[ImagePrompt | None, list[Entry]]:
         """The unit's image prompt, None where its switches are off, and as what it stands in the infotext of each
         picture in turn. What can be refused without encoding is first."""
         if not self.place.lets(unit):
@@ -151,11 +151,11 @@ class Run:
         self.restore_methods()
 
     def restore_methods(self) -> None:
-        """``p``'s own methods again."""
+        """Takes the replaced methods off ``p``."""
         for name in ("sample", "init"):
-            held = vars(self.p).get(name)
-            if isinstance(held, Replacement):
-                held.restore(self.p, name)
+            method = vars(self.p).get(name)
+            if isinstance(method, Replacement):
+                method.restore(self.p, name)
 
     def _sample(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._alive:
@@ -227,8 +227,8 @@ class Run:
             raise
 
     def break_next_call(self, error: BaseException) -> None:
-        """Raises ``error`` at the next call of the UNet: a callback's own exception would be swallowed, and the job go
-        on without us."""
+        """Raises ``error`` at the next call of the UNet: an exception in a callback would be swallowed, and the job
+        would go on without the image prompt."""
         self.session.detach()
 
         def fail(module: nn.Module, args: Any) -> None:

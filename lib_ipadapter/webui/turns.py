@@ -57,7 +57,7 @@ def _only(p: Any) -> int | None:
                 raise UnitError(
                     "distribute",
                     "one per picture",
-                    "together: this WebUI does not say which file of the batch tab it draws",
+                    "together: this WebUI does not say which file of the batch tab it processes",
                 )
             return place
     outer = next((job for job in reversed(jobs(frames)) if job is not p), None)

@@ -1,7 +1,7 @@
 """Axes for the WebUI's X/Y/Z plot: each field of each unit of the panel, read off ``unit.FIELDS``.
 
-An axis leaves its value on the cell's own copy of ``p``; ``Lifecycle.process`` puts it over the unit that panel or
-request gave. Values are checked before the first cell is drawn.
+An axis leaves its value on the cell's copy of ``p``; ``Lifecycle.process`` puts it over the unit that panel or
+request gave. Values are checked before the first cell is sampled.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Axis:
         return f"{self.label.partition('] ')[2]}: {text}"
 
     def _meant(self, value: Any) -> Any:
-        """The plot's text as the field's own kind of value. Raises UnitError or ImageError."""
+        """The plot's text as a value of the field's kind. Raises UnitError or ImageError."""
         if self.field.kind == "bool":
             if value not in (_ON, _OFF):
                 raise UnitError(self.field.name, value, f"{_ON} or {_OFF}")
@@ -126,8 +126,8 @@ def _file(value: str) -> Path:
 
 def cell_values(p: Any) -> dict[tuple[int, str], Any]:
     """What the plot's axes left on ``p``, by (unit, field)."""
-    held: dict[tuple[int, str], Any] = vars(p).get(_ATTRIBUTE, {})
-    return held
+    values: dict[tuple[int, str], Any] = vars(p).get(_ATTRIBUTE, {})
+    return values
 
 
 def over_units(values: Mapping[tuple[int, str], Any], units: Sequence[Any]) -> list[Any]:

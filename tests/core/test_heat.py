@@ -157,7 +157,7 @@ def test_what_was_left_out_is_said():
     processed = drawn(1)
     sheets.end(0)
     sheets.append_to(processed, None, Host())
-    assert "not in the maps" in processed.comments
+    assert "missing from the maps" in processed.comments
     assert len(processed.images) == 1
 
 

@@ -43,11 +43,11 @@ def _layers(weights: Sequence[LayerWeight], places: Places, timing: Timing) -> s
     factors = [timing.factor_at((step + 0.5) / STEPS) for step in range(STEPS)]
     highest = max((abs(w.weight * f) for w in weights for f in factors), default=0) or 1.0
     cells, labels = [], []
-    for t, held in enumerate(weights):
-        name = f"layer {t} ({places.part(t)})" + (", cond to uncond" if held.precise else "")
+    for t, layer in enumerate(weights):
+        name = f"layer {t} ({places.part(t)})" + (", cond to uncond" if layer.precise else "")
         for step, factor in enumerate(factors):
-            value = held.weight * factor
-            look = "minus" if value < 0 else "precise" if held.precise else "plus"
+            value = layer.weight * factor
+            look = "minus" if value < 0 else "precise" if layer.precise else "plus"
             cells.append(
                 f'<rect x="{_LEFT + step * _CELL}" y="{t * _CELL}" width="{_CELL - 1}" height="{_CELL - 1}" '
                 f'class="{look}" fill-opacity="{0.06 + 0.94 * abs(value) / highest:.2f}">'

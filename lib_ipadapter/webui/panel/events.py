@@ -22,7 +22,7 @@ from .charts import SHOWN, charts
 from .values import NO_MODEL, panel_default, parse_weights
 
 CLEARED = ("negative", "box", "focus", "mask")  # go with the references that they belong to
-LOOKED = ("fit", "position", "sharpen", "box")
+PREPROCESSING = ("fit", "position", "sharpen", "box")
 _ENABLED = next(field for field in FIELDS if field.name == "enabled")
 
 
@@ -37,8 +37,12 @@ class UnitEvents:
 
     def add(self, new: Any, files: Any, weights: Any, saved: Any) -> list[Any]:
         """Pictures from the drop zone go behind those at hand; the unit is switched on."""
-        held, added = paths_of(files), paths_of(new)
-        return [held + added, extended(str(weights or ""), len(held), len(added), len(saved or [])), True]
+        present, added = paths_of(files), paths_of(new)
+        return [
+            present + added,
+            extended(str(weights or ""), len(present), len(added), len(saved or [])),
+            True,
+        ]
 
     def remove(self, files: Any, weights: Any, saved: Any, place: Any) -> list[Any]:
         """Takes one picture out, by its place; only the first unit stays on without pictures."""
@@ -62,8 +66,8 @@ class UnitEvents:
         ]
 
     def show(self, files: Any, weights: Any, model: Any, wanted: Any, saved: Any, *look: Any) -> list[Any]:
-        """Thumbnails as the encoder will see them, and whether they are those of a pasted text. look: the values of
-        LOOKED."""
+        """Thumbnails as the encoder will see them, and whether they are those of a pasted text. look: the
+        values of PREPROCESSING."""
         paths, text = paths_of(files), str(weights or "")
         count = len(paths) + len(saved or [])
         numbers, problem = _numbers(text, count)
@@ -149,7 +153,7 @@ class UnitEvents:
         return charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD)
 
     def download(self, model: Any) -> Iterator[list[Any]]:
-        """Fetches the encoder in a thread of its own; the page sees how far it is."""
+        """Downloads the encoder in a thread; the page shows the progress."""
         info = description(self.models, model)
         if info is None:
             yield self.describe(model)
@@ -164,7 +168,7 @@ class UnitEvents:
     def _fetch(self, name: str, reports: queue.Queue[tuple[int, int | None] | Exception | None]) -> None:
         try:
             self.models.download_encoder(name, lambda done, total: reports.put((done, total)))
-        except Exception as error:  # shown in the panel: a thread has nobody else to tell
+        except Exception as error:  # shown in the panel; nothing else sees what a thread raises
             reports.put(error)
         else:
             reports.put(None)
@@ -205,13 +209,13 @@ def _numbers(text: str, count: int) -> tuple[list[float | None], str]:
         return [None] * count, str(error)
 
 
-def extended(text: str, held: int, added: int, behind: int = 0) -> str:
+def extended(text: str, present: int, added: int, behind: int = 0) -> str:
     """The weights' text for more pictures, in front of those ``behind``; one that was pasted with enough numbers
     stays."""
-    numbers, problem = _numbers(text, held + behind)
-    if problem or not held + behind or not text.strip():
+    numbers, problem = _numbers(text, present + behind)
+    if problem or not present + behind or not text.strip():
         return text
-    return _joined([*numbers[:held], *[1.0] * added, *numbers[held:]])
+    return _joined([*numbers[:present], *[1.0] * added, *numbers[present:]])
 
 
 def _without(text: str, count: int, kept: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from ...unit import FIELDS, LAYERS, PREPROCESS, REGION, SCRIPTS
 from ...unit.presets import KEPT
 from .. import settings
 from .charts import SHOWN
-from .events import CLEARED, LOOKED, UnitEvents
+from .events import CLEARED, PREPROCESSING, UnitEvents
 from .files import Files
 from .paste import Paste
 from .saved import SavedEvents
@@ -233,7 +233,7 @@ class _UnitPanel:
             *self._named(("images", WEIGHTS, "model")),
             self.wanted,
             self.inputs[SAVED],
-            *self._named(LOOKED),
+            *self._named(PREPROCESSING),
         ]
         drawn = [self.inputs[WEIGHTS], self.thumbs, self.note, self.clear]
         return {"fn": self.events.show, "inputs": given, "outputs": drawn, **_QUIET}
@@ -254,7 +254,7 @@ class _UnitPanel:
             **_QUIET,
         )
         chosen = saved.select(self.saved_events.choose, [weights, saved, files], [weights, enabled], **_QUIET)
-        edited = (weights.blur, weights.submit, saved.change, *(x.change for x in self._named(LOOKED)))
+        edited = (weights.blur, weights.submit, saved.change, *(x.change for x in self._named(PREPROCESSING)))
         for event in (added.then, cleared.then, removed.then, chosen.then, *edited, self.wanted.change):
             event(**self._showing)
         self.opener.click(
@@ -272,7 +272,7 @@ class _UnitPanel:
             mask.change(partial(self.events.pad, name), [mask], [pad], **_QUIET)
 
     def _bind_saved(self) -> None:
-        given = [self.title, *self._named(("images", WEIGHTS, SAVED, "model", "focus", *LOOKED))]
+        given = [self.title, *self._named(("images", WEIGHTS, SAVED, "model", "focus", *PREPROCESSING))]
         listed = [self.inputs[SAVED], self.saved_note]
         self.keep.click(self.saved_events.save, given, listed, **_QUIET)
         self.drop.click(self.saved_events.delete, [self.title], listed, **_QUIET)

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ...errors import IPAdapterError
 from . import html
-from .events import LOOKED, extended, paths_of
+from .events import PREPROCESSING, extended, paths_of
 from .values import NO_MODEL, pictures, shown_name
 
 
@@ -34,9 +34,12 @@ class SavedEvents:
     def save(
         self, name: Any, files: Any, weights: Any, saved: Any, model: Any, focus: Any, *look: Any
     ) -> list[Any]:
-        """The list of saved references, and a remark. look: the values of LOOKED."""
+        """The list of saved references, and a remark. look: the values of PREPROCESSING."""
         try:
-            unit = {"model": "" if model == NO_MODEL else model, **dict(zip(LOOKED, look, strict=True))}
+            unit = {
+                "model": "" if model == NO_MODEL else model,
+                **dict(zip(PREPROCESSING, look, strict=True)),
+            }
             images = pictures(files, weights, saved)
             self.models.shelf().save(name, {**unit, "focus": focus or None, "images": images})
         except IPAdapterError as error:
