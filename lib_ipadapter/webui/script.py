@@ -160,7 +160,7 @@ class Run:
     def _sample(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if not self._alive:
             return original(*args, **kwargs)
-        self._refused = None
+        self._inner.error = self._refused = None
         try:
             for region, unit in self._redrawn:
                 region.show(regions.redrawn(self.p, unit))
@@ -230,6 +230,7 @@ class Run:
         """Raises ``error`` at the next call of the UNet: an exception in a callback would be swallowed, and the job
         would go on without the image prompt."""
         self.session.detach()
+        self._inner.error = error
 
         def fail(module: nn.Module, args: Any) -> None:
             raise error

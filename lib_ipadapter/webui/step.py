@@ -58,6 +58,7 @@ class InnerModel:
     """The hooks on a denoiser's inner model, which runs a step's rows in chunks."""
 
     def __init__(self, rows: TracedRows) -> None:
+        self.error: BaseException | None = None  # the last one raised in a call
         self._rows = rows
         self._model: nn.Module | None = None
         self._handles: list[Any] = []
@@ -91,9 +92,8 @@ class InnerModel:
         try:
             self._rows.chunk(Content.of(latents, texts[0]))
         except RowsError as error:
-            self.error = (
-                error  # the WebUI swallows it where another extension's callback has called the model
-            )
+            # The WebUI swallows it where another extension's callback has called the model.
+            self.error = error
             raise
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
