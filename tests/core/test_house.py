@@ -33,7 +33,6 @@ ROOMS = (
 AGAINST_THE_ORDER = {
     ("encoders.source", "adapters.variant"),
     ("files.download", "encoders.spec"),
-    ("files.embeds", "adapters.file"),
     ("files.embeds", "adapters.variant"),
 }
 # Circles that are still to go.
