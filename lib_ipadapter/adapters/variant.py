@@ -183,7 +183,10 @@ FOREIGN: tuple[tuple[Test, str], ...] = (
     (_has("body.0.block1."), "a T2I-Adapter"),
     (_starts("adapter.body.", "body.0."), "a T2I-Adapter"),
     (_has("motion_modules."), "an AnimateDiff motion module"),
-    (_starts("model.diffusion_model."), "a whole Stable Diffusion checkpoint"),
+    (
+        _starts("model.diffusion_model.", "state_dict.model.diffusion_model."),
+        "a whole Stable Diffusion checkpoint",
+    ),
     (_starts("diffusion_model.", "input_blocks.", "down_blocks."), "a UNet"),
     (
         _starts("vision_model.", "visual.", "clip_vision"),

@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.adapters.file import open_adapter
 from lib_ipadapter.adapters.variant import identify
+from lib_ipadapter.cli import main
 from lib_ipadapter.errors import BrokenAdapter, FileError, NotAnAdapter, UnsafeFile, UnsupportedAdapter
+from tests.hostile_files import write_torchscript
 from tests.synthetic import adapter_tensors, nested, write_adapter
 
 
@@ -244,3 +246,15 @@ def test_a_header_nested_without_end_is_refused(tmp_path):
     path.write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000)
     with pytest.raises(UnsafeFile, match="neither a safetensors file nor a pickle"):
         open_adapter(path)
+
+
+@pytest.mark.parametrize("command", ["inspect", "convert"])
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_a_script_archive_is_never_run(tmp_path, command, suffix, capsys):
+    """A1: `inspect evil.bin` ran what was in the file, and then refused it."""
+    path = write_torchscript(tmp_path / f"evil{suffix}", tmp_path / "trap")
+    more = [str(tmp_path / "out.safetensors")] if command == "convert" else []
+    assert main([command, str(path), *more]) in (1, 2)
+    assert f"evil{suffix}: refused: a TorchScript archive, which holds a program" in capsys.readouterr().err
+    assert not (tmp_path / "trap").exists()
+    assert not (tmp_path / "out.safetensors").exists()
