@@ -17,7 +17,7 @@ from torch import nn
 
 from ..adapters.variant import VariantSpec, base_of_context
 from ..errors import UnsupportedModel, WrongBase
-from ..unit.weights import LayerRule, LayerWeight, Places
+from ..unit.weights import LayerCounts, LayerRule, LayerWeight
 
 # Part of the UNet by the name of its child module: ldm and sgm on the left, diffusers on the right.
 PARTS = {
@@ -136,7 +136,7 @@ def check_fit(spec: VariantSpec, layers: Sequence[Layer], label: str) -> None:
 
 
 @lru_cache(maxsize=16)
-def _ordered(names: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...], Places]:
+def _ordered(names: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...], LayerCounts]:
     # attn2 of all depths of one spatial transformer belong together.
     owners = [name.partition(_BLOCKS)[0] for name, _ in names]
     groups: dict[str, list[str]] = {"input": [], "middle": [], "output": []}
@@ -145,17 +145,17 @@ def _ordered(names: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...], Place
             groups[part].append(owner)
     in_order = groups["input"] + groups["middle"] + groups["output"]
     middle = len(groups["input"])
-    counts = Places(len(in_order), middle, middle + len(groups["middle"]))
+    counts = LayerCounts(len(in_order), middle, middle + len(groups["middle"]))
     return tuple(in_order.index(owner) for owner in owners), counts
 
 
-def execution_order(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], Places]:
-    """(t of each layer, by its place in file order; the model's places)."""
+def execution_order(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], LayerCounts]:
+    """(t of each layer, by its place in file order; the model's layer counts)."""
     return _ordered(tuple((layer.name, layer.part) for layer in layers))
 
 
 def layer_weights(rule: LayerRule, weight: float, layers: Sequence[Layer]) -> tuple[LayerWeight, ...]:
     """What ``rule`` makes of λ = ``weight`` at each layer, by its position in file order. Raises as ``LayerRule.at``."""
-    order, places = execution_order(tuple(layers))
-    weights = rule.at(weight, places)
+    order, counts = execution_order(tuple(layers))
+    weights = rule.at(weight, counts)
     return tuple(weights[t] for t in order)

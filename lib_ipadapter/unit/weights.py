@@ -1,8 +1,8 @@
-"""How strongly a unit acts at each layer and each step.
+"""The weight of a unit at each layer and each step.
 
-Layers are counted as people count them: t is the place of a SpatialTransformer in the order of execution,
-input blocks, middle, output blocks. SD1.x and SD2.x have 16 (0-5, 6, 7-15), SDXL has 11 (0-3, 4, 5-10), whatever
-number of attention layers each holds. The named types and their formulas are those of ComfyUI_IPAdapter_plus.
+Layers are numbered as users know them: t is the index of a SpatialTransformer in the order of execution, input blocks,
+middle block, output blocks. SD1.x and SD2.x have 16 (0-5, 6, 7-15), SDXL has 11 (0-3, 4, 5-10), however many attention
+layers are in each. The named types and their formulas are those of ComfyUI_IPAdapter_plus.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ MAX_POINTS = 64
 
 @dataclass(frozen=True)
 class LayerWeight:
-    """What a unit does at one SpatialTransformer: V' times ``weight``; ``precise``: what cond rows would get goes to
-    the uncond rows in place of theirs, and cond rows get nothing."""
+    """The weight at one SpatialTransformer, a factor of V'. ``precise``: the uncond rows get what the cond rows would
+    get, and the cond rows get nothing."""
 
     weight: float
     precise: bool = False
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the parts of a UNet lie among its ``count`` SpatialTransformers: [0, middle) is the input part,
-    [middle, output) the middle, [output, count) the output part."""
+class LayerCounts:
+    """The number of SpatialTransformers of a UNet and of its parts: [0, middle) is the input part, [middle, output)
+    the middle, [output, count) the output part."""
 
     count: int
     middle: int
@@ -44,26 +44,26 @@ class Places:
         return "input" if t < self.middle else "middle" if t < self.output else "output"
 
 
-SD = Places(16, 6, 7)
-SDXL = Places(11, 4, 5)
+SD = LayerCounts(16, 6, 7)
+SDXL = LayerCounts(11, 4, 5)
 
-# kind: share of the weight at t
-_SHARES: dict[str, Callable[[int, Places], float]] = {
-    "linear": lambda t, places: 1.0,
-    "ease in": lambda t, places: 0.05 + 0.95 * (1 - t / places.count),
-    "ease out": lambda t, places: 0.05 + 0.95 * t / places.count,
-    "ease in-out": lambda t, places: 0.05 + 0.95 * (1 - _from_centre(t, places)),
-    "reverse in-out": lambda t, places: 0.05 + 0.95 * _from_centre(t, places),
-    "weak input": lambda t, places: 0.2 if places.part(t) == "input" else 1.0,
-    "weak middle": lambda t, places: 0.2 if places.part(t) == "middle" else 1.0,
-    "weak output": lambda t, places: 0.2 if places.part(t) == "output" else 1.0,
-    "strong middle": lambda t, places: 1.0 if places.part(t) == "middle" else 0.2,
+# type: factor of the weight at layer t
+_FACTORS: dict[str, Callable[[int, LayerCounts], float]] = {
+    "linear": lambda t, counts: 1.0,
+    "ease in": lambda t, counts: 0.05 + 0.95 * (1 - t / counts.count),
+    "ease out": lambda t, counts: 0.05 + 0.95 * t / counts.count,
+    "ease in-out": lambda t, counts: 0.05 + 0.95 * (1 - _from_centre(t, counts)),
+    "reverse in-out": lambda t, counts: 0.05 + 0.95 * _from_centre(t, counts),
+    "weak input": lambda t, counts: 0.2 if counts.part(t) == "input" else 1.0,
+    "weak middle": lambda t, counts: 0.2 if counts.part(t) == "middle" else 1.0,
+    "weak output": lambda t, counts: 0.2 if counts.part(t) == "output" else 1.0,
+    "strong middle": lambda t, counts: 1.0 if counts.part(t) == "middle" else 0.2,
 }
 
-# (kind, places): weight at t of (weight, composition weight); what is absent is 0
+# (type, model): weight and composition weight to the weights by layer; layers that are not listed are 0
 _Named = Callable[[float, float], dict[int, float]]
 _SD_STYLE = (0, 1, 2, 3, 9, 10, 11, 12, 13, 14, 15)
-_NAMED: dict[tuple[str, Places], _Named] = {
+_NAMED: dict[tuple[str, LayerCounts], _Named] = {
     ("style transfer", SD): lambda w, c: dict.fromkeys(_SD_STYLE, w),
     ("style transfer", SDXL): lambda w, c: {6: w},
     ("composition", SD): lambda w, c: {4: 0.25 * w, 5: w},
@@ -82,61 +82,62 @@ _NAMED: dict[tuple[str, Places], _Named] = {
     ("composition precise", SDXL): lambda w, c: _all(SDXL, 0.1 * c, {3: w, 6: c}),
 }  # fmt: skip
 _COMPOSITION = {SD: (4, 5), SDXL: (3,)}
-TYPES = (*_SHARES, *dict.fromkeys(kind for kind, _ in _NAMED))
+TYPES = (*_FACTORS, *dict.fromkeys(kind for kind, _ in _NAMED))
 
 
-def _from_centre(t: int, places: Places) -> float:
-    half = places.count / 2
+def _from_centre(t: int, counts: LayerCounts) -> float:
+    half = counts.count / 2
     return abs(t - half) / half
 
 
-def _all(places: Places, weight: float, others: Mapping[int, float]) -> dict[int, float]:
-    return {**dict.fromkeys(range(places.count), weight), **others}
+def _all(counts: LayerCounts, weight: float, others: Mapping[int, float]) -> dict[int, float]:
+    return {**dict.fromkeys(range(counts.count), weight), **others}
 
 
 @dataclass(frozen=True)
 class LayerRule:
-    """A unit's fields about layers: a named type, or a table of factors by t, in whose place unlisted layers are 0."""
+    """A unit's fields about layers: a named type, or a table of factors by layer, where layers that are not listed are
+    0."""
 
     kind: str = "linear"
     composition: float = 1.0
     table: tuple[tuple[int, float], ...] = ()
 
-    def at(self, weight: float, places: Places) -> tuple[LayerWeight, ...]:
-        """Of λ = ``weight``, what happens at each t. λ = 0 is the base model, whatever the composition's weight.
-        Raises UnitError for a layer that the model does not have, UnsupportedModel for a type unknown there."""
+    def at(self, weight: float, counts: LayerCounts) -> tuple[LayerWeight, ...]:
+        """The weights of all layers for a unit of this weight. Weight 0 is the base model, whatever the composition
+        weight. Raises UnitError for a layer that the model does not have, UnsupportedModel for a type that is not
+        defined for its layers."""
         if not weight:
-            return (LayerWeight(0.0),) * places.count
+            return (LayerWeight(0.0),) * counts.count
         if self.table:
-            return self._tabled(weight, places)
-        if share := _SHARES.get(self.kind):
-            return tuple(LayerWeight(weight * share(t, places)) for t in range(places.count))
-        named = _NAMED.get((self.kind, places))
+            return self._from_table(weight, counts)
+        if factor := _FACTORS.get(self.kind):
+            return tuple(LayerWeight(weight * factor(t, counts)) for t in range(counts.count))
+        named = _NAMED.get((self.kind, counts))
         if named is None:
             raise UnsupportedModel(
-                f"weight_type {self.kind!r} is known for the {SD.count} layers of SD1.x and SD2.x and the {SDXL.count} "
-                f"of SDXL; the loaded model has {places.count}. Choose another type, or give the layers' weights",
+                f"weight_type {self.kind!r} is defined for the {SD.count} layers of SD1.x and SD2.x and the {SDXL.count} "
+                f"of SDXL; the loaded model has {counts.count}. Choose another type, or give the layers' weights",
                 value=self.kind,
                 field="weight_type",
             )
         weights = named(weight, self.composition)
         return tuple(
-            LayerWeight(weights.get(t, 0.0), self._is_precise(t, places)) for t in range(places.count)
+            LayerWeight(weights.get(t, 0.0), self._is_precise(t, counts)) for t in range(counts.count)
         )
 
-    def _tabled(self, weight: float, places: Places) -> tuple[LayerWeight, ...]:
+    def _from_table(self, weight: float, counts: LayerCounts) -> tuple[LayerWeight, ...]:
         highest = max(t for t, _ in self.table)
-        if highest >= places.count:
-            expected = f"layers from 0 to {places.count - 1}, which the loaded model has"
+        if highest >= counts.count:
+            expected = f"layers from 0 to {counts.count - 1}, which the loaded model has"
             raise UnitError("layers", layers_text(self.table), expected)
         factors = dict(self.table)
-        return tuple(LayerWeight(weight * factors.get(t, 0.0)) for t in range(places.count))
+        return tuple(LayerWeight(weight * factors.get(t, 0.0)) for t in range(counts.count))
 
-    def _is_precise(self, t: int, places: Places) -> bool:
-        composes = t in _COMPOSITION[places]
-        return composes if self.kind == "style transfer precise" else (
-            self.kind == "composition precise" and not composes
-        )  # fmt: skip
+    def _is_precise(self, t: int, counts: LayerCounts) -> bool:
+        if self.kind == "style transfer precise":
+            return t in _COMPOSITION[counts]
+        return self.kind == "composition precise" and t not in _COMPOSITION[counts]
 
 
 # steps
@@ -144,8 +145,8 @@ class LayerRule:
 
 @dataclass(frozen=True)
 class Curve:
-    """A factor of the weight over the sampling: points (fraction 0..1, factor), in order; before the first and
-    behind the last it stays. ``interpolation`` between two: linear, or step (the earlier one's factor)."""
+    """A factor of the weight over the sampling: points (fraction 0..1, factor) in rising order. Before the first and
+    after the last it is constant; between two it is linear, or with "step" that of the earlier one."""
 
     points: tuple[tuple[float, float], ...] = ()
     interpolation: str = "linear"
@@ -154,7 +155,7 @@ class Curve:
         """The factor at a fraction of the sampling; 1 without points."""
         if not self.points:
             return 1.0
-        # 3 calls of 10 is 0.3, however it was divided.
+        # 1e-6: 3 of 10 steps is 0.3, whatever the rounding.
         after = bisect.bisect_right([x for x, _ in self.points], fraction + 1e-6)
         if after == 0 or after == len(self.points):
             return self.points[max(after - 1, 0)][1]
@@ -180,13 +181,13 @@ CURVE_EXPECTED = (
 
 
 def parse_layers(value: Any) -> str:
-    """``layers`` in its normal spelling; also taken from an object {layer: factor}. Raises UnitError."""
+    """``layers`` in its normal form, from a text or an object {layer: factor}. Raises UnitError."""
     table: dict[int, float] = {}
     for key, factor in _pairs(value, "layers", LAYERS_EXPECTED):
-        found = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", key)
-        if not found:
+        match = re.fullmatch(r"(\d{1,4})(?:\s*-\s*(\d{1,4}))?", key)
+        if not match:
             raise UnitError("layers", value, LAYERS_EXPECTED)
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(match[1]), int(match[2] or match[1])
         if last < first or any(t in table for t in range(first, last + 1)):
             raise UnitError("layers", value, LAYERS_EXPECTED)
         table |= dict.fromkeys(range(first, last + 1), factor)
@@ -194,7 +195,7 @@ def parse_layers(value: Any) -> str:
 
 
 def layers_text(table: Sequence[tuple[int, float]]) -> str:
-    """A table in its normal spelling: neighbours of one factor as a range."""
+    """The normal form of a table: neighbouring layers of one factor as a range."""
     runs: list[list[Any]] = []
     for t, factor in table:
         if runs and runs[-1][1] == t - 1 and runs[-1][2] == factor:
@@ -202,12 +203,12 @@ def layers_text(table: Sequence[tuple[int, float]]) -> str:
         else:
             runs.append([t, t, factor])
     return ", ".join(
-        f"{a}:{_spelled(factor)}" if a == b else f"{a}-{b}:{_spelled(factor)}" for a, b, factor in runs
+        f"{a}:{_format(factor)}" if a == b else f"{a}-{b}:{_format(factor)}" for a, b, factor in runs
     )
 
 
 def layers_table(text: str) -> tuple[tuple[int, float], ...]:
-    """What a normal spelling says."""
+    """The (layer, factor) pairs of a normal form."""
     table: list[tuple[int, float]] = []
     for part in filter(None, text.split(", ")):
         key, _, factor = part.partition(":")
@@ -217,7 +218,7 @@ def layers_table(text: str) -> tuple[tuple[int, float], ...]:
 
 
 def parse_curve(value: Any) -> str:
-    """``curve`` in its normal spelling; also taken from a list of [fraction, factor]. Raises UnitError."""
+    """``curve`` in its normal form, from a text or a list of [fraction, factor]. Raises UnitError."""
     points: list[tuple[float, float]] = []
     for key, factor in _pairs(value, "curve", CURVE_EXPECTED):
         fraction = float(key) if re.fullmatch(_NUMBER, key) else math.nan
@@ -226,11 +227,11 @@ def parse_curve(value: Any) -> str:
         points.append((fraction, factor))
     if len(points) > MAX_POINTS:
         raise UnitError("curve", f"{len(points)} points", CURVE_EXPECTED)
-    return ", ".join(f"{_spelled(x)}:{_spelled(y)}" for x, y in points)
+    return ", ".join(f"{_format(x)}:{_format(y)}" for x, y in points)
 
 
 def curve_points(text: str) -> tuple[tuple[float, float], ...]:
-    """What a normal spelling says."""
+    """The (fraction, factor) points of a normal form."""
     pairs = (part.partition(":") for part in filter(None, text.split(", ")))
     return tuple((float(x), float(y)) for x, _, y in pairs)
 
@@ -244,17 +245,17 @@ def _pairs(value: Any, field: str, expected: str) -> list[tuple[str, float]]:
         pairs = list(value.items()) if isinstance(value, Mapping) else value
     if not isinstance(pairs, (list, tuple)) or len(pairs) > 1000:
         raise UnitError(field, value, expected)
-    found = []
+    parsed = []
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(isinstance(x, bool) for x in pair):
             raise UnitError(field, value, expected)
         key, factor = (str(x).strip() for x in pair)
         if not re.fullmatch(_NUMBER, factor) or not FACTORS[0] <= float(factor) <= FACTORS[1]:
             raise UnitError(field, value, expected)
-        found.append((key, float(factor)))
-    return found
+        parsed.append((key, float(factor)))
+    return parsed
 
 
-def _spelled(number: float) -> str:
-    """Shortest text that is read as the same number."""
+def _format(number: float) -> str:
+    """The shortest text that parses to the same number."""
     return str(int(number)) if number == int(number) else repr(number)

@@ -17,7 +17,7 @@ from lib_ipadapter.attention.term import image_attention, project
 from lib_ipadapter.errors import UnitError, UnsupportedModel
 from lib_ipadapter.prompts.prepare import prompt_fields
 from lib_ipadapter.unit import Unit, schema, weights
-from lib_ipadapter.unit.weights import SD, SDXL, TYPES, Curve, LayerRule, Places
+from lib_ipadapter.unit.weights import SD, SDXL, TYPES, Curve, LayerCounts, LayerRule
 from tests import tiny
 
 W, C = 0.8, 0.3
@@ -38,7 +38,7 @@ def ease(count: int, share) -> list[float]:
     return [W * (0.05 + 0.95 * share(t / count)) for t in range(count)]
 
 
-def parts(places: Places, input: float, middle: float, output: float) -> list[float]:
+def parts(places: LayerCounts, input: float, middle: float, output: float) -> list[float]:
     return [input] * places.middle + [middle] + [output] * (places.count - places.output)
 
 
@@ -92,7 +92,7 @@ def test_a_weight_of_0_is_the_base_model(kind):
 @pytest.mark.parametrize("kind", TYPES)
 def test_other_depths(kind):
     """What is said by parts works at any depth; what is said by numbers is refused where they mean nothing."""
-    places, rule = Places(9, 4, 5), LayerRule(kind)
+    places, rule = LayerCounts(9, 4, 5), LayerRule(kind)
     if "style" in kind or "composition" in kind:
         with pytest.raises(UnsupportedModel, match=r"has 9"):
             rule.at(1.0, places)

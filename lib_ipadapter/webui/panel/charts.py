@@ -12,7 +12,7 @@ from ...attention.session import Timing
 from ...errors import UnitError
 from ...prompts.prepare import prompt_fields
 from ...unit import FIELDS, LAYERS, Unit
-from ...unit.weights import LayerWeight, Places
+from ...unit.weights import LayerCounts, LayerWeight
 from .html import failure
 
 STEPS = 20  # columns of the chart
@@ -27,7 +27,7 @@ SHOWN = tuple(
 )
 
 
-def charts(values: Mapping[str, Any], places: Places) -> str:
+def charts(values: Mapping[str, Any], places: LayerCounts) -> str:
     """Both charts for a unit's values of SHOWN; what is wrong with them where something is."""
     try:
         unit = Unit.parse({**values, "enabled": False})
@@ -39,7 +39,7 @@ def charts(values: Mapping[str, Any], places: Places) -> str:
     return f'<div class="ipadapter-charts">{_layers(weights, places, timing)}{_curve(timing)}</div>'
 
 
-def _layers(weights: Sequence[LayerWeight], places: Places, timing: Timing) -> str:
+def _layers(weights: Sequence[LayerWeight], places: LayerCounts, timing: Timing) -> str:
     factors = [timing.factor_at((step + 0.5) / STEPS) for step in range(STEPS)]
     highest = max((abs(w.weight * f) for w in weights for f in factors), default=0) or 1.0
     cells, labels = [], []
