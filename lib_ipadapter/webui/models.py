@@ -13,8 +13,8 @@ from ..adapters.file import open_adapter
 from ..adapters.variant import VariantSpec, identify
 from ..cache import LRU
 from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, register_archs, register_configs
+from ..encoders.fetch import download_encoder
 from ..errors import EncoderMissing, IPAdapterError
-from ..files.download import download_encoder
 from ..files.library import Library
 from ..unit.presets import Presets
 from . import settings
