@@ -1,21 +1,12 @@
-<<<<<<< HEAD
 """The tables of docs/ are those that the declarations make."""
 
 from __future__ import annotations
 
 import argparse
-=======
-"""README and docs: links lead somewhere, the first page stays short, and its pictures can be made again."""
-
-from __future__ import annotations
-
-import re
->>>>>>> 7b1c107 (README as a first page: what it does, which files, first picture, six recipes with pictures; the rest in docs/)
 from pathlib import Path
 
 import pytest
 
-<<<<<<< HEAD
 from lib_ipadapter.errors import ConfigError
 from lib_ipadapter.evaluation.options import EvaluateOptions
 from lib_ipadapter.options import add_flags, fields_of, from_flags
@@ -114,35 +105,3 @@ def test_a_bad_flag_names_itself_the_value_and_what_was_expected(words, message)
     with pytest.raises(ConfigError) as caught:
         flags_of(EvaluateOptions, *words)
     assert str(caught.value).startswith(message)
-=======
-from examples.small_world.recipes import RECIPES, sheet
-from examples.small_world.recipes import scene as small_scene
-
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("examples/*/README.md")])
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_lead_to_files(page):
-    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
-    assert not missing
-
-
-def test_the_first_page_stays_short():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 110
-
-
-def test_every_picture_of_a_recipe_is_shown_and_can_be_made_again():
-    shown = set(
-        re.findall(r"docs/((?:strip|recipe-[a-z-]+))\.png", (ROOT / "README.md").read_text(encoding="utf-8"))
-    )
-    assert shown == set(RECIPES)
-
-
-def test_a_sheet_holds_its_pictures_side_by_side():
-    one, other = small_scene("star", "red", "plain", "white"), small_scene("ring", "blue", "plain", "sky")
-    made = sheet([("one", one), ("other", other)])
-    assert made.crop((10, 26, 138, 154)).tobytes() == one.tobytes()
-    assert made.crop((148, 26, 276, 154)).tobytes() == other.tobytes()
->>>>>>> 7b1c107 (README as a first page: what it does, which files, first picture, six recipes with pictures; the rest in docs/)
