@@ -9,19 +9,19 @@ from collections.abc import Callable, Sequence
 
 from .errors import IPAdapterError
 
-# Name, module with add_arguments(parser) and run(args) -> exit code, help. Imported when asked for.
+# Name, module with add_arguments(parser) and run(args) -> exit code, help. A module is imported only for its own command.
 COMMANDS = {
-    "inspect": ("lib_ipadapter.adapters.inspect", "say what adapter files are and what they need"),
+    "inspect": ("lib_ipadapter.adapters.inspect", "tell what adapter files are and what they need"),
     "convert": ("lib_ipadapter.adapters.convert", "write an adapter as safetensors"),
-    "embed": ("lib_ipadapter.standalone.embed", "save the features of pictures, to prompt with them again"),
-    "generate": ("lib_ipadapter.standalone.generate", "draw pictures without a WebUI"),
+    "embed": ("lib_ipadapter.standalone.embed", "save the features of reference images, to use them again"),
+    "generate": ("lib_ipadapter.standalone.generate", "sample pictures without a WebUI"),
     "train": ("lib_ipadapter.training.command", "train an adapter on captioned pictures"),
     "evaluate": ("lib_ipadapter.evaluation.command", "measure adapters: CLIP-I, CLIP-T, grid and curve"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. An error of ours is one line on stderr and exit code 2."""
+    """Runs one command. One of our errors is one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="python -m lib_ipadapter", description="Image prompts by IP-Adapter."
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def ended(run: Callable[[], int | None]) -> int:
-    """The exit code of ``run``: of an error of ours, one line on stderr, it is 2; of Ctrl-C 130."""
+    """The exit code of ``run``: 2 after one of our errors, printed as one line on stderr; 130 after Ctrl-C."""
     try:
         return run() or 0
     except IPAdapterError as error:

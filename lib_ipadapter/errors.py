@@ -4,21 +4,21 @@ IPAdapterError
 ├── UnitError            a field of a unit is unknown, of a wrong type or out of range
 ├── ImageError           a reference picture cannot be read
 ├── FileError            a file on the user's disk
-│   ├── NotAnAdapter     not our kind: a LoRA, a ControlNet, a whole checkpoint, ...
-│   ├── UnsupportedAdapter  an image-prompt adapter of a kind that we cannot run yet
-│   ├── BrokenAdapter    our kind, but keys are missing, left over or misshapen
+│   ├── NotAnAdapter     another kind of file: a LoRA, a ControlNet, a whole checkpoint, ...
+│   ├── UnsupportedAdapter  an image-prompt adapter of a kind that cannot run yet
+│   ├── BrokenAdapter    an adapter, but keys are missing, left over or misshapen
 │   ├── UnsafeFile       a pickle that carries code, or a file that is no tensor file at all
 │   └── DataError        a set of pictures or captions that cannot be used
 ├── AdapterMissing       no adapter of that name in the list
 ├── EncoderError         the image encoder
 │   ├── EncoderMissing   not found in any folder
 │   ├── BrokenEncoder    found, but keys are missing or misshapen
-│   └── DownloadError    it could not be fetched
+│   └── DownloadError    the download failed
 ├── ModelError           the base model
 │   ├── WrongBase        the adapter was made for another base model
 │   └── UnsupportedModel no cross-attention that can be reached (SD3, compiled UNets, ...)
 ├── ConfigError          a field of a training's config is unknown, of a wrong type or out of range
-├── TrainingError        a training that cannot begin or go on
+├── TrainingError        a training that cannot start or resume
 └── RowsError            a UNet call whose rows cannot be told apart into cond and uncond
 
 A message gives the value, what was expected, and the remedy. ``status_code`` and ``detail`` are what
@@ -52,7 +52,7 @@ class IPAdapterError(Exception):
 
 
 class UnitError(IPAdapterError, ValueError):
-    """A field of a unit cannot be used. ``expected`` says what would have been."""
+    """A field of a unit cannot be used. ``expected`` says what is accepted."""
 
     def __init__(self, field: str, value: Any, expected: str) -> None:
         shown = repr(value)
@@ -111,7 +111,7 @@ class BrokenEncoder(EncoderError):
 
 
 class DownloadError(EncoderError):
-    """A file could not be fetched, or is not what was promised."""
+    """A download failed, or the file is not the expected one."""
 
 
 class ModelError(IPAdapterError):
@@ -127,14 +127,14 @@ class UnsupportedModel(ModelError):
 
 
 class ConfigError(IPAdapterError, ValueError):
-    """A field of a config cannot be used. ``expected`` says what would have been."""
+    """A field of a config cannot be used. ``expected`` says what is accepted."""
 
     def __init__(self, field: str, value: Any, expected: str) -> None:
         super().__init__(f"{field}: got {value!r}, expected {expected}", field=field, expected=expected)
 
 
 class TrainingError(IPAdapterError):
-    """A training that cannot begin or go on."""
+    """A training that cannot start or resume."""
 
 
 class RowsError(IPAdapterError):

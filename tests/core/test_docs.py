@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from lib_ipadapter.training.config import TrainConfig
 from lib_ipadapter.unit import FIELDS
 from lib_ipadapter.unit.weights import TYPES
 from tests import docs
+from tests.core.test_house import ROOMS
 
 
 def test_the_tables_are_up_to_date():
@@ -105,3 +107,10 @@ def test_a_bad_flag_names_itself_the_value_and_what_was_expected(words, message)
     with pytest.raises(ConfigError) as caught:
         flags_of(EvaluateOptions, *words)
     assert str(caught.value).startswith(message)
+
+
+def test_the_architecture_has_the_rooms_in_their_order():
+    text = (docs.DOCS / "architecture.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`(\w+)/?`", row.split("|")[1])]
+    assert named == [room for room in ROOMS if room not in ("", "cli", "__main__")]
