@@ -164,9 +164,8 @@ class Run:
         try:
             for region, unit in self._redrawn:
                 region.show(regions.redrawn(self.p, unit))
-            if not only_hires(
-                self.p
-            ):  # else the hires pass loads its model first, and attaches at its first step
+            # A hires pass alone loads its model first, and attaches at its first step.
+            if not only_hires(self.p):
                 self._attach(self._unet())
             self.sheets.begin()
             samples = original(*args, **kwargs)
