@@ -72,7 +72,7 @@ class Run:
         self.session = Session(prompts, latent_tiles, self._rows, Recorder.of(prompts))
         self.sheets = Sheets(self.session, self._units)
         if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
-            self.p.comment(PLACE_UNKNOWN)
+            self.host.comment(self.p, PLACE_UNKNOWN)
 
     def _texts(self, entries: Sequence[Sequence[Entry]]) -> str | Callable[..., str]:
         """The infotext's value. entries: of each unit, what it stands for in each picture in turn; where any has several,
@@ -130,7 +130,7 @@ class Run:
         """Raises ``error`` where the user sees it: from ``p.init``; of a job inside another one, whose script may
         swallow it, below the picture too."""
         if self.place.around is not None:
-            self.place.around.comment(f"IP-Adapter stopped a job inside this one: {error}")
+            self.host.comment(self.place.around, f"IP-Adapter stopped a job inside this one: {error}")
 
         def init(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self._alive:
@@ -208,7 +208,7 @@ class Run:
             # The refiner only finishes what the prompted model began; no adapter exists for its shape.
             self._refused = unet
             logger.warning("did not act in the refiner: %s", error)
-            self.p.comment(f"IP-Adapter did not act in the refiner: {error}")
+            self.host.comment(self.p, f"IP-Adapter did not act in the refiner: {error}")
 
     def _unet(self) -> nn.Module:
         """The UNet that samples now. Raises UnsupportedModel."""
