@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.variant import VariantSpec
 from ..attention.layers import FILE_ORDER, PARTS, Layer, check_fit, cross_attention_layers, layer_weights
 from ..prompts.prepare import prompt_fields
 from ..unit import Unit
-from .hosts import Host
-from .hosts.base import Shapes
+
+if TYPE_CHECKING:
+    from .hosts.base import Host, Shapes
 
 _QUERY = re.compile(r"(?:model\.diffusion_model\.)?((\w+)\..*\.attn2)\.to_q\.weight")
 
