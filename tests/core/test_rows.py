@@ -5,7 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_ipadapter.attention.rows import CursorRows, LabelledRows, Row, rows_of_view, tiled
+from lib_ipadapter.attention.rows import (
+    COND,
+    EXTRA,
+    UNCOND,
+    CursorRows,
+    LabelledRows,
+    Row,
+    rows_of_view,
+    tiled,
+)
 from lib_ipadapter.errors import RowsError
 
 
@@ -22,6 +31,11 @@ def began(*sets: int) -> CursorRows:
 def call(rows: CursorRows | LabelledRows, count: int, **kwargs: object) -> tuple[int, ...] | None:
     found = rows.call(torch.zeros(count, 4, 2, 2), kwargs)
     return None if found is None else tuple(row.tokens for row in found)
+
+
+def test_the_numbers_that_token_sets_and_hosts_count_by():
+    assert (COND, UNCOND) == (0, 1)  # 2k + COND, 2k + UNCOND; Forge's labels
+    assert EXTRA not in range(1000)
 
 
 def test_one_call_holds_the_whole_pattern():
@@ -98,6 +112,9 @@ def test_halves_of_a_layer_are_told_by_their_place_in_its_storage():
     rows = pattern(0, 0, 1, 1)
     assert rows_of_view(rows, first) == rows[:2]
     assert rows_of_view(rows, second) == rows[2:]
+    assert rows_of_view(rows, torch.randn(4, 9, 8)[2:3]) == rows[2:3]
+    assert rows_of_view(rows, torch.randn(4, 9, 2)[:2]) == rows[:2]
+    assert rows_of_view(rows, torch.randn(4, 4, 4)[2:]) == rows[2:]
 
 
 def test_rows_that_are_no_slice_are_an_error_and_not_a_guess():
