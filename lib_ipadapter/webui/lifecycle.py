@@ -14,7 +14,7 @@ from . import settings
 from .following import Following, cut_of
 from .infotext import KEY, TITLE
 from .log import logger
-from .maps import shown_in
+from .maps import shown_in, when_closed
 from .models import Models
 from .request import requested_units
 from .script import Run
@@ -83,7 +83,8 @@ class Lifecycle:
         """After a job."""
         run = vars(p).get(RUN)
         if run is not None and run.p is p:
-            run.sheets.append_to(processed, cut_of(p), self.models.host)
+            cut = cut_of(p)
+            when_closed(p, run.sheets, lambda: run.sheets.append_to(processed, cut, self.models.host))
         self.forget(p)
 
     def forget(self, p: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..attention.region import WHOLE, Box
 from ..attention.session import ImagePrompt, Session
 from ..unit import Unit
 from .log import logger
+from .replacement import Replacement
+from .stack import callers, is_in
 
 TEXT = "IP-Adapter maps"  # in a sheet's PNG: its figures, JSON
 _LEFT_OUT = (
@@ -46,6 +48,25 @@ def shown_in(p: Any, units: Sequence[Unit], inside: bool = False) -> list[Unit]:
     return [replace(unit, maps=False) for unit in units]
 
 
+def when_closed(p: Any, sheets: Sheets, append: Callable[[], None]) -> None:
+    """Appends the sheets when the WebUI closes ``p``, which is after all scripts' postprocess: some of them (LLuL) go
+    through all pictures and expect the job's size. img2img's batch tab closes its one ``p`` after all files, so there
+    they are appended at once."""
+    if not sheets:
+        return
+    if any(is_in(frame, "modules.img2img", "process_batch") for frame in callers()):
+        append()
+        return
+
+    def close(original: Callable[..., Any]) -> None:
+        closing.restore(p, "close")
+        original()
+        append()
+
+    closing = Replacement(close, p.close)
+    p.close = closing
+
+
 class Sheets:
     """The maps of each batch of a job, and the pictures that they lie over. shown: the units and their prompts."""
 
@@ -58,6 +79,10 @@ class Sheets:
         self._batches: dict[int, list[list[Maps | None]]] = {}
         self._pictures: list[tuple[int, int, Image.Image]] = []
         self._left_out = False
+
+    def __bool__(self) -> bool:
+        """Whether anything is to be shown or said."""
+        return bool(self._pictures) or self._left_out
 
     def begin(self) -> None:
         """A batch is about to be sampled."""

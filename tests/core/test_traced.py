@@ -179,6 +179,45 @@ def test_between_generations_calls_are_left_alone():
     assert step.rows.call(step.x, {}) is None
 
 
+def test_without_traces_the_cursor_counts():
+    rows = TracedRows()
+    rows.begin([Row(i, i % 2) for i in range(4)])
+    x = noise(4, 4, 8, 8)
+    rows.chunk(Content(x[:2]))
+    assert [row.place for row in rows.call(x[:2], {}) or ()] == [0, 1]
+    rows.unchunk()
+    assert [row.place for row in rows.call(x[2:], {}) or ()] == [2, 3]
+    with pytest.raises(RowsError, match="at most 0 more"):
+        rows.call(x[:1], {})
+
+
+def test_without_text_latents_and_order_remain():
+    """Models that take no text where we look for it."""
+    for known in (True, False):
+        step = Step()
+        if not known:
+            step.rows.trace(lambda step=step: Content(step.x), True)
+        x = step.pictures
+        texts = () if known else (step.cond,)
+        step.rows.chunk(Content.of(x, *texts))
+        assert step.call(x, *texts) == [0, 2]
+        step.rows.unchunk()
+        step.rows.begin(())
+        step.rows.chunk(Content.of(step.x.flip(0), *texts))
+        assert step.call(step.x.flip(0), *texts) == [2, 0, 3, 1]
+
+
+def test_latents_between_two_pictures_are_neither():
+    step = Step(batch=3, same_prompts=True)
+    step.run(step.x, step.cond, step.uncond)
+    step.rows.begin(())
+    a, b, c = step.pictures / step.pictures.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    mixed = torch.stack([1.9 * b + a, 1.9 * c + a, 1.9 * a + b])
+    assert step.run(mixed, step.uncond) == [1, 3, 5]  # in order
+    near = torch.stack([2.5 * b + a, 2.5 * c + a, 2.5 * a + b])
+    assert step.run(near, step.uncond) == [3, 5, 1]
+
+
 def test_same_text_goes_as_far_as_both_do():
     text = noise(5, 6)
     assert same_text(text, torch.cat([text, text]))

@@ -89,3 +89,12 @@ def test_a_pass_over_another_picture_is_left_alone(on_sd1: WebUI, unit):
 
     assert liked(unit) == liked()
     assert difference(drawn(on_sd1, "liked", unit), drawn(on_sd1, "", unit)) < 0.2
+
+
+def test_sheets_of_maps_come_after_what_other_scripts_do_with_the_pictures(on_sd1: WebUI, unit):
+    """LLuL goes through all pictures and expects them to have the job's size."""
+    images = drawn(on_sd1, "sizes", {**unit, "maps": True})
+    sizes = [decode(image).shape for image in images]
+    assert len(sizes) == 3  # the picture, what the probe made of it, our sheet
+    assert sizes[0] == sizes[1] != sizes[2]
+    assert "the size of the job" not in on_sd1.log

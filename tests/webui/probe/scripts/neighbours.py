@@ -8,7 +8,7 @@ import torch
 from modules import script_callbacks, scripts, shared
 from modules.sd_samplers_cfg_denoiser import catenate_conds
 
-KINDS = ("pag", "sag", "early", "foreign", "permuted", "kohya", "windows", "liked")
+KINDS = ("pag", "sag", "early", "foreign", "permuted", "kohya", "windows", "liked", "sizes")
 
 
 def conditions(text, image):
@@ -129,6 +129,12 @@ class Neighbours(scripts.Script):
         params.x[rows] += 3 * (params.x[rows] - again[rows])
 
     def postprocess(self, p, processed, *args):
+        if processed is not None and getattr(self, "kind", None) == "sizes":
+            for image in list(processed.images):
+                if image.size != (p.width, p.height):
+                    raise ValueError(f"{image.size} is not the size of the job")
+                processed.images.append(image.copy())
+                processed.infotexts.append(processed.infotexts[0])
         script_callbacks.remove_current_script_callbacks()
         if getattr(self, "model", None) is not None:
             vars(self.model).pop("forward", None)
