@@ -1,0 +1,109 @@
+"""One job's Run around ``p.sample``: the hooks come and go, and an error in a step stops the job on every host."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBE = """
+import contextlib, sys, types
+sys.path.insert(0, {root!r})
+
+def module(name, **content):
+    made = sys.modules[f"modules.{{name}}"] = types.ModuleType(f"modules.{{name}}")
+    vars(made).update(content)
+    setattr(sys.modules["modules"], name, made)
+
+sys.modules["modules"] = types.ModuleType("modules")
+for name in ("devices", "lowvram", "sd_models", "sd_unet", "paths", "shared"):
+    module(name)
+module("call_queue", queue_lock=contextlib.nullcontext())
+import torch
+from torch import nn
+from lib_ipadapter.attention.session import ImagePrompt, Session
+from lib_ipadapter.webui.following import latent_tiles
+from lib_ipadapter.webui.lifecycle import RUN, Lifecycle
+from lib_ipadapter.webui.script import Run
+from tests.tiny import FakeAdapter, UNet
+
+unet = UNet()
+adapter = FakeAdapter(unet)
+context = adapter.spec.context
+tokens = torch.randn(2, 4, context)
+
+class Host:
+    unet = staticmethod(lambda: unet)
+    check = staticmethod(lambda p, sampling=True: None)
+    in_refiner = staticmethod(lambda p: False)
+    comment = staticmethod(lambda p, text: None)
+
+class Inner(nn.Module):
+    def forward(self, x, sigma, cond=None):
+        return unet(x, sigma, cond["c_crossattn"][0])
+
+class NoModule:  # of another host
+    def __call__(self, x, sigma, cond=None):
+        return unet(x, sigma, cond["c_crossattn"][0])
+
+class Denoiser:
+    step, total_steps = 0, 3
+    def __init__(self, p, inner):
+        self.p, self.inner = p, inner
+    @property
+    def inner_model(self):
+        if self.inner is None:
+            raise NotImplementedError
+        return self.inner
+
+class Job:
+    iteration, batch_size, n_iter, is_hr_pass, width, height = 0, 1, 1, False, 64, 64
+    all_prompts = prompts = [""]
+    extra_generation_params = {{}}
+    def get_conds(self):
+        return types.SimpleNamespace(batch=[[None]]), None
+    def sample(self):
+        latents, text = torch.randn(2, 4, width), torch.randn(2, 3, context)
+        x = torch.zeros(2, 4, 8, 8)
+        params = types.SimpleNamespace(denoiser=denoiser, x=x, text_cond=text[:1], text_uncond=text[1:], sigma=None)
+        if self.broken:
+            params.text_cond = None  # whatever a step may stumble over
+        life.on_cfg_denoiser(params)
+        call = denoiser.inner or NoModule()
+        shown.append(hooks())
+        call(latents, None, {{"c_crossattn": [text]}})
+        life.on_cfg_denoised(params)
+        return "sampled"
+
+width = 16
+hooks = lambda: sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in unet.modules())
+life = Lifecycle(types.SimpleNamespace(host=Host()))
+models = types.SimpleNamespace(host=Host())
+for inner in (Inner(), NoModule(), None):
+    for broken in (False, True):
+        p, shown = Job(), []
+        p.broken = broken
+        denoiser = Denoiser(p, inner)
+        run = Run(p, models)
+        run.session = Session([ImagePrompt(adapter, tokens, torch.ones(4))], latent_tiles, run._rows)
+        setattr(p, RUN, run)
+        life.process_batch(p)
+        try:
+            ended = p.sample()
+        except Exception as error:
+            ended = type(error).__name__
+        print(type(inner).__name__, broken, ended, shown[0] > 0, hooks(), "sample" in vars(p))
+"""
+
+
+def test_the_hooks_go_and_an_error_stops_the_job():
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE.format(root=str(ROOT))], capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.returncode == 0, run.stderr
+    lines = [line.split() for line in run.stdout.splitlines()]
+    assert len(lines) == 6
+    for inner, broken, ended, shown, left, replaced in lines:
+        assert (ended == "sampled") is (broken == "False"), (inner, broken, ended)
+        assert (shown, left, replaced) == ("True", "0", "False"), (inner, broken)
