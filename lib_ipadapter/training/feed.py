@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters.file import sha256
-from ..encoders import register_configs
 from ..encoders.clip import ImageEncoder
 from ..errors import ConfigError
 from .adapter import FEATURES
@@ -50,7 +49,6 @@ class Feed:
         self.config, self.base, self.accelerator, self.folder = config, base, accelerator, folder
         self.source: Source = open_source(config.data)
         path = Path(config.encoder)
-        register_configs([path.parent])
         # In float32: features decide what is learned, and cost little beside the UNet.
         self.encoder = ImageEncoder.load(path, base.device)
         self.feature = FEATURES[config.variant]

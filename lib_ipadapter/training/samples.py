@@ -12,9 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from ..attention.session import ImagePrompt, Session
+from ..encoders.source import LoadedSource
+from ..encoders.spec import Need
 from ..errors import TrainingError
 from ..pictures import images
+from ..pictures.picture import Pictures
+from ..prompts.pipeline import Pipeline
+from ..prompts.references import NoStore
+from ..prompts.resolve import resolve
 from ..standalone.sampler import Schedule, ddim
+from ..unit import Unit
+from ..unit.fields import Reference
 from .adapter import TrainableAdapter
 from .base import Base, Sizes, Text
 from .config import TrainConfig
@@ -33,9 +41,14 @@ class Sampler:
     def __init__(self, config: TrainConfig, base: Base, feed: Feed) -> None:
         self.config, self.base, self.feed = config, base, feed
         self.references = self._references()
-        square = feed.encoder.spec.image_size
-        pixels = [feed.encoder.pixels(images.fit(picture, square, "crop")) for picture in self.references]
-        self.features = feed.encoder.encode_pixels(torch.cat(pixels), feed.feature)
+        self.features = torch.cat([self._feature(picture) for picture in self.references])
+
+    def _feature(self, picture: Image.Image) -> Tensor:
+        spec, name = self.feed.encoder.spec, self.feed.feature
+        resolved = resolve(Unit(images=(Reference(picture),)), NoStore(), Pictures())
+        needs = (Need(name, spec.feature_width(name), spec.name),)
+        features = Pipeline(LoadedSource(self.feed.encoder)).features(resolved, needs)
+        return features.references[0]()[name]
 
     def _references(self) -> list[Image.Image]:
         if not self.config.sample_references:
