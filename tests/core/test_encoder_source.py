@@ -60,7 +60,7 @@ def test_missing_names_encoder_folders_files_and_download(tmp_path: Path) -> Non
     message = str(failure.value)
     for part in (
         "ViT-H-14 was not found", str(tmp_path), str(tmp_path / "nowhere"), "small.safetensors (tiny)",
-        "lora.safetensors (no CLIP vision tower)", "cut.bin (not a readable", "h94/IP-Adapter",
+        "lora.safetensors (no CLIP vision tower)", "cut.bin (refused: its zip archive is damaged", "h94/IP-Adapter",
         "models/image_encoder/model.safetensors",
     ):  # fmt: skip
         assert part in message
