@@ -107,7 +107,7 @@ def _custom(path: Path, _mtime: int, size: int) -> tuple[EncoderSpec | None, str
     try:
         return _spec(path.stem, config), ""
     except BrokenEncoder as error:
-        return None, str(error)
+        return None, f"{path.name}: {error}"
     except Exception as error:  # a foreign config may be anything, and timm raises all kinds
         return None, (
             f"{path.name}: {error or type(error).__name__} in an open_clip config; expected embed_dim and vision_cfg "
