@@ -41,14 +41,16 @@ class ResolvedUnit:
 def resolve(
     unit: Unit, store: ReferenceStore, pictures: Pictures, allow: Allow = lambda image: None
 ) -> ResolvedUnit:
-    """allow: called with each picture that is decoded, to refuse it. Raises UnitError, FileError for saved references, ImageError for a URL; a picture that cannot be decoded raises
-    ImageError when it is needed."""
+    """allow: called with each reference that is decoded, to refuse it. Raises UnitError, FileError for saved references,
+    ImageError for a URL; a picture that cannot be decoded raises ImageError when it is needed."""
     unit = without_embeds(without_folders(unit, store), store)
 
     def many(field: str) -> list[Any]:
         values = [reference.image for reference in getattr(unit, field)]
         return [
-            value if isinstance(value, EncodedReference) else pictures.reference(value, f"{field}[{i}]", allow)
+            value
+            if isinstance(value, EncodedReference)
+            else pictures.reference(value, f"{field}[{i}]", allow)
             for i, value in enumerate(values)
         ]
 

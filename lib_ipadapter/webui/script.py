@@ -63,7 +63,9 @@ class Run:
         with self.models.encoding():
             for index, unit in enumerate(units):
                 try:
-                    prompt, entry = self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
+                    prompt, entry = (
+                        self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
+                    )
                 except IPAdapterError as error:
                     raise error.in_unit(index) from error.__cause__
                 self._units += [(index, unit, prompt)] if prompt else []
