@@ -54,6 +54,7 @@ def _font() -> Any:
 
 def _write(pen: ImageDraw.ImageDraw, font: Any, at: tuple[int, int], text: str, width: int) -> None:
     """One line of text, cut to ``width`` pixels."""
+    text = " ".join(text.split())
     if not isinstance(font, ImageFont.FreeTypeFont):
         text = text.encode("latin-1", "replace").decode("latin-1")
     if pen.textlength(text, font=font) > width:

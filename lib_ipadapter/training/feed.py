@@ -20,7 +20,8 @@ from .cache import Cache
 from .config import TrainConfig
 from .data import Positions, PositionSampler, Preparation, Sample, draws, loader, stacked
 from .run_folder import RunFolder
-from .source import BrokenPicture, Source, open_source
+from .source import BrokenPicture, Source
+from .sources import open_source
 
 
 @dataclass(frozen=True)
