@@ -26,8 +26,8 @@ from .sources import open_source
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro step of one process. moments [B, 8, h, w]; features [B, E] or [B, N, W]; generators: one a
-    picture, for all that chance decides of it."""
+    """One micro step of one process. moments [B, 8, h, w]; features [B, E] or [B, N, W]; generators: one per picture,
+    for everything random about it."""
 
     keys: list[str]
     captions: list[str]
@@ -43,8 +43,13 @@ class Batch:
         return channels // 2, height, width
 
 
+def stored_dtype(feature: str) -> str:
+    """How the cache stores a kind of features: penultimate ones, a hundred times larger, in half precision."""
+    return "float32" if feature == "pooled" else "float16"
+
+
 class Feed:
-    """The data of a training, for this process. Raises FileError, EncoderError, ConfigError."""
+    """A training's data for this process. Raises FileError, EncoderError, ConfigError."""
 
     def __init__(self, config: TrainConfig, base: Base, accelerator: Any, folder: RunFolder) -> None:
         self.config, self.base, self.accelerator, self.folder = config, base, accelerator, folder
@@ -58,7 +63,7 @@ class Feed:
             raise ConfigError("resolution", self.resolution, f"a multiple of {base.multiple} for this base")
         self.nothing = self.encoder.unconditional(self.feature).of(self.feature)
         self.broken = 0
-        self._told: set[str] = set()
+        self._listed: set[str] = set()
         self.cache: Cache | None = None
 
     def first_pictures(self, count: int) -> list[Image.Image]:
@@ -81,18 +86,18 @@ class Feed:
         )
         positions = Positions(self.source, self._preparation, config.seed, self.cache)
         for samples in loader(positions, sampler, config.workers, config.prefetch):
-            self._tell(samples)
+            self._list_broken(samples)
             yield self._batch(samples)
 
     @property
     def _preparation(self) -> Preparation:
         return Preparation(self.resolution, self.encoder.spec)
 
-    def _tell(self, samples: Sequence[Sample]) -> None:
-        """Counts and lists the pictures that were passed over, each once."""
+    def _list_broken(self, samples: Sequence[Sample]) -> None:
+        """Counts and lists the pictures that were skipped, each once."""
         for key, reason in (pair for sample in samples for pair in sample.broken):
-            if key not in self._told:
-                self._told.add(key)
+            if key not in self._listed:
+                self._listed.add(key)
                 self.broken += 1
                 self.folder.broken(key, reason)
 
@@ -116,15 +121,12 @@ class Feed:
     # cache
 
     def fill_cache(self) -> None:
-        """Opens the cache, and encodes what it lacks: each process its share."""
+        """Opens the cache and encodes what it lacks, each process a part."""
         config, world = self.config, self.accelerator
         side = self.resolution // self.base.factor
-        kind = (
-            "float32" if self.feature == "pooled" else "float16"
-        )  # penultimate ones are a hundred times larger
         shapes = {
             "moments": ((8, side, side), "float32"),
-            "features": (tuple(self.nothing.shape[1:]), kind),
+            "features": (tuple(self.nothing.shape[1:]), stored_dtype(self.feature)),
             "sizes": ((6,), "float32"),
         }
         folder = Path(config.cache_dir) if config.cache_dir else Path(config.out) / "cache"
