@@ -1,4 +1,4 @@
-"""What a person looks at: the grid of pictures, and the curve of CLIP-I over CLIP-T."""
+"""The grid of pictures, and the curve of CLIP-I over CLIP-T."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in the table: one protocol, and the methods that draw with a checkpoint of one's own."""
+"""The methods of the table: one protocol, and those that generate with a local checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _KEPT = 64  # prepared references a method keeps: those of a batch, over all λ
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw. digest: content hash of the reference; weight: λ, or None for a method without."""
+    """One picture to generate. digest: content hash of the reference; weight: λ, or None for a method without."""
 
     item: Item
     reference: Image.Image

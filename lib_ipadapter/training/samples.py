@@ -1,4 +1,4 @@
-"""A grid of samples from fixed references, drawn while training goes on: what the numbers cannot tell."""
+"""A grid of samples from fixed references, generated during training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WEIGHTS = (0.0, 0.5, 1.0)
 
 
 class Sampler:
-    """Rows of references; columns: the reference, then λ = 0, 0.5 and 1, all rows and steps with the same noise."""
+    """Rows of references; columns: the reference, then weight 0, 0.5 and 1. All rows and steps have the same noise."""
 
     def __init__(self, config: TrainConfig, base: Base, feed: Feed) -> None:
         self.config, self.base, self.feed = config, base, feed
@@ -82,7 +82,7 @@ class Sampler:
         return path
 
     def _row(self, adapter: TrainableAdapter, feature: Tensor) -> list[Image.Image]:
-        if self.config.attention == "concat":  # its tokens are there, or are not
+        if self.config.attention == "concat":  # it has no weight
             return [self._picture(adapter, None), self._picture(adapter, feature)]
         return [self._picture(adapter, feature, weight) for weight in WEIGHTS]
 
