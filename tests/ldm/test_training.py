@@ -245,7 +245,7 @@ def test_gradients_are_clipped(folder, tmp_path):
 
     def moved(**fields):
         trainer = Trainer(config(folder, tmp_path / str(fields), weight_decay=0.0, **fields))
-        before = trainer.adapter.tensors()
+        before = {key: value.clone() for key, value in trainer.adapter.tensors().items()}
         after = tensors(trainer.run().adapter)
         return max(float((after[key] - before[key]).abs().max()) for key in before)
 
