@@ -1,17 +1,21 @@
 #!/usr/bin/env python3
 """Set-up and checks, with the standard library only.
 
-    python3 dev.py test [--only lint,core,...]   makes its environment and runs all checks
+    python3 dev.py test                          makes its environments and runs all checks
+    python3 dev.py test --quick                  lint, types and the tests that tell the most (minutes)
+    python3 dev.py test --only lint,core,...     some of the suites
     python3 dev.py demo [--out FILE]             draws one picture that explains the extension
     python3 dev.py env                           makes the environment only, and prints its Python
 
 The environment (.venv-dev, or $IPADAPTER_DEV_ENV) has the WebUI's own pins from PyPI and needs Python
-3.10 or 3.11. Suites that this machine cannot run are skipped, with the reason.
+3.10 or 3.11. The suite "current" has one of its own (.venv-current, or $IPADAPTER_CURRENT_ENV) with current
+releases of torch, open_clip and diffusers. Suites that this machine cannot run are skipped, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import hashlib
 import os
 import re
@@ -23,16 +27,57 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-REQUIREMENTS = [ROOT / "tests" / "requirements.txt", ROOT / "tests" / "requirements-nodeps.txt"]
+TESTS = ROOT / "tests"
 PYTHONS = ((3, 10), (3, 11))
-# lint and types are commands; the others are folders of tests.
-SUITES = ("lint", "types", "core", "ldm", "parity", "webui", "browser")
+# lint and types are commands; the others run tests.
+SUITES = ("lint", "types", "core", "ldm", "parity", "webui", "browser", "current")
+# Two suites run at once; those that take longest begin first.
+ORDER = ("webui", "ldm", "core", "browser", "parity", "current", "types", "lint")
+QUICK = ("lint", "types", "core", "ldm", "parity", "webui")
+# What the suite "current" runs: what depends on torch's, open_clip's and diffusers' releases.
+CURRENT = (
+    "core/test_adapter_files.py", "core/test_encoders.py", "core/test_layers.py", "core/test_session.py",
+    "core/test_small_world.py", "core/test_timm_encoders.py", "core/test_weights.py",
+    "core/test_text_towers.py", "parity/test_projection_parity.py", "parity/test_unet_parity.py",
+)  # fmt: skip
+GIBIBYTES_FOR_TWO = 12
 COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error)")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment. Requirements of files named ``...-nodeps.txt`` are installed without theirs."""
+
+    folder: str
+    variable: str
+    requirements: tuple[Path, ...]
+
+    @property
+    def home(self) -> Path:
+        return Path(os.environ.get(self.variable, ROOT / self.folder)).absolute()
+
+    @property
+    def python(self) -> Path:
+        return self.home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+DEV = Environment(
+    ".venv-dev", "IPADAPTER_DEV_ENV", (TESTS / "requirements.txt", TESTS / "requirements-nodeps.txt")
+)
+NOW = Environment(
+    ".venv-current",
+    "IPADAPTER_CURRENT_ENV",
+    (TESTS / "requirements-current.txt", TESTS / "requirements-current-nodeps.txt"),
+)
+
+
+class CannotMake(Exception):
+    """An environment cannot be made; says why."""
 
 
 @dataclass
 class Result:
-    """What a suite came to."""
+    """The outcome of a suite."""
 
     name: str
     passed: int = 0
@@ -68,34 +113,32 @@ def find_python() -> str:
     )
 
 
-def make(home: Path, python: Path) -> None:
-    """An empty environment in ``home`` with the requirements in it; an old environment there is replaced."""
-    if home.is_dir() and any(home.iterdir()) and not (home / "pyvenv.cfg").is_file():
-        raise SystemExit(
-            f"{home} holds other things than an environment: set IPADAPTER_DEV_ENV to another folder"
+def make(env: Environment) -> None:
+    """An empty environment with its requirements in it; an old one in its place is replaced. Raises CannotMake."""
+    if env.home.is_dir() and any(env.home.iterdir()) and not (env.home / "pyvenv.cfg").is_file():
+        raise CannotMake(
+            f"{env.home} holds other things than an environment: set {env.variable} to another folder"
         )
-    print(f"making the environment in {home} (a few minutes, some gigabytes)", flush=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    commands = (
-        [find_python(), "-m", "venv", "--clear", str(home)],
-        [*pip, "-r", str(REQUIREMENTS[0])],
-        [*pip, "--no-deps", "-r", str(REQUIREMENTS[1])],
-    )
+    print(f"making the environment in {env.home} (a few minutes, some gigabytes)", flush=True)
+    pip = [str(env.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    commands = [[find_python(), "-m", "venv", "--clear", str(env.home)]]
+    for path in env.requirements:
+        alone = ["--no-deps"] if path.stem.endswith("-nodeps") else []
+        commands.append([*pip, *alone, "-r", str(path)])
     for command in commands:
         if subprocess.run(command).returncode:
-            raise SystemExit(f"the environment could not be made: {' '.join(command)} failed, see above")
+            raise CannotMake(f"the environment could not be made: {' '.join(command)} failed, see above")
 
 
-def environment() -> Path:
-    """The environment's Python, made and filled when it is not there or the requirements changed."""
-    home = Path(os.environ.get("IPADAPTER_DEV_ENV", ROOT / ".venv-dev")).absolute()
-    python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    stamp = home / "requirements.sha256"
-    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in REQUIREMENTS)).hexdigest()
-    if not (python.is_file() and stamp.is_file() and stamp.read_text() == wanted):
-        make(home, python)
+def environment(env: Environment = DEV) -> Path:
+    """The environment's Python; the environment is made when it is missing or its requirements changed.
+    Raises CannotMake."""
+    stamp = env.home / "requirements.sha256"
+    wanted = hashlib.sha256(b"".join(path.read_bytes() for path in env.requirements)).hexdigest()
+    if not (env.python.is_file() and stamp.is_file() and stamp.read_text() == wanted):
+        make(env)
         stamp.write_text(wanted)
-    return python
+    return env.python
 
 
 def browser() -> str | None:
@@ -115,40 +158,52 @@ def browser() -> str | None:
     return found
 
 
-def run_command(name: str, commands: list[list[str]]) -> Result:
+def run_command(name: str, commands: list[list[str]], shown: str = "") -> Result:
     """Commands of which each passes or fails as a whole."""
     result, start = Result(name), time.monotonic()
     for command in commands:
-        good = subprocess.run(command, cwd=ROOT).returncode == 0
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        echo(process, shown)
+        good = process.wait() == 0
         result.passed += good
         result.failed += not good
     result.seconds = time.monotonic() - start
     return result
 
 
-def run_tests(name: str, python: Path) -> Result:
-    """One folder of tests, in a process of its own."""
-    result, start = Result(name), time.monotonic()
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    if name == "browser" and (chromium := browser()):
-        env["CHROMIUM"] = chromium
-    command = [
-        str(python),
-        "-m",
-        "pytest",
-        "-q",
-        "-rfEs",
-        "-p",
-        "no:cacheprovider",
-        str(ROOT / "tests" / name),
-    ]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, errors="replace"
-    )
+def echo(process: subprocess.Popen[str], shown: str) -> list[str]:
+    """Prints what a process prints, each line behind ``shown``, and returns the lines."""
     lines: list[str] = []
     for line in process.stdout or ():
-        print(line, end="", flush=True)
         lines.append(line.rstrip())
+        print(f"{shown}{lines[-1]}", flush=True)
+    return lines
+
+
+def run_tests(
+    name: str, python: Path, tests: tuple[str, ...] = (), options: tuple[str, ...] = (), shown: str = ""
+) -> Result:
+    """Tests in a process of their own: those of the folder ``name``, or some files of the tests' folder."""
+    result, start = Result(name), time.monotonic()
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if shown:  # another suite runs beside this one: each has one core
+        env = {**env, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if name == "browser" and (chromium := browser()):
+        env["CHROMIUM"] = chromium
+    paths = [str(ROOT / "tests" / test) for test in tests or (name,)]
+    command = [str(python), "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", *options, *paths]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    lines = echo(process, shown)
     code = process.wait()
     counts = {kind: int(number) for number, kind in COUNTS.findall(lines[-1] if lines else "")}
     result.passed, result.skipped = counts.get("passed", 0), counts.get("skipped", 0)
@@ -161,20 +216,47 @@ def run_tests(name: str, python: Path) -> Result:
     return result
 
 
-def run_suite(name: str, python: Path) -> Result:
-    """One suite, with a heading."""
+def run_suite(name: str, python: Path, quick: bool = False, shown: str = "") -> Result:
+    """One suite, with a heading; ``shown`` stands before its lines when others run beside it."""
     print(f"\n== {name}", flush=True)
     if name == "lint":
-        return run_command(
-            name,
-            [[str(python), "-m", "ruff", *args] for args in (["check", "."], ["format", "--check", "."])],
-        )
+        commands = [
+            [str(python), "-m", "ruff", *args] for args in (["check", "."], ["format", "--check", "."])
+        ]
+        return run_command(name, commands, shown)
     if name == "types":
-        return run_command(name, [[str(python), "-m", "mypy"]])
-    return run_tests(name, python)
+        return run_command(name, [[str(python), "-m", "mypy"]], shown)
+    options = ("--quick",) if quick else ()
+    if name == "current":
+        try:
+            return run_tests(name, environment(NOW), CURRENT, options, shown)
+        except CannotMake as error:
+            return Result(name, skipped=1, reasons=[f"SKIPPED {name}: {error}"])
+    return run_tests(name, python, (), options, shown)
 
 
-def report(results: list[Result]) -> int:
+def at_once() -> int:
+    """How many suites run at once: two, where there are two cores and the memory for it."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 1
+    return 2 if (os.cpu_count() or 1) > 1 and memory >= GIBIBYTES_FOR_TWO << 30 else 1
+
+
+def run_suites(chosen: list[str], python: Path, quick: bool) -> list[Result]:
+    """The suites' results, in the order of SUITES."""
+    lanes = min(at_once(), len(chosen))
+    if lanes < 2:
+        return [run_suite(name, python, quick) for name in SUITES if name in chosen]
+    waiting = [name for name in ORDER if name in chosen]
+    width = max(map(len, chosen))
+    with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
+        running = {n: pool.submit(run_suite, n, python, quick, f"{n:{width}} | ") for n in waiting}
+        return [running[name].result() for name in SUITES if name in chosen]
+
+
+def report(results: list[Result], seconds: float) -> int:
     """A table, the reasons of what was skipped, and a closing line; 1 when anything failed."""
     print("\n| suite | passed | failed | skipped | seconds |\n|---|---|---|---|---|")
     for r in results:
@@ -184,17 +266,19 @@ def report(results: list[Result]) -> int:
     passed, failed, skipped = (
         sum(getattr(r, kind) for r in results) for kind in ("passed", "failed", "skipped")
     )
+    print(f"all suites: {seconds:.0f} seconds")
     print(f"\n{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0
 
 
 def test(args: argparse.Namespace) -> int:
-    chosen = args.only.split(",") if args.only else list(SUITES)
+    chosen = args.only.split(",") if args.only else list(QUICK if args.quick else SUITES)
     unknown = [name for name in chosen if name not in SUITES]
     if unknown:
         raise SystemExit(f"--only: got {', '.join(unknown)}, expected some of {', '.join(SUITES)}")
-    python = environment()
-    return report([run_suite(name, python) for name in SUITES if name in chosen])
+    python, start = environment(), time.monotonic()
+    results = run_suites(chosen, python, args.quick)
+    return report(results, time.monotonic() - start)
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -215,13 +299,17 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("test", help="run all checks")
     command.add_argument("--only", help=f"comma-separated: {', '.join(SUITES)}")
+    command.add_argument("--quick", action="store_true", help="what tells the most in a few minutes")
     command.set_defaults(run=test)
     command = commands.add_parser("demo", help="draw one picture that explains the extension")
     command.add_argument("--out", default=str(ROOT / "outputs" / "demo.png"), help="where to save it")
     command.set_defaults(run=demo)
     commands.add_parser("env", help="make the environment").set_defaults(run=make_environment)
     args = parser.parse_args()
-    return args.run(args)
+    try:
+        return args.run(args)
+    except CannotMake as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

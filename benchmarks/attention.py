@@ -58,7 +58,7 @@ class Stack(nn.Module):
     def forward(self, hidden: Tensor, text: Tensor, extra: object = None) -> Tensor:
         context = text if extra is None else (text, extra)
         outputs = []
-        for block, (n, width) in zip(self.input_blocks, self.shapes):
+        for block, (n, width) in zip(self.input_blocks, self.shapes, strict=True):
             outputs.append(block.attn2(hidden[:, :n, :width].contiguous(), context)[:, 0])
         return torch.cat(outputs, dim=1)
 
@@ -130,7 +130,7 @@ def contestants(
 
     def with_processors(processors, extra):
         def call(hidden: Tensor) -> Tensor:
-            for block, processor in zip(stack.input_blocks, processors):
+            for block, processor in zip(stack.input_blocks, processors, strict=True):
                 block.attn2.set_processor(processor)
             return stack(hidden, text, extra)
 

@@ -62,7 +62,7 @@ class Mixer:
         self.jobs += jobs
         assert len({job.weight for job in jobs}) == 1
         grey = [Image.new("RGB", job.reference.size, COLOURS["grey"]) for job in jobs]
-        return [Image.blend(g, job.reference, job.weight or 0.0) for g, job in zip(grey, jobs)]
+        return [Image.blend(g, job.reference, job.weight or 0.0) for g, job in zip(grey, jobs, strict=True)]
 
 
 def items_of(*colours: str) -> list[Item]:

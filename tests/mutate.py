@@ -177,7 +177,7 @@ class Mutants(ast.NodeVisitor):
 
     def visit_Compare(self, node: ast.Compare) -> None:
         operands = [node.left, *node.comparators]
-        for op, left, right in zip(node.ops, operands, operands[1:]):
+        for op, left, right in zip(node.ops, operands[:-1], operands[1:], strict=True):
             self._add_operator("comparison", op, left, right)
         self.generic_visit(node)
 

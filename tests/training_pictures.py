@@ -76,5 +76,5 @@ def same(ours: list[list[Sample]], theirs: list[list[Sample]]) -> bool:
         (x.position, x.key, x.caption, x.broken) == (y.position, y.key, y.caption, y.broken)
         and x.tensors.keys() == y.tensors.keys()
         and all(torch.equal(x.tensors[name], y.tensors[name]) for name in x.tensors)
-        for x, y in zip(a, b)
+        for x, y in zip(a, b, strict=True)
     )

@@ -35,7 +35,7 @@ class UNet(nn.Module):
             x = F.avg_pool2d(on(block, x), 2, ceil_mode=True, count_include_pad=False)
             sizes.append(x.shape[-2:])
         x = on(self.middle_block[0], x)
-        for block, size in zip(self.output_blocks, sizes[-2::-1]):
+        for block, size in zip(self.output_blocks, sizes[-2::-1], strict=True):
             x = on(block, F.interpolate(x, scale_factor=2)[..., : size[0], : size[1]])
         return x
 

@@ -44,7 +44,7 @@ def regions(drawer: Drawer, items: Sequence[Item]) -> list[list[str]]:
     """Rows of a table: attribute, fraction of halves that show their own reference's, and the other's. A pair whose
     references share an attribute is not counted for it."""
     own, other, count = (dict.fromkeys(ATTRIBUTES[:4], 0) for _ in range(3))
-    for seed, pair in enumerate(zip(items[::2], items[1::2])):
+    for seed, pair in enumerate(zip(items[::2], items[1::2], strict=True)):
         drawn = halves(drawer, pair[0].load(), pair[1].load(), seed)
         for index, half in enumerate(drawn):
             seen = read(half)

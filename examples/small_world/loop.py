@@ -140,7 +140,7 @@ class Training:
             held: dict[str, Any] = torch.load(self.file, map_location="cpu")
             model.load_state_dict(held["model"])
             self.ema.load_state_dict(held["ema"])
-            for optimizer, state in zip(self.optimizers, held["optimizers"]):
+            for optimizer, state in zip(self.optimizers, held["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.start = held["step"]
 
@@ -181,13 +181,13 @@ class Training:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients]) / dist.get_world_size()
         dist.all_reduce(flat)
-        for gradient, new in zip(gradients, flat.split([g.numel() for g in gradients])):
+        for gradient, new in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(new.view_as(gradient))
 
     @torch.no_grad()
     def _average(self, step: int) -> None:
         keep = min(self.average**AVERAGE_EVERY, (1 + step) / (10 + step))
-        for held, new in zip(self.ema.state_dict().values(), self.model.state_dict().values()):
+        for held, new in zip(self.ema.state_dict().values(), self.model.state_dict().values(), strict=True):
             held.lerp_(new, 1 - keep) if held.is_floating_point() else held.copy_(new)
 
     def _save(self, step: int) -> None:

@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
             # Largest first, round-robin, to balance the processes
             order = sorted(range(len(weights)), key=lambda n: -weights[n].numel())
             mine = set(order[rank::count])
-            for n, (weight, step) in enumerate(zip(weights, self._parts(steps, weights))):
+            for n, (weight, step) in enumerate(zip(weights, self._parts(steps, weights), strict=True)):
                 state = self.state[weight]
                 if not state:
                     state["momentum"] = torch.zeros_like(weight)
@@ -72,12 +72,13 @@ class Muon(torch.optim.Optimizer):
                     step.copy_(orthogonal(weight.grad.lerp(momentum, MOMENTUM)))
             if count > 1:
                 dist.all_reduce(steps)
-            for weight, step in zip(weights, self._parts(steps, weights)):
+            for weight, step in zip(weights, self._parts(steps, weights), strict=True):
                 scale = max(1.0, len(weight) / weight[0].numel()) ** 0.5
                 weight.mul_(1 - group["lr"] * DECAY).add_(step, alpha=-group["lr"] * scale)
 
     @staticmethod
     def _parts(flat: Tensor, weights: list[Tensor]) -> list[Tensor]:
         return [
-            part.view(weight.shape) for part, weight in zip(flat.split([w.numel() for w in weights]), weights)
+            part.view(weight.shape)
+            for part, weight in zip(flat.split([w.numel() for w in weights]), weights, strict=True)
         ]

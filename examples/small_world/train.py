@@ -46,7 +46,7 @@ def restoring(model: Any, drawn: NDArray[np.uint8], crop_of: Callable[[int], tup
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
         side, edge = crop_of(step)
         left, top = rng.integers(edge, data.SIDE - side - edge + 1, (2, len(indices)))
-        crops = [drawn[i, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)]
+        crops = [drawn[i, y : y + side, x : x + side] for i, x, y in zip(indices, left, top, strict=True)]
         part = loop.part(len(crops))
         wanted = loop.values(np.stack(crops[part]))
         mean, deviation = model.posterior(wanted)
@@ -69,8 +69,13 @@ def train_decoder(run: Path, steps: int) -> None:
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
         left, top = rng.choice([0, 2, 4, 6, 8], (2, len(indices)))
-        seen = torch.stack([latents[i, :, y : y + side, x : x + side] for i, x, y in zip(indices, left, top)])
-        crops = [drawn[i, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64] for i, x, y in zip(indices, left, top)]
+        seen = torch.stack(
+            [latents[i, :, y : y + side, x : x + side] for i, x, y in zip(indices, left, top, strict=True)]
+        )
+        crops = [
+            drawn[i, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64]
+            for i, x, y in zip(indices, left, top, strict=True)
+        ]
         noise = 0.4 * torch.rand(len(seen), 1, 1, 1) * torch.randn_like(seen)
         part = loop.part(len(crops))
         wanted = loop.values(np.stack(crops[part]))

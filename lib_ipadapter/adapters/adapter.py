@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..encoders.precision import without_autocast
-from ..encoders.source import identity
-from ..encoders.state import assign
 from ..errors import BrokenAdapter
 from .file import open_adapter
 from .projection import build
 from .variant import LAYERS, PROJECTION, VariantSpec, identify
 
-_numbers = itertools.count()
-
 
 class Adapter:
-    """An adapter in the file's dtype, on the CPU; a safetensors file is memory-mapped, so RAM holds what was used
-    and the system can take it back. key: equal keys mean equal weights; by default no other adapter has it."""
+    """An adapter in the file's own dtype, on the CPU; of a safetensors file mapped, so RAM holds what was
+    used and the system can take it back."""
 
-    def __init__(
-        self, spec: VariantSpec, tensors: Mapping[str, Tensor], path: Path, key: Hashable = None
-    ) -> None:
+    def __init__(self, spec: VariantSpec, tensors: Mapping[str, Tensor], path: Path) -> None:
         self.spec = spec
         self.path = path
-        self.key = key if key is not None else ("adapter", next(_numbers))
         self._tensors = tensors
         self._projection: nn.Module | None = None
         self._checked: set[str] = set()
@@ -38,8 +29,7 @@ class Adapter:
     def load(cls, path: Path | str) -> Adapter:
         """Opens and identifies a file. Raises FileError."""
         file = open_adapter(path)
-        key = identity(file.path)
-        return cls(identify(file.shapes, file.path, file.encoder), file.tensors(), file.path, key)
+        return cls(identify(file.shapes, file.path, file.encoder), file.tensors(), file.path)
 
     @property
     def projection(self) -> nn.Module:
@@ -59,24 +49,20 @@ class Adapter:
             )
         with torch.device("meta"):
             module = build(self.spec, {key: tuple(value.shape) for key, value in state.items()})
-        assign(module, state)
+        module.load_state_dict(state, assign=True)
         return module.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def tokens(self, features: Mapping[str, Tensor] | Tensor) -> Tensor:
-        """Image tokens [B, T, context], float32, on the CPU. features: by name, those of ``spec.needs``, [B, E] or
-        [B, N, W]; or the only one."""
-        if not isinstance(features, Tensor):
-            (need,) = self.spec.needs
-            features = features[need.feature]
-        with without_autocast(torch.device("cpu")):
+    def tokens(self, features: Tensor) -> Tensor:
+        """Features [B, E] or [B, N, W] to image tokens [B, T, context], float32, on the CPU."""
+        with torch.autocast("cpu", enabled=False):
             tokens: Tensor = self.projection(features.to("cpu", torch.float32))
         return tokens
 
     def weights(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(W'_k, W'_v), each [width, context], of a layer by its index in file order (from 0).
+        """(W'_k, W'_v), each [width, context], of the layer at this place in file order (0-based).
 
-        Raises BrokenAdapter for NaN or infinite weights; they are checked at the layer's first use.
+        Raises BrokenAdapter for NaN or infinite weights, looked for when a layer is first asked for.
         """
         key = f"{LAYERS}{2 * layer + 1}"
         return self._finite(f"{key}.to_k_ip.weight"), self._finite(f"{key}.to_v_ip.weight")

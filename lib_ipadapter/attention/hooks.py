@@ -91,7 +91,7 @@ class Hooks:
 
     def _on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._pending.clear()
-        inputs = {**dict(zip(_INPUTS, args)), **kwargs}
+        inputs = {**dict(zip(_INPUTS, args, strict=False)), **kwargs}
         self._terms.call(inputs.pop("x") if "x" in inputs else inputs.pop("sample"), inputs)
 
     def _on_first(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ def check_fit(spec: VariantSpec, layers: Sequence[Layer], label: str) -> None:
     elif len(spec.widths) != len(widths):
         reason = f"the model has {len(widths)} cross-attention layers and the adapter {len(spec.widths)}"
     else:
-        at = next(i for i, pair in enumerate(zip(widths, spec.widths)) if pair[0] != pair[1])
+        at = next(i for i, pair in enumerate(zip(widths, spec.widths, strict=True)) if pair[0] != pair[1])
         reason = f"layer {at} is {widths[at]} wide in the model and {spec.widths[at]} in the adapter"
     raise WrongBase(
         f"{label} was made for {spec.base}, but the loaded model is {base_of_context(context)}: {reason}. "
@@ -140,7 +140,7 @@ def _ordered(names: tuple[tuple[str, str], ...]) -> tuple[tuple[int, ...], Layer
     # attn2 of all depths of one spatial transformer belong together.
     owners = [name.partition(_BLOCKS)[0] for name, _ in names]
     groups: dict[str, list[str]] = {"input": [], "middle": [], "output": []}
-    for owner, (_, part) in zip(owners, names):
+    for owner, (_, part) in zip(owners, names, strict=True):
         if owner not in groups[part]:
             groups[part].append(owner)
     in_order = groups["input"] + groups["middle"] + groups["output"]

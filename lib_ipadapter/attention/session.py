@@ -178,7 +178,7 @@ class Session:
         cond = [i for i, tokens in enumerate(sets) if tokens % 2 == COND]
         boxes = boxes if len(boxes) > 1 else [*boxes] * len(sets)
         rows = [Row(i, *row) for i, row in enumerate(zip(sets, boxes, strict=True))]
-        for i, picture in zip(cond, pictures or ()):
+        for i, picture in zip(cond, pictures or (), strict=False):
             rows[i] = rows[i]._replace(picture=picture)
         self.rows.begin(rows)
         self._size = size

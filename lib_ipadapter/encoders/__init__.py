@@ -1,27 +1,25 @@
-"""Image encoders: a picture to the features that adapters take."""
+"""CLIP image encoders: a picture to the features that adapters take."""
 
-from .catalog import Catalog, find_encoder
 from .clip import Features, ImageEncoder
-from .configs import register_archs
-from .recognise import identify_encoder
-from .source import KEEP, EncoderPool, EncoderSource
-from .spec import ENCODERS, EncoderSpec, Feature, HubFile, Need, for_feature, register
+from .custom import register_archs, register_configs
+from .find import find_encoder, identify_encoder
+from .source import EncoderPool, EncoderSource, FeatureCache
+from .spec import ENCODERS, EncoderSpec, Feature, HubFile, for_feature, register
 
 __all__ = [
     "ENCODERS",
-    "KEEP",
-    "Catalog",
     "EncoderPool",
     "EncoderSource",
     "EncoderSpec",
     "Feature",
+    "FeatureCache",
     "Features",
     "HubFile",
     "ImageEncoder",
-    "Need",
     "find_encoder",
     "for_feature",
     "identify_encoder",
     "register",
     "register_archs",
+    "register_configs",
 ]

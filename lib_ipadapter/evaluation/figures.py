@@ -1,4 +1,4 @@
-"""The grid of pictures, and the curve of CLIP-I over CLIP-T."""
+"""What a person looks at: the grid of pictures, and the curve of CLIP-I over CLIP-T."""
 
 from __future__ import annotations
 
@@ -54,7 +54,6 @@ def _font() -> Any:
 
 def _write(pen: ImageDraw.ImageDraw, font: Any, at: tuple[int, int], text: str, width: int) -> None:
     """One line of text, cut to ``width`` pixels."""
-    text = " ".join(text.split())
     if not isinstance(font, ImageFont.FreeTypeFont):
         text = text.encode("latin-1", "replace").decode("latin-1")
     if pen.textlength(text, font=font) > width:
@@ -85,7 +84,7 @@ def curve(results: Results, out: Path) -> bool:
             [e.mean for e in x], [e.mean for e in y], xerr=_bars(x), yerr=_bars(y), label=name, marker="o",
             capsize=2, linewidth=1.5, elinewidth=0.8,
         )  # fmt: skip
-        for row, a, b in zip(rows, x, y):
+        for row, a, b in zip(rows, x, y, strict=True):
             if row.weight is not None:
                 axes.annotate(
                     f"λ={row.weight:g}", (a.mean, b.mean), (4, 4), textcoords="offset points", fontsize=8

@@ -1,4 +1,4 @@
-"""evaluate(): generates missing pictures, measures all, writes table, grid and curve."""
+"""evaluate(): draw what is missing, measure all of it, write table, grid and curve."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _plan(
     pairs = [(place, i) for place in range(len(items)) for i in range(options.count)]
     tasks = []
     for chunk in _chunks(pairs, options.batch):
-        for column, settings in zip(columns, fixed):
+        for column, settings in zip(columns, fixed, strict=True):
             for place, i in chunk:
                 item, seed = items[place], options.seed + place * options.count + i
                 prompt = column.method.prompt(item, options.text_for(item))
@@ -179,7 +179,7 @@ def _draw(
                 places = {task.place for task in batch}
                 loaded = {place: loaded.get(place) or items[place].load() for place in places}
                 jobs = [_job(task, items, loaded, references) for task in batch]
-                for task, picture in zip(batch, batch[0].column.method.draw(jobs)):
+                for task, picture in zip(batch, batch[0].column.method.draw(jobs), strict=True):
                     store.save(task.path, picture, task.settings)
                     done += 1
                     bar.update()
@@ -237,7 +237,7 @@ def _measure(
 def _settings(
     items: Sequence[Item], columns: Sequence[Column], options: Options, metric: Metric
 ) -> dict[str, Any]:
-    """The settings of a run, for results.json."""
+    """What there is to know about a run, for results.json."""
     text = "the caption" if options.prompt in ("caption", "none") else "the prompt's template, filled in"
     return {
         "references": len(items), "pictures a reference": options.count, "seed": options.seed, "prompt": options.prompt,

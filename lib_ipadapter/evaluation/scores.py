@@ -1,4 +1,4 @@
-"""The measures of each picture, and their means per reference."""
+"""What is measured of each picture, and its means over references."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class References:
                 digests += [images.content_hash(picture) for picture in pictures]
                 vectors.append(metric.images(pictures))
                 for name, measure in extra.items():
-                    values[name] += [float(measure(p, item)) for p, item in zip(pictures, chunk)]
+                    values[name] += [float(measure(p, item)) for p, item in zip(pictures, chunk, strict=True)]
                 progress.update(len(chunk))
         embedded, against = torch.cat(vectors), metric.texts(texts)
         prefixed = metric.texts([f"{PREFIX}{text}" for text in texts])
@@ -86,7 +86,7 @@ class Scores:
     ) -> None:  # fmt: skip
         """Measures pictures, each made for the reference at its place."""
         vectors = self._metric.images(pictures)
-        for place, picture, vector, seed in zip(places, pictures, vectors, seeds):
+        for place, picture, vector, seed in zip(places, pictures, vectors, seeds, strict=True):
             measured = self._of(place, picture, vector)
             self._column.append((place, measured))
             numbers = {

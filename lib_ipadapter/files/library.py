@@ -78,7 +78,9 @@ class Library:
     def names(self) -> list[str]:
         """Names as the panel and the API list them: without extension where that is unambiguous."""
         stems = [_stem(name) for name in self._files]
-        return [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, self._files)]
+        return [
+            stem if stems.count(stem) == 1 else name for stem, name in zip(stems, self._files, strict=True)
+        ]
 
     def find(self, name: str) -> Path:
         """The file of a listed name, with or without extension, in any case. Raises AdapterMissing."""

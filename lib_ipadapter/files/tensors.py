@@ -127,7 +127,7 @@ def _reading(path: Path) -> Any:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from None
     except Exception as error:  # SafetensorError, which its type stubs lack, and what old versions raise
         reason = " ".join(str(error).split())[:200]
-        if "Incomplete" in reason or "InvalidOffset" in reason:
+        if "incomplete" in reason.lower() or "InvalidOffset" in reason:
             reason = f"cut off, or it has bytes that its header does not know: {reason}"
         raise UnsafeFile(path, f"not a valid safetensors file ({reason}); download it again") from None
 
@@ -142,7 +142,7 @@ def _open_pickle(path: Path) -> TensorFile:
         dtypes={name: _NAMES.get(tensor.dtype, str(tensor.dtype)) for name, tensor in stored.items()},
         metadata={},
         _read=lambda names: _refusing(
-            path, lambda: dict(zip(names, _read_stored([stored[name] for name in names], data)))
+            path, lambda: dict(zip(names, _read_stored([stored[name] for name in names], data), strict=True))
         ),
     )
 

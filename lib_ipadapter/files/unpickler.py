@@ -101,7 +101,7 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype
     ):
         raise PickleRefused("a tensor's shape, stride or offset is no list of whole numbers")
     available = storage.bytes // itemsize(dtype)
-    last = offset + sum((n - 1) * step for n, step in zip(shape, stride))
+    last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if 0 not in shape and last >= available:
         raise PickleRefused(
             f"a tensor of shape {list(shape)} needs {last + 1} numbers, and its storage has {available}"

@@ -60,7 +60,7 @@ def placed(
     """The prompts with the regions of their units. size: width and height of the picture, in whose pixels a feather
     is; inpaint: the picture of --mask. Raises UnitError for a region that is empty, and ImageError."""
     found = []
-    for index, (prompt, unit) in enumerate(zip(prompts, units)):
+    for index, (prompt, unit) in enumerate(zip(prompts, units, strict=True)):
         try:
             found.append(replace(prompt, region=_region(unit, size, inpaint)))
         except UnitError as error:

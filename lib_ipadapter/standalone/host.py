@@ -1,4 +1,4 @@
-"""Standalone: samples a checkpoint without a WebUI, with image prompts by the same Session."""
+"""Standalone: a checkpoint that draws, with image prompts by the Session that the WebUI uses."""
 
 from __future__ import annotations
 
@@ -125,7 +125,9 @@ class Standalone:
             keep = Keep(x0, noise, self._latent_mask(area)) if area is not None else None
         cond, uncond = self.encode_text(texts), self.encode_text([negative] * batch)
         if appended is not None:
-            cond, uncond = (append(text, tokens) for text, tokens in zip((cond, uncond), appended))
+            cond, uncond = (
+                append(text, tokens) for text, tokens in zip((cond, uncond), appended, strict=True)
+            )
         session = Session(prompts)
         with session.attached(self.parts.unet):
             x = ddim(self.unet, session, schedule, x, cond, uncond, cfg, keep, progress, sets)
@@ -145,7 +147,7 @@ class Standalone:
         for seed in seeds:
             if not 0 <= seed < 2**63:
                 raise UnitError("seed", seed, "a whole number from 0 to 2^63 - 1")
-        for name, side in zip(("width", "height"), size):
+        for name, side in zip(("width", "height"), size, strict=True):
             if not self._good_side(side):
                 raise UnitError(name, side, self._sides)
 

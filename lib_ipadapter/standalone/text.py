@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoders.configs import register_arch
+from ..encoders.custom import register_arch
 from ..errors import ModelError, UnsupportedModel
 from .config import TRANSFORMERS, Config
 
@@ -39,7 +39,7 @@ def tokenize(texts: Sequence[str], pad_with_end: bool) -> Tensor:
     tokenizer = _tokenizer()
     start, end = tokenizer.all_special_ids[:2]
     out = torch.full((len(texts), LENGTH), end if pad_with_end else 0, dtype=torch.long)
-    for row, text in zip(out, texts):
+    for row, text in zip(out, texts, strict=True):
         ids = tokenizer.encode(text)
         if len(ids) > LENGTH - 2:
             warnings.warn(f"prompt of {len(ids)} tokens is cut after {LENGTH - 2}", stacklevel=2)

@@ -37,7 +37,7 @@ class TrainableAdapter(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The weights under an adapter file's names, float32 on the CPU."""
         named = {f"{PROJECTION}{key}": value for key, value in self.projection.state_dict().items()}
-        for i, (key, value) in enumerate(zip(self.to_k, self.to_v)):
+        for i, (key, value) in enumerate(zip(self.to_k, self.to_v, strict=True)):
             named[f"{LAYERS}{2 * i + 1}.to_k_ip.weight"] = key
             named[f"{LAYERS}{2 * i + 1}.to_v_ip.weight"] = value
         return {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in named.items()}

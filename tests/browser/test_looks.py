@@ -51,7 +51,7 @@ def test_a_box_is_dragged_on_each_picture(panel: PanelPage):
     first, second = numbers(box(panel))
     assert first == []
     assert all(abs(a - b) < 0.05 for a, b in zip(second, (0.25, 0.1, 0.75, 0.9), strict=True))
-    panel.until(lambda: [a == b for a, b in zip(panel.sources(), whole)], [True, False])
+    panel.until(lambda: [a == b for a, b in zip(panel.sources(), whole, strict=True)], [True, False])
     drag(panel, 0, (0.9, 0.9), (0.5, 0.5), "Use it")  # from the other corner
     first, _ = numbers(box(panel))
     assert all(abs(a - b) < 0.05 for a, b in zip(first, (0.5, 0.5, 0.9, 0.9), strict=True))

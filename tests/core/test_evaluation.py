@@ -78,7 +78,7 @@ def test_cocos_layout(tmp_path: Path) -> None:
         ({}, "no pictures"),
         ({"a.png": None}, "no caption.*a.png"),
         ({"a.png": None, "metadata.jsonl": '{"file_name": "b.png", "text": "x"}'}, "line 1 names b.png"),
-        ({"a.png": None, "metadata.jsonl": '{"file": "a.png"}'}, "line 1: expected an object with file_name"),
+        ({"a.png": None, "metadata.jsonl": '{"file": "a.png"}'}, "line 1 is no JSON object with file_name"),
         ({"a.png": None, "coco.json": "[]"}, "not COCO's captions"),
         ({"a.png": None, "coco.json": '{"images": [], "annotations": []}'}, "none of the 0 pictures"),
     ],
@@ -122,7 +122,7 @@ def test_a_sweep_measures_what_it_should(tmp_path: Path) -> None:
     assert len(base.jobs) == 6
     assert len(mixer.jobs) == 12
     assert [(j.item.key, j.seed) for j in base.jobs] == list(
-        zip(["red"] * 2 + ["green"] * 2 + ["blue"] * 2, range(10, 16))
+        zip(["red"] * 2 + ["green"] * 2 + ["blue"] * 2, range(10, 16), strict=True)
     )
     assert {job.prompt for job in mixer.jobs} == {f"a {c} thing" for c in ("red", "green", "blue")}
     clip_i = [row.measures["clip_i"].mean for row in results.lines()["mixer"]]

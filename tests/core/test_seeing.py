@@ -14,7 +14,7 @@ from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.term import add_term, fill_vector, image_attention
-from lib_ipadapter.prompts.image_prompt import maps_of
+from lib_ipadapter.prompts.prepare import maps_of
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.unit.weights import Curve, LayerRule
 from tests.tiny import prompt
@@ -69,7 +69,7 @@ def test_each_picture_of_a_batch_has_its_own_however_the_rows_are_split(unet, sp
     assert not torch.allclose(wanted[0], wanted[1])
     with held.attached(unet):
         held.begin_step([0, 0, 1, 1], 0.0, size=(9, 6))
-        for a, b in zip(x.split(split), context.split(split)):
+        for a, b in zip(x.split(split), context.split(split), strict=True):
             unet(a, context=b)
     for picture in (0, 1):
         close(seen(held, picture=picture)["all"], wanted[picture])
@@ -122,7 +122,7 @@ def test_halves_of_the_rows_and_attention_that_runs_twice(unet):
     for module in modules:
         own = module.forward
         module.forward = lambda x, context=None, own=own: torch.cat(
-            [own(a, b) for a, b in zip(x.chunk(2), context.chunk(2))]
+            [own(a, b) for a, b in zip(x.chunk(2), context.chunk(2), strict=True)]
         )
     run(unet, halves, x, context)
     close(seen(halves, picture=1)["all"], torch.as_tensor(seen(whole, picture=1)["all"]))

@@ -83,7 +83,7 @@ def test_split_calls_equal_one_call(unet, split):
     session = Session([prompt(unet)])
     with session.attached(unet):
         session.begin_step(sets, 0.0)
-        parts = [unet(a, context=b) for a, b in zip(x.split(split), context.split(split))]
+        parts = [unet(a, context=b) for a, b in zip(x.split(split), context.split(split), strict=True)]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -108,7 +108,7 @@ def test_regional_prompter_like_halves(unet):
         original = module.forward
 
         def halves(x, context=None, original=original):
-            return torch.cat([original(a, b) for a, b in zip(x.chunk(2), context.chunk(2))])
+            return torch.cat([original(a, b) for a, b in zip(x.chunk(2), context.chunk(2), strict=True)])
 
         module.forward = halves
     out = run(unet, Session([prompt(unet)]), x, context, sets)

@@ -78,7 +78,7 @@ def test_sd1s_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     model = CLIPTextModel(shape).eval()
     # As checkpoints have them; transformers of 5.x leaves "text_model." out
     names = (key if key.startswith("text_model.") else f"text_model.{key}" for key in model.state_dict())
-    state = dict(zip((f"transformer.{name}" for name in names), model.state_dict().values()))
+    state = dict(zip((f"transformer.{name}" for name in names), model.state_dict().values(), strict=True))
     tower = build_text(
         dataclasses.replace(config(tmp_path, "last"), text_target=TRANSFORMERS, text={}), state
     )

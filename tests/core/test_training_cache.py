@@ -17,8 +17,7 @@ import torch
 
 from lib_ipadapter.errors import FileError
 from lib_ipadapter.training.cache import Cache
-from lib_ipadapter.training.source import BrokenPicture
-from lib_ipadapter.training.sources import open_source
+from lib_ipadapter.training.source import BrokenPicture, open_source
 from tests.training_pictures import PREPARE, pictures, take
 
 SHAPES = {"moments": ((2, 3), "float32"), "features": ((4,), "float16")}
@@ -152,7 +151,7 @@ def test_a_training_from_the_cache_has_the_pictures_of_one_without(tmp_path):
         except BrokenPicture:
             cache.put_broken(index)
     plain, cached = take(source, 5), take(source, 5, cache=cache, workers=1)
-    for ours, theirs in zip(chain(*cached), chain(*plain)):
+    for ours, theirs in zip(chain(*cached), chain(*plain), strict=True):
         assert (ours.key, ours.caption) == (theirs.key, theirs.caption)
         assert [key for key, _ in ours.broken] == [key for key, _ in theirs.broken]
         assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in theirs.tensors)

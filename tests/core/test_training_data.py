@@ -16,12 +16,10 @@ from torch import nn
 
 from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.errors import DataError
-from lib_ipadapter.files.captioned import Entry
 from lib_ipadapter.pictures import images
 from lib_ipadapter.training import data
 from lib_ipadapter.training.data import Positions, PositionSampler, Preparation, draws
-from lib_ipadapter.training.source import BrokenPicture, FolderSource
-from lib_ipadapter.training.sources import open_source
+from lib_ipadapter.training.source import BrokenPicture, Entry, FolderSource, open_source
 from tests.training_pictures import BLUE, PREPARE, RED, SPEC, encoded, noise, pictures, same, take, write
 
 # positions
@@ -78,7 +76,7 @@ def test_two_processes_read_the_pictures_of_one_with_twice_the_batch(tmp_path, a
     source = open_source(pictures(tmp_path, 7, broken=(2,)))
     alone = take(source, 3, batch=4, accumulate=accumulate)
     ranks = [take(source, 3, world=2, rank=rank, batch=2, accumulate=accumulate) for rank in range(2)]
-    assert same([a + b for a, b in zip(*ranks)], alone)
+    assert same([a + b for a, b in zip(*ranks, strict=True)], alone)
 
 
 def test_every_picture_comes_once_an_epoch(tmp_path):

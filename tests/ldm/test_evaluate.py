@@ -31,10 +31,7 @@ from lib_ipadapter.evaluation.methods import (
     adapter_method,
 )
 from lib_ipadapter.pictures import images
-from lib_ipadapter.pictures.picture import Pictures
-from lib_ipadapter.prompts.pipeline import Pipeline
-from lib_ipadapter.prompts.references import NoStore
-from lib_ipadapter.prompts.resolve import resolve
+from lib_ipadapter.prompts.prepare import Pictures, prepare
 from lib_ipadapter.standalone.concat import METADATA, append, load_concat
 from lib_ipadapter.standalone.sampler import Schedule, ddim
 from lib_ipadapter.unit import Reference, Unit
@@ -89,7 +86,7 @@ def jobs(weight: float | None = 0.8, count: int = 3) -> list[Job]:
     digests = [images.content_hash(picture) for picture in pictures]
     return [
         Job(Item(str(i), "", p), p, d, f"thing {i}", weight, 5 + i)
-        for i, (p, d) in enumerate(zip(pictures, digests))
+        for i, (p, d) in enumerate(zip(pictures, digests, strict=True))
     ]
 
 
@@ -103,11 +100,10 @@ def test_a_batch_of_references_draws_what_single_ones_do(
     method = adapter_method(name, folder / f"{name}.safetensors", BaseModel(studio), encoders)
     assert type(method) is AdapterMethod
     together = method.draw(jobs())
-    for job, picture in zip(jobs(), together):
+    for job, picture in zip(jobs(), together, strict=True):
         unit = Unit(images=(Reference(job.reference),), model=name, weight=0.8)
-        pipeline = Pipeline(encoders.source(method.adapter.spec))
-        resolved = resolve(unit, NoStore(), Pictures())
-        prompt = pipeline.prompt(resolved, Adapter.load(folder / f"{name}.safetensors"))
+        prompt = prepare(unit, Pictures([job.reference]), Adapter.load(folder / f"{name}.safetensors"),
+                         encoders.source(method.adapter.spec))  # fmt: skip
         (alone,) = studio.host.generate(
             job.prompt, "", [prompt], steps=STEPS, cfg=studio.cfg, seed=job.seed, size=SIZE
         )

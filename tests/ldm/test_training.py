@@ -64,7 +64,9 @@ def test_the_base_is_bit_for_bit_what_it_was_and_only_the_adapter_has_gradients(
 
 def test_k_and_v_begin_as_the_layers_own(folder, tmp_path):
     trainer = Trainer(config(folder, tmp_path))
-    for layer, key, value in zip(trainer.base.layers, trainer.adapter.to_k, trainer.adapter.to_v):
+    for layer, key, value in zip(
+        trainer.base.layers, trainer.adapter.to_k, trainer.adapter.to_v, strict=True
+    ):
         assert torch.equal(key, layer.module.to_k.weight)
         assert torch.equal(value, layer.module.to_v.weight)
     trainer.denoiser.remove()
@@ -238,18 +240,3 @@ def test_parameters_in_half_precision_over_a_base_in_another(folder, tmp_path, a
     assert all(parameter.grad is not None for parameter in denoiser.parameters())
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.1)
     denoiser.remove()
-
-
-def test_gradients_are_clipped(folder, tmp_path):
-    """Clipped to next to nothing they are far below Adam's epsilon, so that the weights stay where they are."""
-
-    def moved(**fields):
-        trainer = Trainer(config(folder, tmp_path / str(fields), weight_decay=0.0, **fields))
-        before = {key: value.clone() for key, value in trainer.adapter.tensors().items()}
-        after = tensors(trainer.run().adapter)
-        return max(float((after[key] - before[key]).abs().max()) for key in before)
-
-    free = moved(max_norm=0.0)
-    assert free > 1e-3
-    assert moved(max_norm=1.0) > 1e-3
-    assert moved(max_norm=1e-12) < 1e-3 * free

@@ -316,7 +316,8 @@ def test_regions_and_types_are_measured(tmp_path: Path, monkeypatch: pytest.Monk
     # Another reference in the right half changes that half more than the left one.
     other = fine.halves(drawer, items[0].load(), items[2].load(), 1)
     left, right = (
-        abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() for a, b in zip(drawn, other)
+        abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean()
+        for a, b in zip(drawn, other, strict=True)
     )
     assert right > 2 * left
     assert len(fine.types(drawer, items[:1], ["composition"])) == 2

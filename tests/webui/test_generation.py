@@ -71,7 +71,7 @@ def test_and_prompts_split_over_chunks_that_mix_cond_and_uncond(on_sd1, unit):
     whole = on_sd1.draw(unit, prompt=prompt, batch_size=2).json["images"]
     with on_sd1.set(batch_cond_uncond=False):
         split = on_sd1.draw(unit, prompt=prompt, batch_size=2).json["images"]
-    for a, b in zip(whole[-2:], split[-2:]):
+    for a, b in zip(whole[-2:], split[-2:], strict=True):
         same(on_sd1, a, b)
 
 

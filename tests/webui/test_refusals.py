@@ -31,44 +31,20 @@ def text(data: bytes) -> str:
 IMAGE = b64(picture(0))
 SVG = text(b'<svg xmlns="http://www.w3.org/2000/svg"></svg>')
 HALF = text(base64.b64decode(IMAGE)[:60])
-# name: (fields over a good unit, status, field named in the body, part of the message)
+# name: (fields over a good unit, field named in the body, part of the message); core/test_unit.py has more fields
 BAD_FIELDS = {
     "weight is text": ({"weight": "strong"}, "weight", "expected a number from -1 to 5"),
-    "weight too high": ({"weight": 5.5}, "weight", "got 5.5"),
-    "weight too low": ({"weight": -2}, "weight", "got -2"),
-    "weight null": ({"weight": None}, "weight", "got None"),
-    "weight bool": ({"weight": True}, "weight", "got True"),
-    "weight list": ({"weight": [1]}, "weight", "expected a number"),
-    "start negative": ({"start": -0.1}, "start", "from 0 to 1"),
-    "end above one": ({"end": 1.5}, "end", "from 0 to 1"),
     "start above end": ({"start": 0.8, "end": 0.2}, "start", "not above end (0.2)"),
-    "fit unknown": ({"fit": "squash"}, "fit", "crop, pad, stretch"),
-    "fit a number": ({"fit": 1}, "fit", "crop, pad, stretch"),
-    "combine unknown": ({"combine": "sum"}, "combine", "concat, average"),
-    "enabled is text": ({"enabled": "yes"}, "enabled", "true or false"),
     "unknown field": ({"wieght": 1}, "wieght", "one of the fields"),
-    "model missing": ({"model": ""}, "model", "name of an adapter"),
-    "model a number": ({"model": 5}, "model", "expected a string"),
-    "model not listed": ({"model": "sd1-bass"}, "model", "Did you mean sd1-base"),
-    "model a path": ({"model": "/etc/passwd"}, "model", "no adapter named"),
-    "model climbs": ({"model": "../Stable-diffusion/sd1"}, "model", "no adapter named"),
-    "no images": ({"images": []}, "images", "at least one reference"),
-    "images null": ({"images": None}, "images", "at least one reference"),
-    "image a number": ({"images": [5]}, "images[0]", "base64"),
-    "image empty": ({"images": [""]}, "images[0]", "base64"),
-    "image without image": ({"images": [{"weight": 1}]}, "images[0]", '"image"'),
-    "image unknown key": ({"images": [{"image": IMAGE, "w": 1}]}, "images[0]", '"image"'),
     "image weight too high": (
         {"images": [{"image": IMAGE, "weight": 7}]},
         "images[0].weight",
         "from -1 to 5",
     ),
     "too many images": ({"images": [IMAGE] * 65}, "images", "1 to 64"),
-    "average of nothing": (
-        {"images": [{"image": IMAGE, "weight": 1}, {"image": IMAGE, "weight": -1}], "combine": "average"},
-        "images",
-        "sum is not 0",
-    ),
+    "model not listed": ({"model": "sd1-bass"}, "model", "Did you mean sd1-base"),
+    "model a path": ({"model": "/etc/passwd"}, "model", "no adapter named"),
+    "model climbs": ({"model": "../Stable-diffusion/sd1"}, "model", "no adapter named"),
     "not base64": ({"images": ["this is *not* base64"]}, "images[0]", ""),
     "base64 of no picture": ({"images": [text(b"hello, this is no picture at all")]}, "images[0]", ""),
     "a picture cut off": ({"images": [HALF]}, "images[0]", ""),

@@ -17,7 +17,9 @@ HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_s
 def half(size: tuple[int, int] = (64, 64), box: tuple[float, float, float, float] = (0, 0, 0.5, 1)) -> str:
     """White in a box, given by shares of width and height."""
     mask = Image.new("L", size)
-    edges = [round(share * side) - (i > 1) for i, (share, side) in enumerate(zip(box, (*size, *size)))]
+    edges = [
+        round(share * side) - (i > 1) for i, (share, side) in enumerate(zip(box, (*size, *size), strict=True))
+    ]
     ImageDraw.Draw(mask).rectangle(edges, fill=255)
     return b64(mask)
 

@@ -141,7 +141,7 @@ def test_each_half_shows_the_reference_of_its_region(server: SmallWorld, drawers
     """Two units with a mask each, in a picture of twice the width: as Standalone draws it, and what is drawn in a half
     has attributes of its own reference, hardly any of the other's."""
     own = other = 0
-    for pair in zip(REFERENCES[::2], REFERENCES[1::2]):
+    for pair in zip(REFERENCES[::2], REFERENCES[1::2], strict=True):
         units = [unit(sample.picture, mask=b64(half_mask(side))) for side, sample in enumerate(pair)]
         picture = server.pictures(*units, width=2 * data.SIDE)[0]
         things = [sample.scene.things[0] for sample in pair]

@@ -21,12 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...encoders.precision import without_autocast
 from ..layers import Layer
 from ..prompt import ImagePrompt, acting
 from ..region import Size, depth_of, halved
 from ..session import StepInfo
-from ..term import split_heads
+from ..term import full_precision, split_heads
 
 PARTS = {"input": "in", "middle": "mid", "output": "out"}
 THIRDS = ("early", "middle", "late")
@@ -85,7 +84,7 @@ def fractions(query: Tensor, key: Tensor, references: int, tokens: int) -> Tenso
     side by side."""
     heads, count = key.shape[1:3]
     at_a_time = max(1, _SCORES // (query.shape[0] * heads * count))
-    with without_autocast(query.device):
+    with full_precision(query.device):
         parts = [
             _fractions(split_heads(part, heads).float(), key.float(), references, tokens)
             for part in query.split(at_a_time, dim=1)
@@ -206,7 +205,7 @@ class Recorder:
             self.clear()
             self._pass, self._latents = this_pass, info.size
         self.left_out += not known
-        self._pictures = dict(zip(info.rows, pictures)) if known else {}
+        self._pictures = dict(zip(info.rows, pictures, strict=True)) if known else {}
         self._fraction = info.fraction
         for prompt, layer in self._recorded():
             if not info.acting[prompt] or not self._acts[prompt](layer):

@@ -32,7 +32,7 @@ class Delegate:
         total, weights = torch.zeros_like(x_in), torch.zeros_like(x_in)
         for bboxes in self.batched_bboxes:
             x_tile_out = repeat_func(torch.cat([x_in[bbox.slicer] for bbox in bboxes]), bboxes)
-            for bbox, out in zip(bboxes, x_tile_out.chunk(len(bboxes))):
+            for bbox, out in zip(bboxes, x_tile_out.chunk(len(bboxes)), strict=True):
                 total[bbox.slicer] += out
                 weights[bbox.slicer] += 1
         return total / weights
@@ -45,7 +45,7 @@ class Delegate:
                 tiles.append(x_in[bbox.slicer])
             many = {key: self.repeat(value, len(bboxes)) for key, value in cond.items()}
             x_tile_out = self.original(torch.cat(tiles), t_in.repeat(len(bboxes)), many)
-            for bbox, out in zip(bboxes, x_tile_out.chunk(len(bboxes))):
+            for bbox, out in zip(bboxes, x_tile_out.chunk(len(bboxes)), strict=True):
                 total[bbox.slicer] += out
                 weights[bbox.slicer] += 1
         return total / weights
