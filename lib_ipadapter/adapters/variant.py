@@ -1,4 +1,4 @@
-"""Keys and shapes of an adapter file to what it is. The file's name is never looked at.
+"""Identifies an adapter from its keys and shapes, never from its file's name.
 
 Every kind is a row of data: VARIANTS run, UNSUPPORTED are adapters that this package knows and cannot
 run yet, FOREIGN are other kinds of files. File layouts: tencent-ailab/IP-Adapter's constructors.
@@ -199,8 +199,8 @@ FOREIGN: tuple[tuple[Test, str], ...] = (
 
 
 def identify(shapes: Shapes, path: Path | str, encoder: str = "") -> VariantSpec:
-    """What the file with these normalised keys is (checkpoint.py normalises them). ``encoder``: the one that
-    the file's header names, if any; widths alone cannot tell all apart.
+    """The spec of an adapter with these standard keys (layout.py) and shapes. ``encoder``: the one that the file's
+    header names, if any, as widths do not tell all encoders apart.
 
     Raises NotAnAdapter, UnsupportedAdapter, or BrokenAdapter with the keys that are missing, left over or
     misshapen.

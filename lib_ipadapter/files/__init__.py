@@ -1,1 +1,1 @@
-"""Bytes on disk: the adapter library, saved embeds, downloads."""
+"""Bytes on disk: tensors in files of any maker, the list of adapters, saved embeds, downloads."""

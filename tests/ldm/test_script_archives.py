@@ -32,7 +32,7 @@ COMMANDS = {
                                  "{good}/reference.png"],
     "generate with a checkpoint": [*GENERATE, "--checkpoint", "{evil}", "--config", "{good}/small-eps.yaml"],
     "train from an adapter": [*TRAIN, *BASE, *ENCODER, "--init", "{evil}"],
-    "train from an adapter's layers": [*TRAIN, *BASE, *ENCODER, "--init_layers", "{evil}"],
+    "train from an adapter's layers": [*TRAIN, *BASE, *ENCODER, "--init-layers", "{evil}"],
     "train on a checkpoint": [*TRAIN, *ENCODER, "--base", "{evil}"],
     "train with an encoder": [*TRAIN, *BASE, "--encoder", "{evil}"],
 }  # fmt: skip
