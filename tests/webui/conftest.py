@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .harness import WebUI, absent, b64, controlnet, picture
+from .harness import WebUI, absent, b64, controlnet, missing_package, picture
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,8 @@ def webui_with_controlnet() -> Iterator[WebUI]:
     if not (controlnet() / "scripts" / "controlnet.py").is_file():
         pytest.skip(f"no sd-webui-controlnet at {controlnet()} (set CONTROLNET_DIR)")
     with WebUI(("sd1-full",), with_controlnet=True) as running:
+        if missing := missing_package(running.log, "sd-webui-controlnet"):
+            pytest.skip(f"sd-webui-controlnet cannot load without the package {missing}")
         yield running
 
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -163,6 +164,17 @@ def b64(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def missing_package(log: str, extension: str) -> str:
+    """The package for want of which the WebUI could not load a script of this extension, or ''. Any other error of it is
+    no reason to skip a test."""
+    for part in log.split("*** Error loading script: ")[1:]:
+        report = part.partition("\n---")[0].replace("\\", "/")
+        found = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", report)
+        if found and f"{extension}/" in report:
+            return found[1]
+    return ""
 
 
 class Reply:
