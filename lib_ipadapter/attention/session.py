@@ -186,7 +186,7 @@ class Session:
             kv.select(sets)
             kv.factor = kv.prompt.timing.factor_at(fraction, hires)
         self._active = [kv for kv in self._kv if kv.factor]
-        if self.observer and self._hooks:
+        if self.observer:
             acts = [bool(kv.factor) for kv in self._kv]
             self.observer.step(StepInfo(cond, pictures, fraction, hires, size, acts))
 
