@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from lib_ipadapter.evaluation import Options, difference, estimate, evaluate
-from lib_ipadapter.evaluation.scores import PREFIX
-from lib_ipadapter.evaluation.stats import Estimate, t_quantile
+from lib_ipadapter.evaluation import Item, Options, difference, estimate, evaluate
+from lib_ipadapter.evaluation.scores import PREFIX, References, Scores
+from lib_ipadapter.evaluation.stats import Estimate, Values, t_quantile
 from tests.by_colour import THREE, ByColour, Mixer, run
 
 NAN = float("nan")
@@ -126,3 +127,42 @@ def test_clipscore_has_the_papers_prefix(tmp_path: Path) -> None:
     assert PREFIX == "A photo depicts "
     assert f"{PREFIX}{THREE[0].caption}" in metric.asked
     assert THREE[0].caption in metric.asked
+
+
+def test_the_interval_of_a_difference_of_rates_by_hand() -> None:
+    """d = 1, 1, 0, -1 and one pair more for each side: centre 1/6, variance (5/6 - 1/36) / 6."""
+    ours, theirs = Values([1.0, 1.0, 1.0, 0.0], rate=True), Values([0.0, 0.0, 1.0, 1.0], rate=True)
+    half = 1.959964 * ((5 / 6 - 1 / 36) / 6) ** 0.5
+    found = ours.minus(theirs)
+    assert found is not None
+    assert found.mean == 0.25
+    assert (found.low, found.high) == pytest.approx((1 / 6 - half, 1 / 6 + half), abs=1e-6)
+    plain = Values(theirs.each)  # a rate against a mean is a difference of means
+    assert ours.minus(plain) == difference(ours.each, theirs.each)
+    assert ours.minus(plain) != found
+
+
+@pytest.mark.parametrize("count", [5, 6, 7])
+def test_ranks_by_hand(count: int) -> None:
+    """A picture whose own reference is the first, second, fifth or sixth closest. Top-5 of five says nothing."""
+    vectors = torch.nn.functional.normalize(torch.eye(8)[:count], dim=-1)
+    similar = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])[:count]
+    references = References([""] * count, vectors, vectors, vectors, {})
+    picture = torch.nn.functional.pad(similar, (0, 8 - count))
+
+    class Fixed(ByColour):
+        def images(self, pictures: Sequence[object]) -> torch.Tensor:
+            return picture[None]
+
+    items = [Item(f"{i}", "x", None) for i in range(count)]
+    for place in range(count):
+        scores = Scores(items, references, Fixed(), {})
+        scores.add("m", 1.0, [place], [Image.new("RGB", (1, 1))], [0])
+        values = scores.values()
+        assert values["top_1"].each[place] == float(place == 0)
+        assert values["top_1"].rate
+        assert ("top_5" in values) == (count > 5)
+        if count > 5:
+            assert values["top_5"].each[place] == float(place < 5)
+        assert math.isnan(values["clip_i"].each[place - 1])
+        assert values["clip_i"].each[place] == pytest.approx(similar[place].item())
