@@ -32,23 +32,25 @@ PACKAGE = "lib_ipadapter"
 
 # Module below the package: patterns of the tests that should notice a change in it.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "attention/term": ("core/test_weights.py", "core/test_session*.py", "core/test_hooks*.py"),
-    "attention/rows": ("core/test_rows*.py", "core/test_session*.py"),
+    "attention/term": ("core/test_weights.py", "core/test_scaling.py", "core/test_hooks.py", "core/test_seeing.py"),
+    "attention/rows": ("core/test_rows.py", "core/test_traced.py", "core/test_session.py"),
     "attention/traced": ("core/test_traced.py",),
-    "attention/same": ("core/test_traced.py",),
-    "attention/keyvalue": ("core/test_hooks*.py", "core/test_scaling.py", "core/test_weights.py", "core/test_session*.py"),
-    "attention/lowrank": ("core/test_hooks*.py",),
-    "attention/session": ("core/test_session*.py", "core/test_scaling.py", "core/test_weights.py", "core/test_masks.py",
-                          "core/test_hooks*.py"),
-    "attention/region": ("core/test_masks.py", "core/test_hooks*.py"),
-    "attention/hooks": ("core/test_session*.py", "core/test_hooks*.py", "core/test_seeing.py"),
-    "attention/layers": ("core/test_layers.py", "core/test_weights.py", "core/test_hooks*.py"),
+    "attention/session": (
+        "core/test_session.py", "core/test_hooks.py", "core/test_scaling.py", "core/test_weights.py",
+        "core/test_seeing.py", "core/test_embeds.py",
+    ),
+    "attention/keyvalue": ("core/test_session.py", "core/test_scaling.py", "core/test_weights.py", "core/test_embeds.py"),
+    "attention/region": ("core/test_masks.py", "core/test_hooks.py", "core/test_honoured.py"),
+    "attention/hooks": ("core/test_hooks.py", "core/test_session.py", "core/test_seeing.py"),
+    "attention/layers": ("core/test_layers.py", "core/test_weights.py", "core/test_session.py"),
     "unit/weights": ("core/test_weights.py",),
-    "training/objective": ("core/test_training_objective.py", "ldm/test_training.py"),
-    "training/trainer": ("ldm/test_training.py", "ldm/test_training_runs.py"),
+    "training/objective": (
+        "core/test_training_objective.py", "core/test_training_draws.py", "ldm/test_training.py",
+    ),
+    "training/trainer": ("core/test_training_draws.py", "ldm/test_training.py", "ldm/test_training_runs.py"),
     "training/adapter": ("ldm/test_training.py", "ldm/test_training_runs.py"),
-    "evaluation/scores": ("core/test_evaluation*.py", "core/test_scores*.py"),
-    "evaluation/stats": ("core/test_evaluation*.py", "core/test_stats*.py"),
+    "evaluation/scores": ("core/test_evaluation.py", "core/test_evaluation_webui.py", "core/test_evaluation_clip.py"),
+    "evaluation/stats": ("core/test_evaluation_stats.py",),
 }  # fmt: skip
 
 # Operators as they are written, and what each becomes.
