@@ -26,9 +26,9 @@ from lib_ipadapter.adapters.inspect import report
 from lib_ipadapter.encoders.files import opened
 from lib_ipadapter.encoders.layout import tower_keys
 from lib_ipadapter.errors import IPAdapterError
-from lib_ipadapter.files.embeds import read
 from lib_ipadapter.files.library import looks_like_adapter
 from lib_ipadapter.files.tensors import load_state, open_tensors
+from lib_ipadapter.prompts.embeds import read
 from tests import hostile_files, hostile_zips
 from tests.hostile_bytes import KINDS
 from tests.synthetic import adapter_tensors, write_adapter

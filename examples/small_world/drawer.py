@@ -11,9 +11,12 @@ from PIL import Image
 from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.session import ImagePrompt
-from lib_ipadapter.encoders import EncoderSource, register_configs
+from lib_ipadapter.encoders import EncoderSource
 from lib_ipadapter.errors import FileError
-from lib_ipadapter.prompts.prepare import Pictures, prepare
+from lib_ipadapter.pictures.picture import Pictures
+from lib_ipadapter.prompts.pipeline import Pipeline
+from lib_ipadapter.prompts.references import NoStore
+from lib_ipadapter.prompts.resolve import resolve
 from lib_ipadapter.standalone import Standalone
 from lib_ipadapter.unit import Unit
 
@@ -34,8 +37,7 @@ class Drawer:
                     weights / name, f"not in {weights}; examples/small_world/README.md says how to train it"
                 )
         self.host = Standalone.load(weights / models.CHECKPOINT.name, weights / models.CHECKPOINT_CONFIG.name)
-        register_configs([weights])
-        self.source = EncoderSource([weights])
+        self.pipeline, self.pictures = Pipeline(EncoderSource([weights])), Pictures()
         self.name, self.adapter = adapter, Adapter.load(weights / adapter)
         self.steps = steps
 
@@ -48,7 +50,7 @@ class Drawer:
     ) -> ImagePrompt:
         """The image prompt of several references."""
         unit = Unit.parse({"model": self.name, "images": list(references), **fields})
-        return prepare(unit, Pictures(references), self.adapter, self.source, region)
+        return self.pipeline.prompt(resolve(unit, NoStore(), self.pictures), self.adapter, region)
 
     def draw(
         self, text: str, prompts: Sequence[ImagePrompt], seed: int, size: tuple[int, int] = SIZE, **begin: Any

@@ -21,7 +21,6 @@ from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.adapters.file import open_adapter, save_adapter
 from lib_ipadapter.adapters.variant import LAYERS, PROJECTION
 from lib_ipadapter.cli import ended
-from lib_ipadapter.encoders import register_configs
 from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.encoders.spec import Feature
 from lib_ipadapter.errors import ConfigError, DataError
@@ -40,7 +39,6 @@ def fit(start: Path, out: Path, config: TrainConfig, steps: int) -> float:
     """Writes OUT: K' and V' of ``start`` and a resampler fitted to its tokens. Returns the fraction of the tokens'
     variance over the images that the resampler does not explain. Raises FileError, EncoderError, DataError, ConfigError."""
     file, adapter = open_adapter(start), Adapter.load(start)
-    register_configs([Path(config.encoder).parent])
     encoder = ImageEncoder.load(config.encoder, torch.device("cpu"))
     seen = _features(encoder, open_source(config.data), ("pooled", "penultimate"))
     if not seen:

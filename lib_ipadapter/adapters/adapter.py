@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..encoders.precision import without_autocast
+from ..encoders.source import identity
+from ..encoders.state import assign
 from ..errors import BrokenAdapter
 from .file import open_adapter
 from .projection import build
 from .variant import LAYERS, PROJECTION, VariantSpec, identify
 
+_numbers = itertools.count()
+
 
 class Adapter:
-    """An adapter in the file's own dtype, on the CPU; of a safetensors file mapped, so RAM holds what was
-    used and the system can take it back."""
+    """An adapter in the file's dtype, on the CPU; a safetensors file is memory-mapped, so RAM holds what was used
+    and the system can take it back. key: equal keys mean equal weights; by default no other adapter has it."""
 
-    def __init__(self, spec: VariantSpec, tensors: Mapping[str, Tensor], path: Path) -> None:
+    def __init__(
+        self, spec: VariantSpec, tensors: Mapping[str, Tensor], path: Path, key: Hashable = None
+    ) -> None:
         self.spec = spec
         self.path = path
+        self.key = key if key is not None else ("adapter", next(_numbers))
         self._tensors = tensors
         self._projection: nn.Module | None = None
         self._checked: set[str] = set()
@@ -29,7 +38,8 @@ class Adapter:
     def load(cls, path: Path | str) -> Adapter:
         """Opens and identifies a file. Raises FileError."""
         file = open_adapter(path)
-        return cls(identify(file.shapes, file.path, file.encoder), file.tensors(), file.path)
+        key = identity(file.path)
+        return cls(identify(file.shapes, file.path, file.encoder), file.tensors(), file.path, key)
 
     @property
     def projection(self) -> nn.Module:
@@ -49,20 +59,24 @@ class Adapter:
             )
         with torch.device("meta"):
             module = build(self.spec, {key: tuple(value.shape) for key, value in state.items()})
-        module.load_state_dict(state, assign=True)
+        assign(module, state)
         return module.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def tokens(self, features: Tensor) -> Tensor:
-        """Features [B, E] or [B, N, W] to image tokens [B, T, context], float32, on the CPU."""
-        with torch.autocast("cpu", enabled=False):
+    def tokens(self, features: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """Image tokens [B, T, context], float32, on the CPU. features: by name, those of ``spec.needs``, [B, E] or
+        [B, N, W]; or the only one."""
+        if not isinstance(features, Tensor):
+            (need,) = self.spec.needs
+            features = features[need.feature]
+        with without_autocast(torch.device("cpu")):
             tokens: Tensor = self.projection(features.to("cpu", torch.float32))
         return tokens
 
     def weights(self, layer: int) -> tuple[Tensor, Tensor]:
-        """(W'_k, W'_v), each [width, context], of the layer at this place in file order (0-based).
+        """(W'_k, W'_v), each [width, context], of a layer by its index in file order (from 0).
 
-        Raises BrokenAdapter for NaN or infinite weights, looked for when a layer is first asked for.
+        Raises BrokenAdapter for NaN or infinite weights; they are checked at the layer's first use.
         """
         key = f"{LAYERS}{2 * layer + 1}"
         return self._finite(f"{key}.to_k_ip.weight"), self._finite(f"{key}.to_v_ip.weight")

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
+from ..encoders.spec import Feature, Need
 from ..errors import BrokenAdapter, NotAnAdapter, UnsupportedAdapter
 from .layout import LAYERS, PROJECTION, Shape
 
-Feature = Literal["pooled", "penultimate"]
 Shapes = Mapping[str, Shape]
 
 DIM_HEAD = 64  # of every Resampler in public use; heads = inner width / 64
@@ -32,10 +31,15 @@ class VariantSpec:
     base: str  # base model by the width of its text tokens
     feature: Feature  # what of the image encoder it takes
     feature_width: int  # columns of that feature
-    encoder: str  # name of the encoder, "" when none of that width is known
-    tokens: int  # image tokens per picture
+    encoder: str  # name of the encoder by the header or the width, "" if neither tells
+    tokens: int  # image tokens per picture; of full: of the published encoders
     context: int  # width of a token
     widths: tuple[int, ...]  # of q in each cross-attention layer, in file order
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The features that it takes, each of its encoder."""
+        return (Need(self.feature, self.feature_width, self.encoder),)
 
 
 def base_of_context(context: int) -> str:
@@ -107,20 +111,13 @@ def _is_layer(key: str) -> bool:
     return parts[0] == "layers" and len(parts) > 2 and parts[1].isdigit()
 
 
-def _full_tokens(found: Shapes, context: int) -> int:
-    from ..encoders.spec import for_feature
-
-    encoder = for_feature("penultimate", found["proj.0.weight"][-1])
-    return encoder.tokens if encoder else 257
-
-
 VARIANTS = (
     Variant("base", "base / light", "pooled", "proj.weight", _base_shapes,
             lambda s, context: s["proj.weight"][0] // context, lambda s: s["proj.weight"][1]),
     Variant("plus", "plus / plus-face / composition", "penultimate", "latents", _plus_shapes,
             lambda s, context: s["latents"][1], lambda s: s["proj_in.weight"][1]),
     Variant("full", "full-face", "penultimate", "proj.3.weight", _full_shapes,
-            _full_tokens, lambda s: s["proj.0.weight"][1]),
+            lambda s, context: 257, lambda s: s["proj.0.weight"][1]),
 )  # fmt: skip
 
 
@@ -234,7 +231,7 @@ def identify(shapes: Shapes, path: Path | str, encoder: str = "") -> VariantSpec
     expected |= {f"{PROJECTION}{key}": shape for key, shape in wanted.items()}
     _account_for_all(shapes, expected, path)
     spec = _spec(variant, projection, context, widths)
-    return replace(spec, encoder=_named(encoder, spec)) if encoder else spec
+    return replace(spec, encoder=encoder) if encoder else spec
 
 
 _RANKS = {"base": 2, "plus": 3, "full": 1}
@@ -256,21 +253,8 @@ def _spec(variant: Variant, projection: Shapes, context: int, widths: tuple[int,
 
 
 def _encoder(feature: Feature, width: int) -> str:
-    from ..encoders.spec import for_feature
-
     known = POOLED_ENCODERS if feature == "pooled" else PENULTIMATE_ENCODERS
-    registered = for_feature(feature, width)
-    return known.get(width, registered.name if registered else "")
-
-
-def _named(encoder: str, spec: VariantSpec) -> str:
-    """The encoder that a header names; where that one is not known, another of people's own of that width
-    (its files were renamed), but none of the published ones."""
-    from ..encoders.spec import ENCODERS
-
-    published = (*POOLED_ENCODERS.values(), *PENULTIMATE_ENCODERS.values())
-    own = spec.encoder and spec.encoder not in published
-    return spec.encoder if encoder not in ENCODERS and own else encoder
+    return known.get(width, "")
 
 
 def _layer_shapes(shapes: Shapes, path: Path | str) -> tuple[int, tuple[int, ...], dict[str, Shape]]:

@@ -5,13 +5,14 @@ arXiv 2308.06721, eq. 5: Z' = Softmax(QKᵀ/√d)·V + λ·Softmax(QK'ᵀ/√d)�
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..encoders.precision import without_autocast
 
 Merge = Callable[[Tensor, Tensor], Tensor]  # (Z, T) to what replaces Z, each [B, N, C]
 
@@ -27,7 +28,7 @@ def project(tokens: Tensor, weight: Tensor, heads: int, like: Tensor) -> Tensor:
     Multiplied in float32, with autocast off, then cast to the dtype of ``like`` (the query) on its device. The dtype of
     the weights says nothing about the model's: fp8 storage, manual casts and lowvram differ.
     """
-    with full_precision(like.device):
+    with without_autocast(like.device):
         weight = weight.to(like.device).float()
         # By pairs (cond, uncond): a kernel's rounding depends on the size, and other pictures must not matter.
         pairs = tokens.to(like.device, torch.float32).split(2)
@@ -43,16 +44,6 @@ def fill_vector(x: Tensor) -> Tensor:
     """
     few = x.shape[2]
     return x.repeat(1, 1, 16 // few, 1) if x.device.type == "cpu" and few < 16 and 16 % few == 0 else x
-
-
-@contextlib.contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Autocast off on ``device``, if that kind of device has it."""
-    if device.type not in ("cuda", "cpu", "xpu"):
-        yield
-        return
-    with torch.autocast(device.type, enabled=False):
-        yield
 
 
 def image_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

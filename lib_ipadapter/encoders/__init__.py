@@ -1,25 +1,27 @@
-"""CLIP image encoders: a picture to the features that adapters take."""
+"""Image encoders: a picture to the features that adapters take."""
 
+from .catalog import Catalog, find_encoder
 from .clip import Features, ImageEncoder
-from .custom import register_archs, register_configs
-from .find import find_encoder, identify_encoder
-from .source import EncoderPool, EncoderSource, FeatureCache
-from .spec import ENCODERS, EncoderSpec, Feature, HubFile, for_feature, register
+from .configs import register_archs
+from .recognise import identify_encoder
+from .source import KEEP, EncoderPool, EncoderSource
+from .spec import ENCODERS, EncoderSpec, Feature, HubFile, Need, for_feature, register
 
 __all__ = [
     "ENCODERS",
+    "KEEP",
+    "Catalog",
     "EncoderPool",
     "EncoderSource",
     "EncoderSpec",
     "Feature",
-    "FeatureCache",
     "Features",
     "HubFile",
     "ImageEncoder",
+    "Need",
     "find_encoder",
     "for_feature",
     "identify_encoder",
     "register",
     "register_archs",
-    "register_configs",
 ]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +14,22 @@ from torch import Tensor, nn
 from ..errors import BrokenEncoder, ImageError
 from .files import opened
 from .layout import Read, TowerKeys, tower_keys
-from .spec import ENCODERS, EncoderSpec, Feature, for_file, for_shape
+from .precision import without_autocast
+from .recognise import spec_of
+from .spec import EncoderSpec, Feature
+from .state import assign
 from .timm_tower import TimmTower, load_timm, run_timm
 
 Device = torch.device | str
 
 
+class NotFinite(BrokenEncoder):
+    """A feature has NaN or infinite numbers."""
+
+
 @dataclass(frozen=True)
 class Features:
-    """What the encoder says of one picture, float32 on the CPU; a part that was not asked for is empty.
+    """The encoder's output for pictures, float32 on the CPU; a part that was not asked for is empty.
 
     pooled [1, E]: the projected embedding. penultimate [1, T, W]: the hidden state before the last
     block, class token included, no final norm.
@@ -50,21 +55,19 @@ class ImageEncoder:
     def load(
         cls, path: Path | str, device: Device = "cpu", dtype: torch.dtype = torch.float32
     ) -> ImageEncoder:
-        """The encoder of a weight file, recognised by its shapes; only the vision tower is read.
+        """The encoder of a weight file, recognised by its config or its shapes; only the vision tower is read.
 
         Raises BrokenEncoder (no tower, unknown tower, missing or misshapen keys), EncoderMissing, UnsafeFile.
         """
         path = Path(path)
-        named = for_file(path.stem)
-        if named is not None:
-            return cls(named, load_timm(path, named, device, dtype), path)
+        spec = spec_of(path)
+        if spec.timm[0]:
+            return cls(spec, load_timm(path, spec, device, dtype), path)
         with opened(path) as (shapes, read):
             keys = tower_keys(shapes)
-            spec = _recognised(keys, path)
-            assert keys is not None  # else nothing was recognised
-            keys.check(spec, path.name)
+            assert keys is not None  # spec_of has checked them
             tower = _build(spec)
-            tower.load_state_dict(_weights(keys, read, device, dtype), assign=True)
+            assign(tower, _weights(keys, read, device, dtype))
         return cls(spec, tower, path)
 
     @property
@@ -72,6 +75,12 @@ class ImageEncoder:
         """Where the weights are."""
         device: torch.device = next(self._tower.parameters()).device
         return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        dtype: torch.dtype = next(self._tower.parameters()).dtype
+        return dtype
 
     def to(self, device: Device) -> ImageEncoder:
         """Moves the weights."""
@@ -81,7 +90,7 @@ class ImageEncoder:
     def encode(self, picture: Image.Image, feature: Feature | None = None) -> Features:
         """Features of an RGB picture of spec.image_size squared (``images.fit`` makes it so).
 
-        ``feature`` names the only one wanted; None is both. Raises ImageError on another size or mode.
+        feature: the only one wanted; None for both. Raises ImageError for another size or mode, NotFinite for NaN.
         """
         side = self.spec.image_size
         if picture.mode != "RGB" or picture.size != (side, side):
@@ -107,15 +116,26 @@ class ImageEncoder:
         """``feature`` [B, ...] of normalised pixels [B, 3, S, S], float32 on the CPU."""
         return self._forward(pixels, feature).of(feature)
 
-    @torch.no_grad()
     def _forward(self, pixels: Tensor, feature: Feature | None) -> Features:
-        """The tower, block by block. Its own forward gives no hidden state, and differs between versions."""
+        found = self._features(pixels, feature)
+        if not (found.pooled.isfinite().all() and found.penultimate.isfinite().all()):
+            raise NotFinite(
+                f"{self.path.name}: the image encoder {self.spec.name} gives NaN or infinite features in "
+                f"{str(self.dtype).removeprefix('torch.')}; its weights are damaged, or not those of this tower. "
+                "Download it again",
+                value=self.spec.name,
+            )
+        return found
+
+    @torch.no_grad()
+    def _features(self, pixels: Tensor, feature: Feature | None) -> Features:
+        """The tower, block by block. Its forward gives no hidden state, and differs between versions."""
         tower = self._tower
         weight = next(tower.parameters())
-        with _plain(weight.device):
+        with without_autocast(weight.device):
             if isinstance(tower, TimmTower):
-                seen = run_timm(tower, pixels.to(weight.device, weight.dtype), feature)
-                return Features(*(_out(part) if part.numel() else part for part in seen))
+                parts = run_timm(tower, pixels.to(weight.device, weight.dtype), feature)
+                return Features(*(_out(part) if part.numel() else part for part in parts))
             hidden = _embed(tower, pixels.to(weight.device, weight.dtype))
             blocks = list(tower.transformer.resblocks)
             for block in blocks[:-1]:
@@ -133,19 +153,6 @@ def normalised(picture: Image.Image, spec: EncoderSpec) -> Tensor:
     values = (values - torch.tensor(spec.mean)) / torch.tensor(spec.std)
     planes: Tensor = values.permute(2, 0, 1).unsqueeze(0).contiguous()
     return planes
-
-
-def _recognised(keys: TowerKeys | None, path: Path) -> EncoderSpec:
-    known = ", ".join(ENCODERS)
-    shape = keys.tower() if keys else None
-    if shape is None:
-        raise BrokenEncoder(f"{path.name}: holds no whole CLIP vision tower; expected one of {known}")
-    spec = for_shape(shape)
-    if spec is None:
-        raise BrokenEncoder(
-            f"{path.name}: a CLIP vision tower that is not known ({shape}); expected one of {known}"
-        )
-    return spec
 
 
 def _build(spec: EncoderSpec) -> nn.Module:
@@ -168,16 +175,6 @@ def _build(spec: EncoderSpec) -> nn.Module:
 
 def _weights(keys: TowerKeys, read: Read, device: Device, dtype: torch.dtype) -> dict[str, Tensor]:
     return {key: keys.load(key, read).to(device, dtype) for key in keys.sources}
-
-
-@contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
-    """No autocast: the dtype of the weights alone decides, whatever the host has switched on."""
-    if device.type not in ("cuda", "cpu"):
-        yield
-        return
-    with torch.amp.autocast_mode.autocast(device.type, enabled=False):
-        yield
 
 
 def _embed(tower: Any, pixels: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Hugging Face (and sd-webui-controlnet's clip_*.pth):  vision_model.*, visual_projection.weight
 open_clip, a whole CLIP:                              visual.*
 open_clip, the tower alone:                           class_embedding, conv1.weight, ...
-Text towers and the like beside them are left alone: they are neither read nor counted.
+Text towers and other keys beside them are ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HF_SINGLE = {
     "vision_model.embeddings.class_embedding": "class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "positional_embedding",
-    "vision_model.pre_layrnorm.weight": "ln_pre.weight",  # the misspelling is Hugging Face's own
+    "vision_model.pre_layrnorm.weight": "ln_pre.weight",  # misspelled by Hugging Face
     "vision_model.pre_layrnorm.bias": "ln_pre.bias",
     "vision_model.post_layernorm.weight": "ln_post.weight",
     "vision_model.post_layernorm.bias": "ln_post.bias",
@@ -57,7 +57,7 @@ class TowerKeys:
         self.shapes = {key: _shape(key, names, shapes) for key, names in self.sources.items()}
 
     def tower(self) -> TowerShape | None:
-        """The sizes that the shapes tell, or None when the telling keys are absent or misshapen."""
+        """The sizes that the shapes show, or None if the keys that show them are absent or misshapen."""
         try:
             rows, patch = self.shapes["conv1.weight"][0], self.shapes["conv1.weight"][3]
             positions, hidden = self.shapes["positional_embedding"][0], self._hidden()
@@ -155,7 +155,7 @@ def _hugging_face(shapes: Mapping[str, Shape], wrapper: str) -> TowerKeys:
 
 
 def _hugging_face_key(key: str) -> tuple[str | None, int | None]:
-    """(key of the tower, place in the stack of q, k, v or None); (None, None) for a stranger."""
+    """(key of the tower, index in the stack of q, k, v or None); (None, None) for an unknown key."""
     if key in _HF_SINGLE:
         return _HF_SINGLE[key], None
     match = _HF_BLOCK.fullmatch(key)

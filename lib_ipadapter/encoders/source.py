@@ -1,35 +1,28 @@
-"""Features on demand: one encoder in memory, what was encoded is remembered."""
+"""Features on demand: one encoder in memory, on the device while it works."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..cache import LRU
-from ..errors import EncoderMissing
-from ..pictures import images
-from .clip import Device, Features, ImageEncoder
-from .find import find_encoder
-from .spec import ENCODERS, Feature
+from ..errors import EncoderError
+from .catalog import Catalog
+from .clip import Device, Features, ImageEncoder, NotFinite
+from .recognise import Recognised, recognise
+from .spec import EncoderSpec, Feature, Need
 
-if TYPE_CHECKING:
-    from ..adapters.variant import VariantSpec
-
-# A penultimate feature of ViT-H takes 1.3 MB, 2.2 MB as the allocator scatters them (measured): 27 MB in all
-DEFAULT_ENTRIES = 12
-
-
-class FeatureCache(LRU[Tensor]):
-    """Features by picture, fit, encoder file and kind; the ones used last stay."""
-
-    def __init__(self, max_entries: int | Callable[[], int] = DEFAULT_ENTRIES) -> None:
-        super().__init__(max_entries if callable(max_entries) else lambda: max_entries)
+Room = Callable[[], AbstractContextManager[bool]]
+Keep = Literal["device", "memory", "nothing"]  # where the encoder stays after encoding
+KEEP: tuple[Keep, ...] = ("device", "memory", "nothing")
 
 
 class EncoderPool:
@@ -39,6 +32,7 @@ class EncoderPool:
         self._lock = threading.RLock()
         self._encoder: ImageEncoder | None = None
         self._key: Hashable = None
+        self._room: _Room | None = None
 
     def encode(
         self,
@@ -48,19 +42,45 @@ class EncoderPool:
         device: Device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Features:
-        """Features of ``picture``, or with None the unconditional ones, by the encoder in ``path``."""
+        """Features of ``picture``, or with None the unconditional ones, by the encoder in ``path``. If they are not finite
+        in half precision, they are computed in float32. Raises BrokenEncoder if they are not finite there either."""
         with self._lock:
-            encoder = self.get(path, device, dtype)
-            return encoder.unconditional(feature) if picture is None else encoder.encode(picture, feature)
+            try:
+                return _run(self.get(path, device, dtype), picture, feature)
+            except NotFinite:
+                if dtype == torch.float32:
+                    raise
+            return _run(self.get(path, device, torch.float32), picture, feature)
 
     def get(self, path: Path, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> ImageEncoder:
-        """The encoder in ``path`` on ``device``; another one is let go first."""
+        """The encoder in ``path`` on ``device``; another one is dropped first."""
         with self._lock:
-            key = (identity(path), dtype)
+            if self._room is not None:
+                self._room.enter()
+            key = (identity(path), recognise(path).spec, dtype)
             if self._encoder is None or self._key != key:
                 self.release()
                 self._encoder, self._key = ImageEncoder.load(path, device, dtype), key
             return self._encoder.to(device)
+
+    @contextlib.contextmanager
+    def room(self, room: Room, keep: Keep) -> Iterator[None]:
+        """Enters ``room``, which yields whether the encoder has to leave the device, before the first picture that is
+        encoded inside, and not at all if none is. Afterwards the encoder stays where ``keep`` says. May be nested: the
+        outermost one counts."""
+        if self._room is not None:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            self._room = entered = _Room(room, stack)
+            try:
+                yield
+            finally:
+                self._room = None
+                if keep == "nothing":
+                    self.release()
+                elif keep == "memory" or entered.short:
+                    self.offload()
 
     @property
     def loaded(self) -> ImageEncoder | None:
@@ -74,72 +94,121 @@ class EncoderPool:
                 self._encoder.to("cpu")
 
     def release(self) -> None:
-        """Forgets the encoder."""
+        """Drops the encoder."""
         with self._lock:
             self._encoder, self._key = None, None
 
 
+class _Room:
+    """A context that is entered when it is first needed."""
+
+    def __init__(self, room: Room, stack: contextlib.ExitStack) -> None:
+        self._room, self._stack = room, stack
+        self.short: bool | None = None  # whether the encoder has to leave the device; None: not entered
+
+    def enter(self) -> None:
+        if self.short is None:
+            self.short = self._stack.enter_context(self._room())
+
+
+def _run(encoder: ImageEncoder, picture: Image.Image | None, feature: Feature | None) -> Features:
+    return encoder.unconditional(feature) if picture is None else encoder.encode(picture, feature)
+
+
 class EncoderSource:
-    """``features.FeatureSource`` by encoder files found in folders, behind a pool and a cache."""
+    """``prompts.encode.FeatureSource`` by encoder files in folders. An encoder is looked up once: make one source per
+    job."""
 
     def __init__(
         self,
-        folders: Sequence[Path] | Callable[[], Sequence[Path]],
+        folders: Catalog | Sequence[Path] | Callable[[], Sequence[Path]],
         pool: EncoderPool | None = None,
-        cache: FeatureCache | None = None,
         device: Device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._folders = folders if callable(folders) else lambda: folders
+        self.catalog = folders if isinstance(folders, Catalog) else Catalog(folders)
         self.pool = pool if pool is not None else EncoderPool()
-        self.cache = cache if cache is not None else FeatureCache()
         self.device, self.dtype = device, dtype
+        self._found: dict[Need, Recognised] = {}
 
-    def features(self, picture: Image.Image, fit: str, spec: VariantSpec) -> Tensor:
-        """The feature that ``spec`` takes, of an RGB picture of any size. Raises EncoderError."""
-        path = self.path(spec)
+    def encode(self, square: Image.Image, need: Need) -> Tensor:
+        """The feature of an RGB square of ``side`` pixels. Raises EncoderError."""
+        return self._encode(square, need)
 
-        def make() -> Tensor:
-            square = images.fit(picture, ENCODERS[spec.encoder].image_size, fit)
-            return self._encode(path, square, spec.feature)
-
-        return self.cache.get((images.content_hash(picture), fit, *self._key(path, spec)), make)
-
-    def unconditional(self, spec: VariantSpec) -> Tensor:
+    def unconditional(self, need: Need) -> Tensor:
         """The same feature of no picture. The pooled one is zeros, for which no encoder is loaded."""
-        if spec.feature == "pooled":
-            return torch.zeros(1, spec.feature_width)
-        path = self.path(spec)
-        return self.cache.get(
-            (None, "", *self._key(path, spec)), lambda: self._encode(path, None, spec.feature)
-        )
+        if need.feature == "pooled":
+            return torch.zeros(1, need.width)
+        return self._encode(None, need)
 
-    def side(self, spec: VariantSpec) -> int:
+    def side(self, need: Need) -> int:
         """Side of the encoder's square, pixels."""
-        return ENCODERS[spec.encoder].image_size
+        return self.spec(need).image_size
 
-    def path(self, spec: VariantSpec) -> Path:
-        """The encoder file that ``spec`` needs. Raises EncoderMissing; cheap, so call it before sampling."""
-        if spec.encoder and spec.encoder not in ENCODERS:
-            raise EncoderMissing(
-                f"the adapter was trained with the image encoder {spec.encoder}, which is not among the known ones "
-                f"({', '.join(ENCODERS)}); put its weights and its open_clip config, {spec.encoder}.json, side by side "
-                "into the folder of the encoders",
-                value=spec.encoder,
-            )
-        if not spec.encoder:
-            raise EncoderMissing(
-                f"the adapter takes {spec.feature} features of width {spec.feature_width}, which no known "
-                f"image encoder gives; known are {', '.join(ENCODERS)}",
-                value=spec.encoder,
-            )
-        return find_encoder(spec.encoder, self._folders())
+    def identity(self, need: Need) -> Hashable:
+        """Equal squares have equal features under an equal identity: file, tower, feature, dtype and kind of device."""
+        found = self.find(need)
+        return (*identity(found.path), found.spec, need.feature, self.dtype, torch.device(self.device).type)
 
-    def _encode(self, path: Path, square: Image.Image | None, feature: Feature) -> Tensor:
-        return self.pool.encode(path, square, feature, self.device, self.dtype).of(feature)
+    def named(self, need: Need) -> Need:
+        """The need with its encoder's name, where the folders tell it."""
+        try:
+            return replace(need, encoder=self.catalog.name_of(need))
+        except EncoderError:
+            return need
 
-    def _key(self, path: Path, spec: VariantSpec) -> tuple[Hashable, ...]:
-        return identity(path), spec.feature, self.dtype
+    def spec(self, need: Need) -> EncoderSpec:
+        """The encoder's. Raises EncoderError."""
+        spec = self.find(need).spec
+        assert spec is not None  # Catalog.find raises for others
+        return spec
+
+    def check(self, need: Need) -> None:
+        """Raises EncoderMissing, BrokenEncoder."""
+        self.find(need)
+
+    def find(self, need: Need) -> Recognised:
+        """The encoder's file. Raises EncoderMissing, BrokenEncoder."""
+        if need not in self._found:
+            self._found[need] = self._find(need)
+        return self._found[need]
+
+    def _find(self, need: Need) -> Recognised:
+        return self.catalog.find(self.catalog.name_of(need))
+
+    def _encode(self, square: Image.Image | None, need: Need) -> Tensor:
+        features = self.pool.encode(self.find(need).path, square, need.feature, self.device, self.dtype)
+        return features.of(need.feature)
+
+
+class LoadedSource:
+    """``prompts.encode.FeatureSource`` by one encoder that stays loaded."""
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        self.encoder = encoder
+
+    def encode(self, square: Image.Image, need: Need) -> Tensor:
+        """The feature of an RGB square of ``side`` pixels. Raises EncoderError."""
+        return self.encoder.encode(square, need.feature).of(need.feature)
+
+    def unconditional(self, need: Need) -> Tensor:
+        """The same feature of no picture."""
+        return self.encoder.unconditional(need.feature).of(need.feature)
+
+    def side(self, need: Need) -> int:
+        """Side of the encoder's square, pixels."""
+        return self.encoder.spec.image_size
+
+    def check(self, need: Need) -> None:
+        """It is there."""
+
+    def identity(self, need: Need) -> Hashable:
+        """Of this encoder, in this process."""
+        return id(self.encoder), need.feature
+
+    def named(self, need: Need) -> Need:
+        """With this encoder's name."""
+        return replace(need, encoder=self.encoder.spec.name)
 
 
 def identity(path: Path) -> tuple[str, int, int]:

@@ -1,11 +1,11 @@
-"""EncoderSpec: what there is to know about a CLIP vision tower, and the registry of the known ones."""
+"""EncoderSpec: sizes, activation and normalisation of a vision tower, and the registry of the known ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import EncoderError
+from ..errors import BrokenEncoder, EncoderError
 
 Feature = Literal["pooled", "penultimate"]
 
@@ -27,8 +27,22 @@ class HubFile:
 
 
 @dataclass(frozen=True)
+class Need:
+    """One feature that an adapter takes: its kind, its width, and the name of the encoder, "" where the adapter does not
+    say."""
+
+    feature: Feature
+    width: int
+    encoder: str = ""
+
+    def __str__(self) -> str:
+        of = f" of {self.encoder}" if self.encoder else ""
+        return f"{self.feature} features{of} of width {self.width}"
+
+
+@dataclass(frozen=True)
 class TowerShape:
-    """What the shapes of a weight file tell of a vision tower; towers are recognised by it."""
+    """Sizes of a vision tower that the shapes of its weights show; towers are recognised by them."""
 
     width: int  # channels of a token
     layers: int  # transformer blocks
@@ -46,7 +60,7 @@ class TowerShape:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """A vision tower of open_clip's making (``open_clip.transformer.VisionTransformer``), or timm's."""
+    """A vision tower as open_clip builds it (``open_clip.transformer.VisionTransformer``), or one from timm."""
 
     name: str
     image_size: int  # side of the square, pixels
@@ -56,12 +70,17 @@ class EncoderSpec:
     heads: int
     embed_dim: int  # width of the pooled feature
     mlp_ratio: float = 4.0
-    quick_gelu: bool = False  # x·sigmoid(1.702x), as OpenAI trained; cannot be seen from shapes
+    quick_gelu: bool = False  # x·sigmoid(1.702x), as OpenAI trained; shapes do not show it
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    pretrained_hint: HubFile | None = None  # where its weights can be had
+    pretrained_hint: HubFile | None = None  # where its weights can be downloaded
     prefix: int = 1  # tokens in front of the patches': the class token
-    timm: tuple[str, str, str] = ("", "", "")  # model, pool and projection of a tower that is timm's
+    timm: tuple[str, str, str] = ("", "", "")  # model, pool and projection of a tower from timm
+
+    @property
+    def activation(self) -> str:
+        """Of the MLPs."""
+        return "QuickGELU" if self.quick_gelu else "GELU"
 
     @property
     def tokens(self) -> int:
@@ -77,6 +96,17 @@ class EncoderSpec:
     def feature_width(self, feature: Feature) -> int:
         """Width of the last axis of ``feature``."""
         return self.embed_dim if feature == "pooled" else self.width
+
+    def checked(self) -> EncoderSpec:
+        """Raises EncoderError for sizes that make no tower."""
+        sizes = (self.image_size, self.patch, self.width, self.layers, self.heads, self.embed_dim)
+        whole = min(sizes) > 0 and not self.image_size % self.patch and not self.width % self.heads
+        if not self.name or not whole:
+            raise BrokenEncoder(
+                f"encoder {self.name!r}: image_size {self.image_size} must be a multiple of patch {self.patch}, "
+                f"width {self.width} one of heads {self.heads}, and all sizes positive, with a name"
+            )
+        return self
 
 
 # ViT-L-14 stands for OpenAI's weights: LAION's ViT-L-14 has the same shapes, but exact GELU.
@@ -106,11 +136,11 @@ ENCODERS: dict[str, EncoderSpec] = {spec.name: spec for spec in _BUILT_IN}
 
 
 def register(spec: EncoderSpec) -> EncoderSpec:
-    """Makes another tower known. Registering the same again is harmless; a clash raises EncoderError.
+    """Adds a tower to the registry. Registering the same one again changes nothing.
 
-    A name already taken by another spec, or shapes that another tower has, would make files ambiguous.
+    Raises EncoderError for a name or shapes of another registered tower: files would be ambiguous.
     """
-    _check(spec)
+    spec.checked()
     for other in ENCODERS.values():
         if other != spec and (other.name == spec.name or other.shape == spec.shape):
             raise EncoderError(
@@ -121,27 +151,6 @@ def register(spec: EncoderSpec) -> EncoderSpec:
     return spec
 
 
-def _check(spec: EncoderSpec) -> None:
-    sizes = (spec.image_size, spec.patch, spec.width, spec.layers, spec.heads, spec.embed_dim)
-    whole = min(sizes) > 0 and not spec.image_size % spec.patch and not spec.width % spec.heads
-    if not spec.name or not whole:
-        raise EncoderError(
-            f"encoder {spec.name!r}: image_size {spec.image_size} must be a multiple of patch {spec.patch}, "
-            f"width {spec.width} one of heads {spec.heads}, and all sizes positive, with a name"
-        )
-
-
 def for_feature(feature: Feature, width: int) -> EncoderSpec | None:
     """The first registered encoder whose ``feature`` is ``width`` wide, or None."""
     return next((spec for spec in ENCODERS.values() if spec.feature_width(feature) == width), None)
-
-
-def for_file(name: str) -> EncoderSpec | None:
-    """The encoder that a file is by its stem: one of timm's, which are not told by their shapes; or None."""
-    spec = ENCODERS.get(name)
-    return spec if spec is not None and spec.timm[0] else None
-
-
-def for_shape(shape: TowerShape) -> EncoderSpec | None:
-    """The registered encoder of this shape, or None."""
-    return next((spec for spec in ENCODERS.values() if spec.shape == shape), None)

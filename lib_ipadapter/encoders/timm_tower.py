@@ -1,8 +1,7 @@
 """Vision towers that open_clip takes from timm (SigLIP, EVA02, ...), by the open_clip config beside the weights.
 
 ``mine.json`` names the tower (``vision_cfg.timm_model_name``, ``timm_pool``, ``timm_proj``), ``mine.safetensors``
-holds it under open_clip's names (``visual.trunk.*``, ``visual.head.*``). They are known by the file's name:
-shapes tell them apart less well than CLIP's own.
+has its weights under open_clip's names (``visual.trunk.*``, ``visual.head.*``). Shapes alone do not identify them.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ class TimmTower(nn.Module):
             raise BrokenEncoder(
                 f"timm_proj is {projection!r}, expected none, linear or null", value=projection
             )
-        # Without a projection of open_clip's, timm's own classifier is it.
+        # Without a projection in open_clip's head, timm's classifier is the projection.
         options: dict[str, Any] = {"num_classes": 0 if projection else embed_dim}
         options |= {"global_pool": pool} if pool else {}
         try:
             try:
                 self.trunk: Any = timm.create_model(name, img_size=image_size, **options)
-            except TypeError:  # convolutions take any size, and are told none
+            except TypeError:  # convolutions take any size and have no such argument
                 self.trunk = timm.create_model(name, **options)
         except (AssertionError, RuntimeError, TypeError, ValueError) as error:
             raise BrokenEncoder(
-                f"timm makes no {name} of {options} ({error}); use open_clip's own config"
+                f"timm cannot build {name} with {options} ({error}); use the config that open_clip has for it"
             ) from None
         self.head = nn.Sequential()
         if projection == "linear":
@@ -59,25 +58,25 @@ class TimmTower(nn.Module):
 
     def penultimate(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden state before the last block [B, T, W], embedding [B, E])."""
-        held: list[Tensor] = []
-        handle = self.trunk.blocks[-1].register_forward_pre_hook(lambda module, args: held.append(args[0]))
+        states: list[Tensor] = []
+        handle = self.trunk.blocks[-1].register_forward_pre_hook(lambda module, args: states.append(args[0]))
         try:
             embedding = self(pixels)
         finally:
             handle.remove()
-        return held[0], embedding
+        return states[0], embedding
 
 
 def timm_spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
-    """What a config with ``timm_model_name`` says, its sizes read off the tower. Raises BrokenEncoder."""
+    """The spec of a config with ``timm_model_name``; sizes are read off the tower. Raises BrokenEncoder."""
     vision, pixels = config["vision_cfg"], config.get("preprocess_cfg", {})
     model, pool, projection = _names(vision)
     size, embed_dim = int(vision["image_size"]), int(config["embed_dim"])
-    with torch.device("meta"):  # only looked at
+    with torch.device("meta"):  # only its shapes are needed
         trunk = TimmTower(model, pool, projection, embed_dim, size).trunk
     blocks = list(getattr(trunk, "blocks", []))
     if not blocks or not hasattr(trunk, "patch_embed"):
-        raise BrokenEncoder(f"{name}: the tower {model} is no vision transformer", value=model)
+        raise BrokenEncoder(f"{name}: the tower {model} is not a vision transformer", value=model)
     hidden = next(p.shape[0] for p in blocks[0].mlp.parameters() if p.ndim == 2)
     width = int(trunk.num_features)
     mean, std = (tuple(pixels.get(key, default)) for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
@@ -99,7 +98,7 @@ def timm_spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
 
 def _names(vision: Mapping[str, Any]) -> tuple[str, str, str]:
     """(model, pool, projection); null and absent are the same."""
-    default = {"timm_pool": "avg", "timm_proj": "linear"}  # open_clip's own
+    default = {"timm_pool": "avg", "timm_proj": "linear"}  # of open_clip
     pool, projection = (vision.get(key, default[key]) or "" for key in ("timm_pool", "timm_proj"))
     return str(vision["timm_model_name"]), str(pool), str(projection)
 
@@ -109,16 +108,16 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
     tower = TimmTower(*spec.timm, spec.embed_dim, spec.image_size)
     with opened(path) as (shapes, read):
         prefix = PREFIX if any(key.startswith(PREFIX) for key in shapes) else ""
-        own = {key[len(prefix) :]: key for key in shapes if key.startswith(prefix)}
+        names = {key[len(prefix) :]: key for key in shapes if key.startswith(prefix)}
         wanted = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
-        wrong = [key for key, shape in wanted.items() if shapes.get(own.get(key, "")) != shape]
-        if wrong or (prefix and set(own) - set(wanted)):
-            left = sorted(set(own) - set(wanted))
+        wrong = [key for key, shape in wanted.items() if shapes.get(names.get(key, "")) != shape]
+        if wrong or (prefix and set(names) - set(wanted)):
+            left = sorted(set(names) - set(wanted))
             raise BrokenEncoder(
                 f"{path.name}: not a whole {spec.timm[0]}: {len(wrong)} keys missing or misshapen, {len(left)} left over "
-                f"({', '.join([*wrong, *left][:4])}, ...); give open_clip's own file of it"
+                f"({', '.join([*wrong, *left][:4])}, ...); use the file that open_clip publishes"
             )
-        tower.load_state_dict({key: read(own[key]) for key in wanted})
+        tower.load_state_dict({key: read(names[key]) for key in wanted})
     return tower.to(torch.device(device), dtype)
 
 

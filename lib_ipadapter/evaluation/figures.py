@@ -1,4 +1,4 @@
-"""What a person looks at: the grid of pictures, and the curve of CLIP-I over CLIP-T."""
+"""The grid of pictures, and the curve of CLIP-I over CLIP-T."""
 
 from __future__ import annotations
 
@@ -54,6 +54,7 @@ def _font() -> Any:
 
 def _write(pen: ImageDraw.ImageDraw, font: Any, at: tuple[int, int], text: str, width: int) -> None:
     """One line of text, cut to ``width`` pixels."""
+    text = " ".join(text.split())
     if not isinstance(font, ImageFont.FreeTypeFont):
         text = text.encode("latin-1", "replace").decode("latin-1")
     if pen.textlength(text, font=font) > width:

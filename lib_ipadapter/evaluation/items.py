@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from typing import Any
 from PIL import Image
 
 from ..errors import ConfigError, FileError, ImageError
+from ..files import captioned
+from ..files.captioned import METADATA
 from ..pictures import images
+from ..pictures.images import SUFFIXES
 from ..unit.names import is_device
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-METADATA = "metadata.jsonl"
 _Row = tuple[Path, str, dict[str, str]]
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -57,20 +58,15 @@ class Item:
 def read_items(folder: Path | str, coco: Path | str | None = None, limit: int | None = None) -> list[Item]:
     """The references in ``folder``, sorted by name, the first ``limit``.
 
-    Captions: ``coco`` (annotations of COCO: the first of each picture), else metadata.jsonl (file_name,
-    text, further fields), else a .txt beside each picture. Raises FileError, ConfigError.
+    Captions: ``coco`` (annotations of COCO: the first of each picture), else as a training reads them
+    (files/captioned.py). Raises FileError, ConfigError.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileError(folder, "no such folder; give the folder of the reference pictures")
     if limit is not None and limit < 1:
         raise ConfigError("limit", limit, "a whole number from 1")
-    if coco is not None:
-        rows = _coco(Path(coco), folder)
-    elif (folder / METADATA).is_file():
-        rows = list(_metadata(folder / METADATA))
-    else:
-        rows = _beside(folder, limit)
+    rows = _captioned(folder, limit) if coco is None else _coco(Path(coco), folder)
     if not rows:
         raise FileError(folder, f"no pictures in it ({', '.join(SUFFIXES)}); give a folder of references")
     rows = sorted(rows, key=lambda row: row[0].as_posix())[:limit]
@@ -85,39 +81,23 @@ def read_items(folder: Path | str, coco: Path | str | None = None, limit: int | 
     return [Item(key, caption, path, fields) for key, (path, caption, fields) in zip(keys, rows, strict=True)]
 
 
-def _beside(folder: Path, limit: int | None) -> list[_Row]:
-    """Pictures with their .txt; only those read that the limit lets through."""
-    found = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    found = sorted(found, key=lambda path: path.as_posix())[:limit]
-    return [(path, _text(path.with_suffix(".txt")), {}) for path in found]
+def _captioned(folder: Path, limit: int | None) -> list[_Row]:
+    """The folder's references with their captions; only those of .txt files are read that the limit lets through."""
+    entries = captioned.entries(folder)
+    if not (folder / METADATA).is_file():
+        entries = sorted(entries, key=lambda entry: entry.reference)[:limit]
+    for entry in entries:
+        if not (folder / entry.reference).is_file():
+            raise FileError(
+                folder / METADATA,
+                f"line {entry.line} names {entry.reference}, which is not beside it; take the line out",
+            )
+    return [(folder / e.reference, captioned.caption(folder, e), dict(e.fields)) for e in entries]
 
 
 def _text(path: Path) -> str:
     try:
-        return " ".join(path.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError):
-        return ""
-
-
-def _metadata(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            name, text = str(row["file_name"]), str(row["text"])
-        except (ValueError, KeyError, TypeError):
-            raise FileError(path, f"line {number} is no JSON object with file_name and text") from None
-        picture = path.parent / name
-        if not picture.is_file():
-            raise FileError(path, f"line {number} names {name}, which is not beside it; take the line out")
-        fields = {key: str(value) for key, value in row.items() if key not in ("file_name", "text")}
-        yield picture, text.strip(), fields
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise FileError(path, f"cannot be read as text: {error}") from None
 
@@ -125,7 +105,7 @@ def _lines(path: Path) -> list[str]:
 def _coco(path: Path, folder: Path) -> list[_Row]:
     """Pictures of the annotations that are in ``folder``, each with its first caption."""
     try:
-        content = json.loads("\n".join(_lines(path)))
+        content = json.loads(_text(path))
         first: dict[Any, str] = {}
         for entry in content["annotations"]:
             first.setdefault(entry["image_id"], " ".join(str(entry["caption"]).split()))

@@ -1,4 +1,4 @@
-"""What stands in the table: one protocol, and the methods that draw with a checkpoint of one's own."""
+"""The methods of the table: one protocol, and those that generate with a local checkpoint."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from ..adapters.file import open_adapter, sha256
 from ..adapters.variant import VariantSpec
 from ..attention.session import ImagePrompt
 from ..cache import LRU
-from ..encoders import EncoderSource, register_configs
-from ..errors import BrokenEncoder
-from ..prompts.prepare import Pictures, prepare
+from ..encoders import Catalog, EncoderSource
+from ..errors import BrokenEncoder, EncoderMissing
+from ..pictures.picture import Pictures
+from ..prompts.pipeline import Pipeline
+from ..prompts.references import NoStore
+from ..prompts.resolve import ResolvedUnit, resolve
 from ..standalone import Standalone
 from ..standalone.concat import image_tokens, is_concat, load_concat
 from ..unit import Unit
@@ -31,7 +34,7 @@ _KEPT = 64  # prepared references a method keeps: those of a batch, over all λ
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw. digest: content hash of the reference; weight: λ, or None for a method without."""
+    """One picture to generate. digest: content hash of the reference; weight: λ, or None for a method without."""
 
     item: Item
     reference: Image.Image
@@ -139,20 +142,20 @@ class Encoders:
     """Features for adapters of different encoders; each encoder stays loaded, and its file is known by hash."""
 
     def __init__(self, files: Sequence[Path], device: torch.device | str = "cpu") -> None:
-        register_configs(files)
-        self._files, self._device = files, device
+        self._catalog, self._device = Catalog(files), device
         self._sources: dict[str, EncoderSource] = {}
         self._hashes: dict[Path, str] = {}
 
     def source(self, spec: VariantSpec) -> EncoderSource:
-        """The source of the encoder that ``spec`` takes."""
-        if spec.encoder not in self._sources:
-            self._sources[spec.encoder] = EncoderSource(self._files, device=self._device)
-        return self._sources[spec.encoder]
+        """The source of the encoder that ``spec`` takes. Raises EncoderMissing."""
+        name = self._catalog.name_of(spec.needs[0])
+        if name not in self._sources:
+            self._sources[name] = EncoderSource(self._catalog, device=self._device)
+        return self._sources[name]
 
     def identity(self, spec: VariantSpec) -> str:
         """Hash of the encoder's file. Raises EncoderMissing."""
-        path = self.source(spec).path(spec)
+        path = self.source(spec).find(spec.needs[0]).path
         if path not in self._hashes:
             self._hashes[path] = sha256(path)
         return self._hashes[path]
@@ -165,6 +168,7 @@ class AdapterMethod:
         self.name, self.adapter, self.fit = name, adapter, fit
         self.at_zero: Method | None = base
         self.studio, self.encoders = base.studio, encoders
+        self._pictures, self._pipeline = Pictures(), Pipeline(encoders.source(adapter.spec))
         self._prepared: LRU[ImagePrompt] = LRU(lambda: _KEPT)
         self._identity = {
             "adapter": sha256(adapter.path),
@@ -188,18 +192,18 @@ class AdapterMethod:
         """One batch: a token set for each reference, and one for the uncond rows of all."""
         prompts = [self._prepare(job) for job in jobs]
         tokens = torch.cat([*(prompt.tokens[:1] for prompt in prompts), prompts[0].tokens[1:]])
-        together = replace(prompts[0], tokens=tokens, weight=jobs[0].weight or 0.0)
+        together = replace(prompts[0], tokens=tokens, weight=jobs[0].weight or 0.0, key=None)
         sets = [*range(len(jobs)), *[len(jobs)] * len(jobs)]
         return self.studio.draw(jobs, prompts=[together], sets=sets)
 
     def _prepare(self, job: Job) -> ImagePrompt:
-        def make() -> ImagePrompt:
-            unit = Unit(images=(Reference(job.reference),), model=self.name, fit=self.fit)
-            return prepare(
-                unit, Pictures([job.reference]), self.adapter, self.encoders.source(self.adapter.spec)
-            )
+        return self._prepared.get(
+            job.digest, lambda: self._pipeline.prompt(self._resolved(job), self.adapter)
+        )
 
-        return self._prepared.get(job.digest, make)
+    def _resolved(self, job: Job) -> ResolvedUnit:
+        unit = Unit(images=(Reference(job.reference),), model=self.name, fit=self.fit)
+        return resolve(unit, NoStore(), self._pictures)
 
 
 class ConcatMethod(AdapterMethod):
@@ -221,8 +225,7 @@ class ConcatMethod(AdapterMethod):
         return self.studio.draw(jobs, appended=(cond, uncond))
 
     def _image_tokens(self, job: Job) -> tuple[Tensor, Tensor]:
-        spec = self.adapter.spec
-        return image_tokens(self.adapter, job.reference, self.encoders.source(spec), self.fit)
+        return image_tokens(self.adapter, self._resolved(job), self._pipeline)
 
 
 def adapter_method(
@@ -233,9 +236,10 @@ def adapter_method(
     concat = is_concat(open_adapter(path))
     load: Callable[[Path], Adapter] = load_concat if concat else Adapter.load
     adapter = load(path)
-    if not adapter.spec.encoder:
+    try:
+        encoders.source(adapter.spec)
+    except EncoderMissing as error:
         raise BrokenEncoder(
-            f"{path.name} takes {adapter.spec.feature} features of width {adapter.spec.feature_width}, which no known "
-            "encoder gives; give its encoder by --encoder, with its open_clip config beside it"
-        )
+            f"{path.name}: {error}; give its encoder by --encoder, with its open_clip config beside it"
+        ) from None
     return (ConcatMethod if concat else AdapterMethod)(name, adapter, base, encoders, fit)

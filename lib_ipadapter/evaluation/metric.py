@@ -1,4 +1,4 @@
-"""The judge: an open_clip CLIP of both towers, pictures and texts to unit vectors."""
+"""The metric model: an open_clip CLIP with both towers, pictures and texts to unit vectors."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 
 def _fill(model: Any, state: dict[str, Tensor], path: Path) -> None:
-    """Loads every weight, or raises BrokenEncoder: a judge with random weights would judge at random."""
+    """Loads every weight or raises BrokenEncoder: random weights would give random scores."""
     own = {key: v.shape for key, v in model.state_dict().items() if key.rpartition(".")[2] != "attn_mask"}
     wrong = {
         "missing": [key for key in own if key not in state],
@@ -157,8 +157,10 @@ def _fill(model: Any, state: dict[str, Tensor], path: Path) -> None:
         "of another shape": [key for key in own if key in state and state[key].shape != own[key]],
     }
     if any(wrong.values()):
-        told = "; ".join(f"{len(keys)} keys {what} ({keys[0]}, ...)" for what, keys in wrong.items() if keys)
+        differences = "; ".join(
+            f"{len(keys)} keys {what} ({keys[0]}, ...)" for what, keys in wrong.items() if keys
+        )
         raise BrokenEncoder(
-            f"{path.name}: does not fit its architecture: {told}. Expected open_clip's layout with both towers"
+            f"{path.name}: does not fit its architecture: {differences}. Expected open_clip's layout with both towers"
         )
     model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)

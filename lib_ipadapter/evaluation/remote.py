@@ -144,7 +144,7 @@ class WebUIMethod:
 
 
 def _message(said: str) -> str:
-    """What the server wanted to say: the first of its usual fields, else its words."""
+    """The server's message: the first of its usual fields, else the whole text."""
     try:
         content = json.loads(said)
         found = next(content[key] for key in ("message", "errors", "detail", "error") if content.get(key))

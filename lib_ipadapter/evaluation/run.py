@@ -1,4 +1,4 @@
-"""evaluate(): draw what is missing, measure all of it, write table, grid and curve."""
+"""evaluate(): generates missing pictures, measures all, writes table, grid and curve."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def _measure(
 def _settings(
     items: Sequence[Item], columns: Sequence[Column], options: Options, metric: Metric
 ) -> dict[str, Any]:
-    """What there is to know about a run, for results.json."""
+    """The settings of a run, for results.json."""
     text = "the caption" if options.prompt in ("caption", "none") else "the prompt's template, filled in"
     return {
         "references": len(items), "pictures a reference": options.count, "seed": options.seed, "prompt": options.prompt,

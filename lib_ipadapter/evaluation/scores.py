@@ -1,4 +1,4 @@
-"""What is measured of each picture, and its means over references."""
+"""The measures of each picture, and their means per reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a reference counts, and how it is shown to the encoder: pixels only, before anything is encoded."""
+"""Reference mask, crop, position, tiles, sharpening and noise: pixels only, before anything is encoded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ MAX_TILES = 16
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a reference meets the encoder's square: one of FITS, of crop one of POSITIONS, and how much it is
-    sharpened there, 0..1."""
+class Preprocess:
+    """How a reference becomes the encoder's square. fit: one of FITS; position: one of POSITIONS, for fit crop;
+    sharpen: 0..1, of the square."""
 
     fit: str = "crop"
     position: str = "center"
@@ -24,8 +24,9 @@ class Look:
 
 
 @dataclass(frozen=True)
-class View:
-    """A picture that is encoded, how it fits, and where it lies: its left and top edge in its own sides."""
+class Tile:
+    """A part of a picture that is encoded alone. fit: how it becomes a square; left, top: where it lies, in sides of a
+    tile."""
 
     picture: Image.Image
     fit: str
@@ -33,9 +34,9 @@ class View:
     top: float = 0.0
 
 
-def counted(picture: Image.Image, box: Box | None, mask: Image.Image | None) -> Image.Image:
-    """The part of an RGB picture that counts: black parts of ``mask``, which lies over the whole picture, in CLIP's
-    mean colour, and of that the box."""
+def cut(picture: Image.Image, box: Box | None, mask: Image.Image | None) -> Image.Image:
+    """The crop ``box`` of an RGB picture, with CLIP's mean colour where the reference mask, which lies over the whole
+    picture, is black."""
     if mask is not None:
         neutral = Image.new("RGB", picture.size, images.NEUTRAL)
         picture = Image.composite(picture, neutral, mask.convert("L").resize(picture.size))
@@ -46,13 +47,13 @@ def counted(picture: Image.Image, box: Box | None, mask: Image.Image | None) -> 
     return picture.crop((x, y, max(round(right * width), x + 1), max(round(bottom * height), y + 1)))
 
 
-def views(picture: Image.Image, look: Look) -> list[View]:
-    """What of an RGB picture is encoded."""
-    if look.fit == "tiles":
+def tiles(picture: Image.Image, how: Preprocess) -> list[Tile]:
+    """The parts of an RGB picture that are encoded: one, or for fit tiles several."""
+    if how.fit == "tiles":
         return _tiles(picture)
-    if look.fit == "crop" and look.position != "center":
-        picture = _toward(picture, look.position)
-    return [View(picture, look.fit)]
+    if how.fit == "crop" and how.position != "center":
+        picture = _toward(picture, how.position)
+    return [Tile(picture, how.fit)]
 
 
 def _toward(picture: Image.Image, position: str) -> Image.Image:
@@ -65,9 +66,9 @@ def _toward(picture: Image.Image, position: str) -> Image.Image:
     return picture.crop((x, y, x + side, y + side))
 
 
-def _tiles(picture: Image.Image) -> list[View]:
-    """Squares that together cover the picture: of a square one 2 x 2, of a longer one as many of the shorter side as it
-    takes, overlapping evenly, at most MAX_TILES."""
+def _tiles(picture: Image.Image) -> list[Tile]:
+    """Squares that together cover the picture: 2 x 2 of a square picture; of a longer one as many of its shorter side as
+    cover it, with even overlap, at most MAX_TILES."""
     width, height = picture.size
     side = min(width, height)
     if width == height:
@@ -77,7 +78,7 @@ def _tiles(picture: Image.Image) -> list[View]:
     for top in _starts(height, side, rows):
         for left in _starts(width, side, columns):
             tile = picture.crop((left, top, left + side, top + side))
-            found.append(View(tile, "stretch", left / side, top / side))
+            found.append(Tile(tile, "stretch", left / side, top / side))
     return found
 
 
@@ -87,12 +88,12 @@ def _starts(edge: int, side: int, count: int) -> list[int]:
     return [round(i * (edge - side) / (count - 1)) for i in range(count)]
 
 
-def square(picture: Image.Image, look: Look, size: int) -> Image.Image:
-    """What the encoder sees, or in tiles: the whole."""
-    if look.fit == "tiles":
+def square(picture: Image.Image, how: Preprocess, size: int) -> Image.Image:
+    """The square that the encoder is shown, for a thumbnail; for fit tiles the whole picture, padded."""
+    if how.fit == "tiles":
         return images.fit(picture, size, "pad")
-    view = views(picture, look)[0]
-    return sharpened(images.fit(view.picture, size, view.fit), look.sharpen)
+    tile = tiles(picture, how)[0]
+    return sharpened(images.fit(tile.picture, size, tile.fit), how.sharpen)
 
 
 def sharpened(picture: Image.Image, amount: float) -> Image.Image:

@@ -9,15 +9,14 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..adapters.file import AdapterFile, open_adapter
 from ..adapters.variant import LAYERS, PROJECTION, Shapes, identify
 from ..errors import BrokenAdapter, WrongBase
-from ..pictures.preprocess import Look
-from ..prompts.features import FeatureSource, feature
+from ..prompts.pipeline import Pipeline
+from ..prompts.resolve import ResolvedUnit
 
 METADATA = {"attention": "concat"}  # of the header
 # The last layer of each projection: its length is the context
@@ -56,12 +55,10 @@ def _one_layer(shapes: Shapes, path: Path) -> dict[str, tuple[int, ...]]:
     return {f"{LAYERS}1.{kind}.weight": (context, context) for kind in ("to_k_ip", "to_v_ip")}
 
 
-def image_tokens(
-    adapter: Adapter, picture: Image.Image, source: FeatureSource, fit: str = "crop"
-) -> tuple[Tensor, Tensor]:
-    """(cond, uncond) tokens of an RGB picture, each [1, T, context] float32."""
-    cond = adapter.tokens(feature(picture, Look(fit), source, adapter.spec))
-    return cond, adapter.tokens(source.unconditional(adapter.spec))
+def image_tokens(adapter: Adapter, resolved: ResolvedUnit, pipeline: Pipeline) -> tuple[Tensor, Tensor]:
+    """(cond, uncond) tokens of a unit's references, each [1, T, context] float32."""
+    tokens = pipeline.tokens(resolved, adapter)
+    return tokens.cond, tokens.uncond
 
 
 def append(text: Tensor, tokens: Tensor) -> Tensor:

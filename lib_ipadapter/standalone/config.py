@@ -1,4 +1,4 @@
-"""The yaml beside a checkpoint: read safely, only classes on a list are ever made from it."""
+"""The yaml beside a checkpoint, read safely: only the listed classes are built from it."""
 
 from __future__ import annotations
 

@@ -6,15 +6,14 @@ import argparse
 
 from ..adapters.adapter import Adapter
 from ..errors import FileError
-from ..files.embeds import Encoded
 from ..options import add_flags, from_flags
-from ..pictures import images
-from ..prompts import features
-from ..prompts.references import expanded
-from .generate import encoder_source, loaded, read_units
+from ..pictures.picture import Pictures
+from ..prompts.pipeline import Pipeline
+from ..prompts.resolve import resolve
+from .generate import encoder_source, read_units
 from .honoured import check_embed
 from .options import EmbedOptions
-from .shelf import PathShelf
+from .store import PathStore
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,11 +33,9 @@ def run(args: argparse.Namespace) -> int:
             f"holds the references of one unit, got {len(units)}; give one --adapter, or one --unit",
         )
     check_embed(units[0])
-    source = encoder_source(units, options)  # first: it registers encoders that adapters name
-    unit, adapter = expanded(units[0], PathShelf()), Adapter.load(units[0].model)
-    pictures = loaded(unit)
-    hashes = [p.hash if isinstance(p, Encoded) else images.content_hash(p) for p in pictures.images]
-    name = options.out.stem
-    features.embeds(name, unit, pictures, hashes, source, adapter.spec, options.title).save(options.out)
+    pipeline = Pipeline(encoder_source(units, options))
+    resolved = resolve(units[0], PathStore(), Pictures())
+    spec = Adapter.load(units[0].model).spec
+    pipeline.embeds(options.out.stem, resolved, spec, options.title).save(options.out)
     print(options.out)
     return 0

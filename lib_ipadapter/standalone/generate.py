@@ -16,21 +16,22 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..adapters.adapter import Adapter
-from ..adapters.variant import VariantSpec
 from ..attention.session import COND, UNCOND, ImagePrompt
-from ..encoders import EncoderSource, identify_encoder, register_configs
+from ..encoders import EncoderSource, Need, identify_encoder
+from ..encoders.recognise import Recognised
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
-from ..files.embeds import Encoded
 from ..options import add_flags, canonical, from_flags
 from ..pictures import images
-from ..prompts.prepare import Pictures, prepare
-from ..prompts.references import expanded, in_turn, singles
+from ..pictures.picture import Pictures
+from ..prompts.image_prompt import in_turn
+from ..prompts.pipeline import Pipeline
+from ..prompts.resolve import one_per_picture, resolve
 from ..unit import FIELDS, PICTURES, Unit, parse_units
 from ..unit.names import Named
 from .honoured import check_generate, placed
 from .host import Standalone
 from .options import GenerateOptions, UnitOptions
-from .shelf import PathShelf
+from .store import PathStore
 
 if TYPE_CHECKING:
     from .sampler import Progress
@@ -130,45 +131,30 @@ class _OneEncoder(EncoderSource):
     """Features by the file of --encoder, whatever its name."""
 
     def __init__(self, file: Path, device: torch.device) -> None:
-        super().__init__([file.parent], device=device)
+        super().__init__([file], device=device)
         self.file = file
 
-    def path(self, spec: VariantSpec) -> Path:
+    def _find(self, need: Need) -> Recognised:
         found = identify_encoder(self.file)
-        if found is None or found.name != spec.encoder:
+        if found is None or found.name not in (need.encoder, self.named(need).encoder):
             raise BrokenEncoder(
-                f"{self.file.name}: it is {found.name if found else 'no CLIP image encoder'}, but the adapter takes "
-                f"{spec.feature} features of width {spec.feature_width} of {spec.encoder or 'an unknown encoder'}"
+                f"{self.file.name}: it is {found.name if found else 'no CLIP image encoder'}, but the adapter takes {need}"
+                f"{'' if need.encoder else ' of an unknown encoder'}"
             )
-        return self.file
+        return Recognised(self.file, found)
 
 
 def image_prompts(units: Sequence[Unit], options: GenerateOptions, device: torch.device) -> list[ImagePrompt]:
     """The units, ready to run but for their regions. Raises FileError, EncoderError, ImageError."""
-    source, shelf = encoder_source(units, options, device), PathShelf()
-    prompts = []
+    source, store = encoder_source(units, options, device), PathStore()
+    pipeline, pictures, prompts = Pipeline(source), Pictures(), []
     for unit in units:
-        each = [unit] if unit.distribute == "together" else singles(unit, range(options.batch), shelf)
+        each = [unit] if unit.distribute == "together" else one_per_picture(unit, range(options.batch), store)
         adapter = Adapter.load(unit.model)
-        whole = [expanded(one, shelf) for one in each]
-        prompts.append(in_turn([prepare(one, loaded(one), adapter, source) for one in whole]))
+        resolved = [resolve(one, store, pictures) for one in each]
+        prompts.append(in_turn([pipeline.prompt(one, adapter) for one in resolved]))
     source.pool.release()
     return prompts
-
-
-def loaded(unit: Unit) -> Pictures:
-    """The unit's pictures, none of them Named. Raises ImageError."""
-    references, negative = ([ref.image for ref in refs] for refs in (unit.images, unit.negative))
-    focus = None if unit.focus is None else images.load_mask(unit.focus)
-    if focus is not None and focus.getbbox() is None:
-        raise UnitError(
-            "focus", "a reference mask that is black all over", "one that is white where the reference counts"
-        )
-    return Pictures(
-        [image if isinstance(image, Encoded) else images.load_reference(image) for image in references],
-        [images.load_reference(image) for image in negative],
-        focus,
-    )
 
 
 def encoder_source(
@@ -177,7 +163,6 @@ def encoder_source(
     """Where features come from, by --encoder and --encoder-dir."""
     folders = [*options.encoder_dir, *([options.encoder.parent] if options.encoder else [])]
     folders = folders or list(dict.fromkeys(Path(unit.model).parent for unit in units))
-    register_configs(folders)
     device = torch.device(device)
     return _OneEncoder(options.encoder, device) if options.encoder else EncoderSource(folders, device=device)
 

@@ -1,4 +1,4 @@
-"""Standalone: a checkpoint that draws, with image prompts by the Session that the WebUI uses."""
+"""Standalone: samples a checkpoint without a WebUI, with image prompts by the same Session."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..encoders.custom import register_arch
+from ..encoders.configs import register_arch
 from ..errors import ModelError, UnsupportedModel
 from .config import TRANSFORMERS, Config
 

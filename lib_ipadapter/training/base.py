@@ -34,7 +34,7 @@ class Sizes:
 
 
 class Base(ABC):
-    """What a training asks of a base model. Nothing of it ever changes.
+    """The interface of a base model to a training. It never changes.
 
     unet: the frozen UNet; alphas [timesteps]: ᾱ; v: whether it predicts v, else the noise;
     resolution: pixels it was made for; factor: pixels a latent; multiple: sides are multiples of it (pixels).
@@ -62,7 +62,7 @@ class Base(ABC):
 
     @abstractmethod
     def moments(self, pixels: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in -1..1 to mean and deviation of the scaled latents [B, 8, H/8, W/8]."""
+        """Pictures [B, 3, H, W] in -1..1 to mean and std of the scaled latents [B, 8, H/8, W/8]."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Base(ABC):
 
     @abstractmethod
     def checkpoint_gradients(self) -> None:
-        """Activations of the UNet's blocks are computed again in the backward pass, not kept."""
+        """Recomputes the activations of the UNet's blocks in the backward pass instead of storing them."""
 
     def predict(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None = None) -> Tensor:
         """The UNet's output [B, 4, h, w] in float32 for x [B, 4, h, w] at timesteps t [B]."""

@@ -1,4 +1,4 @@
-"""Latents and features on disk, made once: a training that repeats its pictures encodes them one time only.
+"""Latents and features on disk: a training that repeats its pictures encodes each once.
 
 CACHE/<hash>/about.json    what it was made from
 CACHE/<hash>/NAME.npy      [N, ...], one row a picture
@@ -28,8 +28,8 @@ MISSING, DONE, BROKEN = 0, 1, 2
 
 
 class Cache:
-    """Rows of tensors for N pictures, from any process. ``about`` is what they were made from: another one
-    is another cache. ``shapes``: shape and dtype (numpy's name) of each tensor's row."""
+    """Rows of tensors for N pictures, for any process. ``about`` is what they were made from: a different one
+    is a different cache. ``shapes``: shape and dtype (numpy's name) of each tensor's row."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Cache:
         return {**self.__dict__, "_open": {}}
 
     def create(self) -> None:
-        """Makes the files, where they are not there yet; of a training's processes by one. Another training that begins
-        at the same time waits, and takes the same. Raises FileError on a full disk."""
+        """Creates the files if they do not exist; called by one process of a training. Another training that begins
+        at the same time waits and uses the same files. Raises FileError on a full disk."""
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder.with_suffix(".lock")):
@@ -66,7 +66,7 @@ class Cache:
         )
         self.folder.mkdir(exist_ok=True)
         for name in rows:
-            self._path(name).unlink(missing_ok=True)  # left by a start that was cut off
+            self._path(name).unlink(missing_ok=True)  # left by an interrupted start
         free = shutil.disk_usage(self.folder).free
         if size > free:
             raise FileError(
@@ -98,11 +98,11 @@ class Cache:
         return np.flatnonzero(np.asarray(self._rows("done")) == MISSING).tolist()
 
     def put(self, indices: Sequence[int], rows: Mapping[str, Tensor]) -> None:
-        """Rows [len(indices), ...]. Marked as there behind the data, so a crash leaves no half of one."""
+        """Rows [len(indices), ...]. Marked as done after the data, so that a crash leaves no half row."""
         for name in self._shapes:
-            held = self._rows(name)
-            held[indices] = rows[name].cpu().numpy()
-            held.flush()  # type: ignore[attr-defined]
+            stored = self._rows(name)
+            stored[indices] = rows[name].cpu().numpy()
+            stored.flush()  # type: ignore[attr-defined]
         self._mark(indices, DONE)
 
     def put_broken(self, index: int) -> None:
@@ -128,8 +128,8 @@ class Cache:
 
 
 def _reserve(path: Path) -> None:
-    """Takes the file's room on the disk now, where the system can: a disk that fills up behind a file with holes
-    kills the process and raises nothing."""
+    """Allocates the file on the disk now, where the system can: a disk that fills up under a sparse mapped file
+    kills the process without an exception."""
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

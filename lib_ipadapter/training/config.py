@@ -185,18 +185,12 @@ class TrainConfig:
 
     @property
     def hash(self) -> str:
-        """Hex digest of what decides the outcome: paths, logging and saving apart."""
+        """Hex digest of the settings that decide the outcome. Not of paths, whose content counts (identity.py), nor of
+        logging and saving; but of the cache, which stores features in half precision."""
         aside = {
-            "out",
-            "cache",
-            "cache_dir",
-            "workers",
-            "prefetch",
-            "save_every",
-            "keep",
-            "tensorboard",
-            "steps",
-        }
+            "out", "cache_dir", "base", "base_config", "data", "encoder", "init", "init_layers",
+            "workers", "prefetch", "save_every", "keep", "tensorboard", "steps",
+        }  # fmt: skip
         aside |= {row.name for row in dataclasses.fields(self) if row.name.startswith("sample_")}
         if self.schedule == "cosine":  # whose course the number of steps decides
             aside.remove("steps")

@@ -1,7 +1,7 @@
-"""Positions: the order of a training's pictures, whatever the number of processes, workers or interruptions.
+"""The order of a training's pictures, independent of workers and interruptions.
 
 A training is a function of the positions 0, 1, 2, ... and nothing else: position p is picture p mod N of
-epoch p div N, and brings its own source of chance. Optimizer step s covers G positions from s·G on, G being
+epoch p div N, with a random generator of its own. Optimizer step s covers G positions from s·G on, G being
 processes · micro steps · batch.
 """
 
@@ -27,14 +27,14 @@ from .source import BrokenPicture, Item, Source
 
 
 def draws(seed: int, position: int) -> torch.Generator:
-    """The chance of one position; neighbours have nothing in common."""
+    """The random generator of one position; neighbours are independent."""
     digest = hashlib.sha256(f"{seed}:{position}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A sample's pictures to tensors, in a worker. resolution: pixels of the square that is drawn."""
+    """Turns a sample's pictures into tensors, in a worker. resolution: side of the target, pixels."""
 
     resolution: int
     encoder: EncoderSpec
@@ -53,7 +53,7 @@ class Preparation:
 
 
 def square(picture: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The shorter edge resized to ``side``, the centre cut out; and (top, left) of the cut."""
+    """The centre crop with the shorter edge resized to ``side``, and its (top, left)."""
     scale = side / min(picture.size)
     width, height = (max(side, round(edge * scale)) for edge in picture.size)
     left, top = (width - side) // 2, (height - side) // 2
@@ -71,8 +71,8 @@ def square(picture: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int
 
 @dataclass(frozen=True)
 class Sample:
-    """What a worker hands over. tensors: of Preparation, or of the cache; empty when no picture of the data
-    can be read; broken: pictures passed over, (key, reason)."""
+    """The output of a worker. tensors: of Preparation or of the cache; empty when no picture of the data can be
+    read; broken: skipped pictures, (key, reason)."""
 
     position: int
     key: str
@@ -102,7 +102,9 @@ class Positions(Dataset[Sample]):
                 )
             except BrokenPicture as error:
                 broken.append((error.key, error.reason))
-        return Sample(position, "", "", {}, tuple(broken))  # an exception would lose its type on its way out
+        return Sample(
+            position, "", "", {}, tuple(broken)
+        )  # an exception would lose its type between processes
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         if self.cache is None:
@@ -111,7 +113,7 @@ class Positions(Dataset[Sample]):
 
 
 class PositionSampler(Sampler[int]):
-    """The positions of one process from an optimizer step on, without end: of micro step a, process r takes
+    """The endless positions of one process from an optimizer step on: of micro step a, process r takes
     batch positions from s·G + a·world·batch + r·batch on."""
 
     def __init__(self, step: int, world: int, rank: int, batch: int, accumulate: int) -> None:
@@ -127,7 +129,7 @@ class PositionSampler(Sampler[int]):
 def loader(
     positions: Positions, sampler: PositionSampler, workers: int, prefetch: int
 ) -> Iterator[list[Sample]]:
-    """Batches, the same whatever ``workers``, without end. Raises DataError when no picture can be read."""
+    """Endless batches, independent of ``workers``. Raises DataError when no picture can be read."""
     batches: DataLoader[Any] = DataLoader(
         positions, batch_size=sampler.batch, sampler=sampler, num_workers=workers, collate_fn=list,
         prefetch_factor=prefetch if workers else None, generator=torch.Generator(),

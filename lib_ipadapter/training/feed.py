@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters.file import sha256
-from ..encoders import register_configs
 from ..encoders.clip import ImageEncoder
 from ..errors import ConfigError
 from .adapter import FEATURES
@@ -21,13 +20,14 @@ from .cache import Cache
 from .config import TrainConfig
 from .data import Positions, PositionSampler, Preparation, Sample, draws, loader, stacked
 from .run_folder import RunFolder
-from .source import BrokenPicture, Source, open_source
+from .source import BrokenPicture, Source
+from .sources import open_source
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro step of one process. moments [B, 8, h, w]; features [B, E] or [B, N, W]; generators: one a
-    picture, for all that chance decides of it."""
+    """One micro step of one process. moments [B, 8, h, w]; features [B, E] or [B, N, W]; generators: one per picture,
+    for everything random about it."""
 
     keys: list[str]
     captions: list[str]
@@ -43,14 +43,18 @@ class Batch:
         return channels // 2, height, width
 
 
+def stored_dtype(feature: str) -> str:
+    """How the cache stores a kind of features: penultimate ones, a hundred times larger, in half precision."""
+    return "float32" if feature == "pooled" else "float16"
+
+
 class Feed:
-    """The data of a training, for this process. Raises FileError, EncoderError, ConfigError."""
+    """A training's data for this process. Raises FileError, EncoderError, ConfigError."""
 
     def __init__(self, config: TrainConfig, base: Base, accelerator: Any, folder: RunFolder) -> None:
         self.config, self.base, self.accelerator, self.folder = config, base, accelerator, folder
         self.source: Source = open_source(config.data)
         path = Path(config.encoder)
-        register_configs([path.parent])
         # In float32: features decide what is learned, and cost little beside the UNet.
         self.encoder = ImageEncoder.load(path, base.device)
         self.feature = FEATURES[config.variant]
@@ -59,7 +63,7 @@ class Feed:
             raise ConfigError("resolution", self.resolution, f"a multiple of {base.multiple} for this base")
         self.nothing = self.encoder.unconditional(self.feature).of(self.feature)
         self.broken = 0
-        self._told: set[str] = set()
+        self._listed: set[str] = set()
         self.cache: Cache | None = None
 
     def first_pictures(self, count: int) -> list[Image.Image]:
@@ -82,18 +86,18 @@ class Feed:
         )
         positions = Positions(self.source, self._preparation, config.seed, self.cache)
         for samples in loader(positions, sampler, config.workers, config.prefetch):
-            self._tell(samples)
+            self._list_broken(samples)
             yield self._batch(samples)
 
     @property
     def _preparation(self) -> Preparation:
         return Preparation(self.resolution, self.encoder.spec)
 
-    def _tell(self, samples: Sequence[Sample]) -> None:
-        """Counts and lists the pictures that were passed over, each once."""
+    def _list_broken(self, samples: Sequence[Sample]) -> None:
+        """Counts and lists the pictures that were skipped, each once."""
         for key, reason in (pair for sample in samples for pair in sample.broken):
-            if key not in self._told:
-                self._told.add(key)
+            if key not in self._listed:
+                self._listed.add(key)
                 self.broken += 1
                 self.folder.broken(key, reason)
 
@@ -117,15 +121,12 @@ class Feed:
     # cache
 
     def fill_cache(self) -> None:
-        """Opens the cache, and encodes what it lacks: each process its share."""
+        """Opens the cache and encodes what it lacks, each process a part."""
         config, world = self.config, self.accelerator
         side = self.resolution // self.base.factor
-        kind = (
-            "float32" if self.feature == "pooled" else "float16"
-        )  # penultimate ones are a hundred times larger
         shapes = {
             "moments": ((8, side, side), "float32"),
-            "features": (tuple(self.nothing.shape[1:]), kind),
+            "features": (tuple(self.nothing.shape[1:]), stored_dtype(self.feature)),
             "sizes": ((6,), "float32"),
         }
         folder = Path(config.cache_dir) if config.cache_dir else Path(config.out) / "cache"

@@ -1,4 +1,4 @@
-"""L_simple over a frozen base: what one batch asks of the model, and its loss.
+"""L_simple over a frozen base: the loss of one batch.
 
 arXiv 2308.06721, 3.2.2: E‖ε - ε_θ(x_t, c_text, c_image, t)‖², only the adapter trained, image, text or both
 dropped for classifier-free guidance. All randomness of a picture is drawn from its own generator.
@@ -22,7 +22,7 @@ from .terms import TrainTerms
 
 @dataclass(frozen=True)
 class Draws:
-    """What chance decides for a batch. noise [B, 4, h, w]; spread [B, 4, h, w], of the posterior;
+    """The random draws of a batch. noise [B, 4, h, w]; spread [B, 4, h, w], of the posterior;
     times [B]; no_image, no_text [B] bool."""
 
     noise: Tensor
@@ -35,7 +35,7 @@ class Draws:
 def draw(
     generators: Sequence[torch.Generator], shape: Sequence[int], timesteps: int, config: TrainConfig
 ) -> Draws:
-    """One generator a picture; ``shape`` of a latent. On the CPU, so that every device draws the same."""
+    """From one generator per picture; ``shape``: of one latent. On the CPU, so that all devices draw the same."""
     noise = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
     spread = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
     times = torch.cat([torch.randint(0, timesteps, (1,), generator=g) for g in generators])
@@ -47,31 +47,30 @@ def draw(
 
 
 class Denoiser(nn.Module):
-    """The adapter around the frozen base: its only parameters are the adapter's, so that this is what
-    gradients are averaged over."""
+    """The adapter around the frozen base. Its only parameters are the adapter's, over which gradients are averaged."""
 
     def __init__(self, base: Base, adapter: TrainableAdapter, concat: bool) -> None:
         super().__init__()
         self.adapter = adapter
-        self._base = base  # no nn.Module, so its weights are none of ours
+        self._base = base  # not an nn.Module, so its weights are not registered
         self._concat = concat
         self._terms = TrainTerms(adapter)
         self._hooks = None if concat else Hooks(base.unet, base.layers, self._terms)
 
     def remove(self) -> None:
-        """Takes the hooks off the base."""
+        """Removes the hooks from the base."""
         if self._hooks:
             self._hooks.remove()
 
     def rest(self) -> None:
-        """The base is alone until the next forward."""
+        """Turns the adapter off until the next forward."""
         self._terms.tokens = None
 
     def forward(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None, features: Tensor) -> Tensor:
         """The output [B, 4, h, w] for noised latents x and image features [B, E] or [B, N, W]."""
         # DeepSpeed keeps the parameters in half precision, and casts no inputs.
-        held = next(self.adapter.projection.parameters()).dtype
-        tokens: Tensor = self.adapter.projection(features.to(held))
+        dtype = next(self.adapter.projection.parameters()).dtype
+        tokens: Tensor = self.adapter.projection(features.to(dtype))
         if self._concat:
             text = Text(torch.cat([text.tokens, tokens.to(text.tokens.dtype)], dim=1), text.pooled)
         self._terms.tokens = tokens
@@ -80,10 +79,10 @@ class Denoiser(nn.Module):
 
 def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[str], features: Tensor,
          nothing: Tensor, sizes: Sizes | None, draws: Draws, weighting: str = "none") -> Tensor:  # fmt: skip
-    """Mean squared error against ε, or v, over the batch, each picture's by ``weights_of``.
+    """Mean squared error against ε, or v, over the batch, weighted per picture by ``weights_of``.
 
-    moments [B, 8, h, w]: mean and deviation of the scaled latents; features: of the references;
-    nothing: the feature of no picture, [1, ...], for those whose image is dropped.
+    moments [B, 8, h, w]: mean and std of the scaled latents; features: of the references;
+    nothing: the feature without a picture, [1, ...], where the image is dropped.
     """
     device = base.device
     mean, deviation = moments.to(device).chunk(2, dim=1)
@@ -105,7 +104,7 @@ def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[st
 
 
 def weights_of(alphas: Tensor, v: bool, weighting: str) -> Tensor:
-    """What the squared error of ε, or of v, counts at ᾱ [B]; but for none, the same for the same error of the latents.
+    """The weight of the squared error of ε, or of v, at ᾱ [B]. Except for none, ε and v count an error of the latents alike.
 
     none: 1; min-snr: min(SNR, 5) times the latents' squared error (arXiv 2303.09556), less for the last details; debiased: √SNR
     times it, 1/√SNR times that of ε (arXiv 2310.08442), more where the noise is high, which decides on the whole.

@@ -1,9 +1,10 @@
 """The run's folder: the resolved config, the log, checkpoints that are never half-written.
 
 OUT/config.yaml            every field, defaults included
+OUT/identity.json          hashes of data, base and encoder, and the number of processes
 OUT/log.jsonl              step, loss, learning rate, pictures a second; one line a step
 OUT/broken.txt             pictures that could not be read, and why
-OUT/checkpoints/step-N/    ip_adapter.safetensors and the state that training goes on from
+OUT/checkpoints/step-N/    ip_adapter.safetensors and the state to resume from
 OUT/ip_adapter.safetensors the newest of them
 OUT/samples, OUT/tensorboard
 """
@@ -17,11 +18,12 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import ConfigError, FileError
 from .config import TrainConfig
 
-ADAPTER = "ip_adapter.safetensors"
+ADAPTER, IDENTITY = "ip_adapter.safetensors", "identity.json"
 _PREFIX = "step-"
 _TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")  # which torch.save's errors on a full disk name
 
@@ -34,20 +36,21 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
 
     def begin(self) -> None:
-        """Makes the folder and writes the config. Raises ConfigError when another training is in it, FileError."""
-        held = self.root / "config.yaml"
-        if held.is_file() and self.latest() is not None:
-            self._same_as(held)
+        """Makes the folder. Raises ConfigError when a training of other settings is in it, FileError."""
+        config = self.root / "config.yaml"
+        if config.is_file() and self.latest() is not None:
+            self._check_settings(config)
         with writing(self.root):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for left in self.checkpoints.glob(".part-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            _replace(held, _as_yaml(self.config))
+            if self.latest() is None:
+                _replace(config, _as_yaml(self.config))
 
-    def _same_as(self, held: Path) -> None:
+    def _check_settings(self, path: Path) -> None:
         from .config import read_yaml
 
-        other = TrainConfig.parse(read_yaml(held))
+        other = TrainConfig.parse(read_yaml(path))
         if other.hash != self.config.hash:
             old, new = other.as_dict(), self.config.as_dict()
             changed = [
@@ -55,8 +58,27 @@ class RunFolder:
             ]
             raise ConfigError(
                 "out", str(self.root), f"a new folder: another training is in it ({', '.join(changed)}). "
-                "Give those values back to go on with it",
+                "Give those values back to resume it",
             )  # fmt: skip
+
+    def identity(self) -> dict[str, Any]:
+        """What the training in the folder was made of; empty when there is no checkpoint to resume from."""
+        path = self.root / IDENTITY
+        if self.latest() is None or not path.is_file():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FileError(
+                path, f"cannot be read ({error}); delete it to resume without this check"
+            ) from None
+        return found if isinstance(found, dict) else {}
+
+    def write(self, identity: Mapping[str, Any]) -> None:
+        """Writes the resolved config and what the training is made of. Raises FileError."""
+        with writing(self.root):
+            _replace(self.root / "config.yaml", _as_yaml(self.config))
+            _replace(self.root / IDENTITY, json.dumps(identity, indent=2) + "\n")
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending."""
@@ -123,7 +145,7 @@ def writing(folder: Path) -> Iterator[None]:
             raise
         raise FileError(
             folder, f"cannot be written to: {reason}. The last whole checkpoint is kept; make room and start the same "
-            "command again to go on from it",
+            "command again to resume from it",
         ) from error  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A grid of samples from fixed references, drawn while training goes on: what the numbers cannot tell."""
+"""A grid of samples from fixed references, generated during training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,17 @@ from PIL import Image
 from torch import Tensor
 
 from ..attention.session import ImagePrompt, Session
+from ..encoders.source import LoadedSource
+from ..encoders.spec import Need
 from ..errors import TrainingError
 from ..pictures import images
+from ..pictures.picture import Pictures
+from ..prompts.pipeline import Pipeline
+from ..prompts.references import NoStore
+from ..prompts.resolve import resolve
 from ..standalone.sampler import Schedule, ddim
+from ..unit import Unit
+from ..unit.fields import Reference
 from .adapter import TrainableAdapter
 from .base import Base, Sizes, Text
 from .config import TrainConfig
@@ -28,14 +36,19 @@ WEIGHTS = (0.0, 0.5, 1.0)
 
 
 class Sampler:
-    """Rows of references; columns: the reference, then λ = 0, 0.5 and 1, all rows and steps with the same noise."""
+    """Rows of references; columns: the reference, then weight 0, 0.5 and 1. All rows and steps have the same noise."""
 
     def __init__(self, config: TrainConfig, base: Base, feed: Feed) -> None:
         self.config, self.base, self.feed = config, base, feed
         self.references = self._references()
-        square = feed.encoder.spec.image_size
-        pixels = [feed.encoder.pixels(images.fit(picture, square, "crop")) for picture in self.references]
-        self.features = feed.encoder.encode_pixels(torch.cat(pixels), feed.feature)
+        self.features = torch.cat([self._feature(picture) for picture in self.references])
+
+    def _feature(self, picture: Image.Image) -> Tensor:
+        spec, name = self.feed.encoder.spec, self.feed.feature
+        resolved = resolve(Unit(images=(Reference(picture),)), NoStore(), Pictures())
+        needs = (Need(name, spec.feature_width(name), spec.name),)
+        features = Pipeline(LoadedSource(self.feed.encoder)).features(resolved, needs)
+        return features.references[0]()[name]
 
     def _references(self) -> list[Image.Image]:
         if not self.config.sample_references:
@@ -69,7 +82,7 @@ class Sampler:
         return path
 
     def _row(self, adapter: TrainableAdapter, feature: Tensor) -> list[Image.Image]:
-        if self.config.attention == "concat":  # its tokens are there, or are not
+        if self.config.attention == "concat":  # it has no weight
             return [self._picture(adapter, None), self._picture(adapter, feature)]
         return [self._picture(adapter, feature, weight) for weight in WEIGHTS]
 

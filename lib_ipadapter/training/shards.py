@@ -21,10 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from .source import ENDINGS, BrokenPicture, Item, Source, _rng, caption_of, decoded
+from ..files.captioned import caption_of
+from ..pictures.images import SUFFIXES
+from .source import BrokenPicture, Item, Source, decoded, described, rng
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_KINDS = (*ENDINGS, ".txt", ".json")
+_KINDS = (*SUFFIXES, ".txt", ".json")
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,10 @@ class ShardSource(Source):
         return len(self.samples)
 
     def order(self, epoch: int, seed: int) -> NDArray[np.int64]:
-        rng = _rng(seed, epoch)
+        chance = rng(seed, epoch)
         ends = [*self.firsts[1:], len(self.samples)]
         parts = [np.arange(a, b) for a, b in zip(self.firsts, ends, strict=True)]
-        return np.concatenate([rng.permutation(parts[i]) for i in rng.permutation(len(parts))])
+        return np.concatenate([chance.permutation(parts[i]) for i in chance.permutation(len(parts))])
 
     def key(self, index: int) -> str:
         return self.samples[index].key
@@ -134,11 +136,15 @@ class ShardSource(Source):
 
     @property
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for path in self.paths:
-            stat = path.stat()
-            digest.update(f"{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()
+        return self._digest(times=True)
+
+    @property
+    def identity(self) -> str:
+        return self._digest(times=False)
+
+    def _digest(self, times: bool) -> str:
+        lines = (f"{path.name}\0{described(path, times)}\n" for path in self.paths)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _index(number: int, path: Path) -> list[_Sample]:
@@ -174,5 +180,5 @@ def _take(found: dict[str, _Sample], name: str, path: Path, place: Place) -> Non
     if not stem or ending not in _KINDS:
         return
     sample = found.setdefault(f"{folder}/{stem}", _Sample(f"{path.name}/{folder}/{stem}".replace("//", "/")))
-    part = ("reference" if second else "picture") if ending in ENDINGS else ending
+    part = ("reference" if second else "picture") if ending in SUFFIXES else ending
     sample.parts.setdefault(part, place)

@@ -1,33 +1,29 @@
-"""Captioned pictures: a folder with .txt files or metadata.jsonl, or WebDataset shards (shards.py).
+"""Numbered captioned pictures, and those of a folder (files/captioned.py). WebDataset shards are in shards.py.
 
-A picture may have a second one for the image encoder (``NAME.ref.png`` beside ``NAME.png``, or the field
-``reference``): then that one is the prompt, and the first is what is to be drawn. Else one picture is both.
+Where a picture has a reference of its own, that one is the prompt and the first is the target.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError, ImageError
+from ..files import captioned
+from ..files.captioned import Entry
 from ..pictures import images
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_GLOB = set("*?[{")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sample. picture: the one to be drawn; reference: the one for the image encoder; both RGB."""
+    """One sample. picture: the target; reference: the one for the image encoder; both RGB."""
 
     key: str
     picture: Image.Image
@@ -67,96 +63,20 @@ class Source(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest of names, sizes and times: another one is another data set."""
+        """Hex digest of names, sizes and times of the files: what was made of them is made again for another one."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Hex digest of the samples' names and sizes, wherever the files are and whenever they were copied."""
 
     def order(self, epoch: int, seed: int) -> NDArray[np.int64]:
         """The samples' order in an epoch: a permutation."""
-        return _rng(seed, epoch).permutation(len(self))
+        return rng(seed, epoch).permutation(len(self))
 
 
-def _rng(seed: int, epoch: int) -> np.random.Generator:
+def rng(seed: int, epoch: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch])
-
-
-def open_source(path: Path | str) -> Source:
-    """A folder, a .tar file, a folder of them, or a pattern such as ``set-{000..009}.tar``. Raises DataError."""
-    from .shards import ShardSource, expand
-
-    text = str(path)
-    if _GLOB & set(text) and not Path(text).exists():
-        return ShardSource(expand(text))
-    path = Path(path)
-    if path.suffix == ".tar":
-        return ShardSource([path])
-    if not path.is_dir():
-        raise DataError(
-            path, "no such folder or .tar file; give a folder of pictures with captions, or shards"
-        )
-    if (path / "metadata.jsonl").is_file():
-        return FolderSource(path, _from_metadata(path))
-    files = sorted(p for p in path.rglob("*") if p.is_file())
-    shards = [p for p in files if p.suffix == ".tar"]
-    drawn = [p for p in files if p.suffix.lower() in ENDINGS]
-    others = {p.with_suffix("").with_suffix(""): p for p in drawn if _is_reference(p)}
-    pictures = [p for p in drawn if not _is_reference(p)]
-    if shards and not pictures:
-        return ShardSource(shards)
-    if not pictures:
-        raise DataError(path, f"no pictures in it; expected some of {', '.join(ENDINGS)}, or .tar shards")
-    return FolderSource(path, [_beside(path, p, others.get(p.with_suffix(""), p)) for p in pictures])
-
-
-def _is_reference(picture: Path) -> bool:
-    return picture.stem.lower().endswith(".ref")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Paths relative to the folder. caption: text, or None when it stands in ``text``."""
-
-    picture: str
-    reference: str
-    caption: str | None
-    text: str
-
-
-def _beside(root: Path, picture: Path, other: Path) -> Entry:
-    name = picture.relative_to(root).as_posix()
-    return Entry(name, other.relative_to(root).as_posix(), None, str(PurePosixPath(name).with_suffix(".txt")))
-
-
-def _from_metadata(root: Path) -> list[Entry]:
-    path = root / "metadata.jsonl"
-    try:
-        # Not splitlines: a caption may hold other characters that end lines, such as U+2028.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(path, f"cannot be read ({error}); expected JSON lines in UTF-8") from None
-    found = [_line(root, path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
-        raise DataError(path, "it is empty; expected a line for each picture")
-    return found
-
-
-def _line(root: Path, path: Path, number: int, line: str) -> Entry:
-    try:
-        row: Any = json.loads(line)
-        name = row["file_name"]
-        reference, caption = row.get("reference") or name, caption_of(row, "text", "caption")
-        good = isinstance(name, str) and isinstance(reference, str)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        good = False
-    if not good:
-        raise DataError(path, f"line {number}: expected an object with file_name and text, got {line[:80]!r}")
-    for part in (name, reference):
-        if (
-            PurePosixPath(part).is_absolute()
-            or ".." in PurePosixPath(part).parts
-            or ":" in part
-            or "\\" in part
-        ):
-            raise DataError(path, f"line {number}: {part!r} leaves the folder; give a path below {root.name}")
-    return Entry(name, reference, caption, "")
 
 
 class FolderSource(Source):
@@ -173,14 +93,10 @@ class FolderSource(Source):
 
     def caption(self, index: int) -> str:
         entry = self.entries[index]
-        if entry.caption is not None:
-            return entry.caption
         try:
-            return (self.root / entry.text).read_text(encoding="utf-8-sig").strip()
-        except FileNotFoundError:
-            return ""
-        except (OSError, UnicodeDecodeError) as error:
-            raise BrokenPicture(entry.picture, f"its caption {entry.text} cannot be read: {error}") from None
+            return captioned.caption(self.root, entry)
+        except DataError as error:
+            raise BrokenPicture(entry.picture, f"its caption {error}") from None
 
     def load(self, index: int) -> Item:
         entry = self.entries[index]
@@ -191,23 +107,29 @@ class FolderSource(Source):
 
     @property
     def fingerprint(self) -> str:
+        return self._digest(((e.picture, e.reference) for e in self.entries), times=True)
+
+    @property
+    def identity(self) -> str:
+        captions = hashlib.sha256("\0".join(e.caption or "" for e in self.entries).encode()).hexdigest()
+        names = ((e.picture, e.reference, e.text) for e in self.entries)
+        return f"{self._digest(names, times=False)[:32]}{captions[:32]}"
+
+    def _digest(self, names: Iterable[tuple[str, ...]], times: bool) -> str:
         digest = hashlib.sha256()
-        for entry in self.entries:
-            for name in dict.fromkeys((entry.picture, entry.reference)):
-                try:
-                    stat = (self.root / name).stat()
-                    digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
-                except OSError:
-                    digest.update(f"{name}\0absent\n".encode())
+        for group in names:
+            for name in dict.fromkeys(filter(None, group)):
+                digest.update(f"{name}\0{described(self.root / name, times)}\n".encode())
         return digest.hexdigest()
 
 
-def caption_of(row: Any, *names: str) -> str:
-    """The first of these fields of a JSON object that is there and not null, else "". Raises TypeError."""
-    found = next((row[name] for name in names if row.get(name) is not None), "")
-    if not isinstance(found, str):
-        raise TypeError(f"a caption of type {type(found).__name__}, expected text")
-    return found.strip()
+def described(path: Path, times: bool) -> str:
+    """Size and, with ``times``, time of change of a file; "absent" without one."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "absent"
+    return f"{stat.st_size}\0{stat.st_mtime_ns}" if times else f"{stat.st_size}"
 
 
 def decoded(key: str, content: Path | bytes) -> Image.Image:

@@ -1,6 +1,6 @@
 """The image term while training: K' and V' projected at each call, with gradients.
 
-The same hooks and the same attention as a generation's Session; only where K', V' come from differs.
+Hooks and attention are those of a generation's Session; only the source of K', V' differs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .adapter import TrainableAdapter
 
 class TrainTerms:
     """``hooks.Terms`` over parameters. ``tokens`` [B, T, context] belong to the rows of the next UNet call,
-    and stay until its gradients are made: gradient checkpointing asks for the terms again."""
+    and stay until its gradients are computed: gradient checkpointing asks for the terms again."""
 
     def __init__(self, adapter: TrainableAdapter) -> None:
         self.adapter = adapter

@@ -1,26 +1,37 @@
-"""Adapters and encoders on the user's disk: their names, what each file is, and what is cached of them."""
+"""Adapters and encoders on the user's disk: their names, what each file is, and what is cached between jobs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+
+from modules.call_queue import queue_lock
+from PIL import Image
 
 from ..adapters import inspect as inspection
 from ..adapters.adapter import Adapter
 from ..adapters.file import open_adapter
 from ..adapters.variant import VariantSpec, identify
-from ..cache import LRU
-from ..encoders import ENCODERS, EncoderPool, EncoderSource, FeatureCache, register_archs, register_configs
+from ..attention.keyvalue import Projected
+from ..cache import LRU, Cache
+from ..encoders import Catalog, EncoderPool, EncoderSource, register_archs
 from ..encoders.fetch import download_encoder
-from ..errors import EncoderMissing, IPAdapterError
+from ..encoders.source import identity
+from ..errors import EncoderError, IPAdapterError
 from ..files.library import Library
+from ..pictures.picture import Pictures
+from ..prompts.embeds import Embeds
+from ..prompts.pipeline import Caches, Pipeline
+from ..prompts.resolve import ResolvedUnit, resolve
+from ..unit import Unit
 from ..unit.presets import Presets
-from . import settings
+from . import fetch, settings
+from .bounds import check_pixels
 from .hosts import Host
 from .log import logger
-from .shelf import HostShelf
+from .store import HostStore
 
 
 class Models:
@@ -30,9 +41,14 @@ class Models:
         self.host = host
         self.library = Library()
         self.pool = EncoderPool()
+        self.catalog = Catalog(host.encoder_folders)
+        self.caches = Caches(settings.cache_bytes)
+        self.pictures = Pictures(fetch.data)
+        # K' and V' on the device that samples, so that a detail or a tile projects and uploads nothing again
+        self.projected: Cache[Projected] = Cache(settings.projected_bytes, lambda entry: entry.nbytes)
         self._listed = False
-        self._adapters: LRU[Adapter] = LRU(lambda: int(settings.get("ipadapter_cached_adapters")))
-        self._features = FeatureCache(lambda: int(settings.get("ipadapter_cached_references")))
+        self._units = 1  # of the last job
+        self._adapters: LRU[Adapter] = LRU(lambda: max(settings.cached_adapters(), self._units))
         self._specs: LRU[VariantSpec] = LRU(lambda: 256)
 
     # names and files
@@ -46,8 +62,9 @@ class Models:
             logger.warning("could not register text towers: %s", error)
 
     def refresh(self) -> None:
-        """Lists the adapter files again."""
+        """Lists adapters and encoders again."""
         self.library.refresh(self.host.adapter_folders())
+        self.catalog.refresh()
         self._listed = True
 
     def model_names(self) -> list[str]:
@@ -69,90 +86,117 @@ class Models:
         """The saved presets."""
         return Presets(self.host.home() / "presets")
 
-    def shelf(self) -> HostShelf:
+    def shelf(self) -> HostStore:
         """Saved embeds and folders of pictures."""
-        return HostShelf(self.host.home(), self)
+        return HostStore(self.host.home(), self._embeds)
+
+    def _embeds(self, name: str, given: Mapping[str, Any], title: str) -> Embeds:
+        fields = {"fit": settings.default_fit(), **self.presets().over(given), "enabled": True}
+        resolved = self.resolve(Unit.parse(fields))
+        spec = self.adapter(resolved.unit.model).spec
+        with queue_lock, self.encoding():
+            return self.pipeline().embeds(name, resolved, spec, title)
 
     # what a file is
 
     def spec(self, path: Path) -> VariantSpec:
-        """The adapter's spec; its header is read once."""
-        register_configs(self.host.encoder_folders())
+        """The adapter's spec; its header is read once. Which encoder it needs where it does not say, is the catalog's
+        to tell, at each use."""
 
         def read() -> VariantSpec:
             file = open_adapter(path)
             return identify(file.shapes, path, file.encoder)
 
-        return self._specs.get(_version_of(path), read)
+        return self._specs.get(identity(path), read)
 
     def inspect(self, model: str) -> dict[str, Any]:
-        """What ``inspect --json`` prints for one file, without its folder."""
-        register_configs(self.host.encoder_folders())
-        return inspection.report(self.find(model))
+        """What ``inspect --json`` prints for one file, without its folder; the encoder by those on the disk."""
+        path = self.find(model)
+        return {**inspection.report(path), "encoder": self._encoder_name(self.spec(path))}
+
+    def base(self, model: str) -> str:
+        """The base model of an adapter, "" if its file cannot be used."""
+        try:
+            return self.spec(self.find(model)).base
+        except (IPAdapterError, OSError):
+            return ""
 
     def describe(self, model: str) -> dict[str, Any]:
         """What the panel shows next to the model; never raises IPAdapterError."""
         try:
             spec = self.spec(self.find(model))
-            found, error = self._encoder_found(spec), None
         except IPAdapterError as failure:
             return {"title": model, "base": "", "encoder": "", "encoder_found": False, "error": str(failure),
                     "text": str(failure)}  # fmt: skip
-        state = "found" if found else "missing"
-        text = f"{spec.label} · {spec.base} · {spec.tokens} tokens · encoder {spec.encoder}: {state}"
-        return {"title": spec.label, "base": spec.base, "encoder": spec.encoder, "encoder_found": found,
-                "error": error, "text": text}  # fmt: skip
-
-    def _encoder_found(self, spec: VariantSpec) -> bool:
+        encoder = self._encoder_name(spec)
         try:
-            self.source().path(spec)
-        except EncoderMissing:
-            return False
-        return True
+            found, note, error = True, self.source().find(spec.needs[0]).note, None
+        except EncoderError as failure:
+            found, note = False, ""
+            error = None if encoder else str(failure)
+        state = "found" if found else "missing"
+        text = (
+            f"{spec.label} · {spec.base} · {spec.tokens} tokens · encoder {encoder or 'not known'}: {state}"
+        )
+        return {"title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
+                "text": f"{text} · {note}" if note else text}  # fmt: skip
+
+    def _encoder_name(self, spec: VariantSpec) -> str:
+        try:
+            return self.catalog.name_of(spec.needs[0])
+        except EncoderError:
+            return spec.encoder
 
     def encoder_size(self, model: str) -> int:
         """Side in pixels of the encoder's input; 224 when the encoder is not known."""
         try:
-            return ENCODERS[self.spec(self.find(model)).encoder].image_size
-        except (IPAdapterError, KeyError):
+            need = self.spec(self.find(model)).needs[0]
+            return self.catalog.spec(self.catalog.name_of(need)).image_size
+        except IPAdapterError:
             return 224
 
     def download_encoder(self, name: str, progress: Callable[[int, int | None], None]) -> Path:
         """Downloads an encoder."""
         return download_encoder(name, self.host.encoder_folders()[0], progress)
 
-    # loaded adapters and features
+    # loaded adapters, features and tokens
+
+    def expect(self, units: int) -> None:
+        """A job with so many units comes: that many adapters stay open."""
+        self._units = units
 
     def adapter(self, model: str) -> Adapter:
         """The adapter of that name, loaded."""
         path = self.find(model)
-        register_configs(self.host.encoder_folders())
-        return self._adapters.get(_version_of(path), lambda: Adapter.load(path))
+        return self._adapters.get(identity(path), lambda: Adapter.load(path))
+
+    def resolve(self, unit: Unit) -> ResolvedUnit:
+        """The unit's pictures. Raises UnitError, FileError, ImageError."""
+        pixels = 0
+
+        def allow(image: Image.Image) -> None:
+            nonlocal pixels
+            pixels = check_pixels([image], pixels)
+
+        return resolve(unit, self.shelf(), self.pictures, allow)
 
     def source(self) -> EncoderSource:
         """Encodes pictures, on the device and in the dtype of the moment."""
         device, dtype = self.host.device_and_dtype()
-        return EncoderSource(self.host.encoder_folders, self.pool, self._features, device, dtype)
+        return EncoderSource(self.catalog, self.pool, device, dtype)
 
-    @contextlib.contextmanager
-    def encoding(self) -> Iterator[None]:
-        """Around encoding: makes room on the device before, and frees it afterwards."""
-        with self.host.room() as short:
-            try:
-                yield
-            finally:
-                if not settings.get("ipadapter_keep_encoder"):
-                    self.pool.release()
-                elif short:
-                    self.pool.offload()
+    def pipeline(self) -> Pipeline:
+        """Pictures to prompts; one for each job."""
+        return Pipeline(self.source(), self.caches)
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Around encoding: the host makes room on the device when the encoder is first needed, and the encoder leaves it
+        afterwards, unless the setting keeps it there."""
+        return self.pool.room(self.host.room, settings.encoder_stays())
 
     def release(self) -> None:
         """Frees what is cached."""
         self.pool.release()
         self._adapters.clear()
-        self._features.clear()
-
-
-def _version_of(path: Path) -> tuple[str, float, int]:
-    stat = path.stat()
-    return str(path), stat.st_mtime, stat.st_size
+        self.caches.clear()
+        self.projected.clear()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapters.variant import VariantSpec
 from ..attention.layers import FILE_ORDER, PARTS, Layer, check_fit, cross_attention_layers, layer_weights
-from ..prompts.prepare import prompt_fields
+from ..prompts.image_prompt import prompt_fields
 from ..unit import Unit
 
 if TYPE_CHECKING:

@@ -51,11 +51,3 @@ def redrawn(p: Any, unit: Unit) -> Tensor:
         )
         raise UnitError("region", unit.region, left)
     return values
-
-
-def check_reference_mask(mask: Image.Image | None) -> None:
-    """Raises UnitError for one that leaves nothing of the references."""
-    if mask is not None and mask.convert("L").getextrema()[1] <= _LEAST * 255:
-        raise UnitError(
-            "focus", "a reference mask that is black all over", "one that is white where the references count"
-        )

@@ -18,8 +18,7 @@ from ..attention.region import WHOLE, Box, Region
 from ..attention.session import ImagePrompt, Session
 from ..attention.traced import TracedRows
 from ..errors import IPAdapterError, WrongBase
-from ..prompts.prepare import prepare
-from ..prompts.references import in_turn
+from ..prompts.image_prompt import in_turn
 from ..unit import Unit
 from . import regions, turns
 from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
@@ -28,7 +27,7 @@ from .log import logger
 from .maps import Sheets
 from .models import Models
 from .passes import Pass, only_hires, passes_of
-from .pictures import held_by
+from .pictures import hashes
 from .replacement import Replacement
 from .step import InnerModel, StepRows, begin
 
@@ -60,16 +59,20 @@ class Run:
         acting = any(unit.enabled and self.place.lets(unit) for unit in units)
         passes = passes_of(self.p, self.host) if acting else ()
         entries = []
-        for index, unit in enumerate(units):
-            try:
-                prompt, entry = self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
-            except IPAdapterError as error:
-                raise error.in_unit(index) from error.__cause__
-            self._units += [(index, unit, prompt)] if prompt else []
-            entries.append(entry)
+        self.models.expect(len(units))
+        with self.models.encoding():
+            for index, unit in enumerate(units):
+                try:
+                    prompt, entry = (
+                        self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
+                    )
+                except IPAdapterError as error:
+                    raise error.in_unit(index) from error.__cause__
+                self._units += [(index, unit, prompt)] if prompt else []
+                entries.append(entry)
         self.infotext = self._texts(entries)
         prompts = [prompt for _, _, prompt in self._units]
-        self.session = Session(prompts, latent_tiles, self._rows, Recorder.of(prompts))
+        self.session = Session(prompts, latent_tiles, self._rows, Recorder.of(prompts), self.models.projected)
         self.sheets = Sheets(self.session, self._units)
         if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
             self.host.comment(self.p, PLACE_UNKNOWN)
@@ -88,20 +91,17 @@ class Run:
         """The unit's image prompt, None where its switches are off, and as what it stands in the infotext of each
         picture in turn. What can be refused without encoding is first."""
         if not self.place.lets(unit):
-            return None, [(unit, held_by(unit, self.models.shelf()).hashes(unit))]
+            return None, [(unit, hashes(self.models.resolve(unit), unit))]
         adapter = self.models.adapter(unit.model)
         for one in passes:
             one.check(unit, adapter.spec)
-        source, shelf = self.models.source(), self.models.shelf()
-        turn = turns.taken(self.p, unit, shelf)
-        held = [held_by(one, shelf) for one in turn]
-        regions.check_reference_mask(held[0].focus.image if held[0].focus else None)
-        if any(one.encodes for one in held):
-            source.path(adapter.spec)
-        region = self._region(unit, held[0].mask.image if held[0].mask else None)
-        with self.models.encoding():
-            prompts = [prepare(one.unit, one.pictures(), adapter, source, region) for one in held]
-        return in_turn(prompts), [(one, its.hashes(one)) for one, its in zip(turn, held, strict=True)]
+        pipeline, each = self.models.pipeline(), turns.taken(self.p, unit, self.models.shelf())
+        resolved = [self.models.resolve(one) for one in each]
+        pipeline.check(resolved, adapter.spec)
+        mask = resolved[0].mask
+        region = self._region(unit, mask.image() if mask else None)
+        prompts = [pipeline.prompt(one, adapter, region) for one in resolved]
+        return in_turn(prompts), [(one, hashes(its, one)) for one, its in zip(each, resolved, strict=True)]
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
         """Where the unit acts. Raises UnitError for an empty region."""

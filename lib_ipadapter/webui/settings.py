@@ -7,17 +7,20 @@ from typing import Any
 import gradio as gr
 from modules import shared
 
+from ..encoders.source import Keep
 from ..unit import FITS
 
+STAYS: dict[str, Keep] = {"in VRAM": "device", "in RAM": "memory", "nowhere": "nothing"}
 SECTION = ("ipadapter", "IP-Adapter")
 DEFAULTS: dict[str, Any] = {
     "ipadapter_units": 3,
     "ipadapter_default_fit": "crop",
     "ipadapter_model_folders": "",
     "ipadapter_encoder_folders": "",
-    "ipadapter_cached_references": 12,
-    "ipadapter_cached_adapters": 2,
-    "ipadapter_keep_encoder": True,
+    "ipadapter_cache_mb": 256,
+    "ipadapter_projected_mb": 64,
+    "ipadapter_cached_adapters": 3,
+    "ipadapter_encoder_stays": "in RAM",
     "ipadapter_allow_download": False,
 }
 
@@ -42,6 +45,28 @@ def default_fit() -> str:
     return str(get("ipadapter_default_fit"))
 
 
+def cache_bytes() -> int:
+    """Of features and tokens."""
+    return int(float(get("ipadapter_cache_mb")) * 2**20)
+
+
+def projected_bytes() -> int:
+    """Of K' and V'."""
+    return int(float(get("ipadapter_projected_mb")) * 2**20)
+
+
+def cached_adapters() -> int:
+    """Adapters that stay open; at least one for each of the panel's units."""
+    return max(int(get("ipadapter_cached_adapters")), unit_count())
+
+
+def encoder_stays() -> Keep:
+    """Where the encoder stays after encoding; by the checkbox of earlier versions where that was off."""
+    if shared.opts.data.get("ipadapter_keep_encoder") is False:
+        return "nothing"
+    return STAYS.get(str(get("ipadapter_encoder_stays")), "memory")
+
+
 def allow_download() -> bool:
     """Whether the panel offers to download encoders."""
     return bool(get("ipadapter_allow_download"))
@@ -64,10 +89,16 @@ def register() -> None:
     )
     add("ipadapter_model_folders", "Further folders with adapter files", info="separated by commas")
     add("ipadapter_encoder_folders", "Further folders with image encoders", info="separated by commas")
-    add("ipadapter_cached_references", "References whose features are kept", gr.Slider,
-        {"minimum": 0, "maximum": 512, "step": 1}, "up to 2.4 MB each, in RAM")  # fmt: skip
-    add("ipadapter_cached_adapters", "Adapters kept open", gr.Slider, {"minimum": 1, "maximum": 8, "step": 1})
-    add("ipadapter_keep_encoder", "Keep the image encoder loaded between references", gr.Checkbox,
-        info="off: it is read from disk for each new reference and then leaves RAM and VRAM")  # fmt: skip
+    add("ipadapter_cache_mb", "Memory for encoded references, MB", gr.Slider,
+        {"minimum": 0, "maximum": 4096, "step": 16},
+        "in RAM; a reference takes at most 3 MB, and a known one is neither decoded nor encoded again")  # fmt: skip
+    add("ipadapter_projected_mb", "Memory for references projected for the UNet, MB", gr.Slider,
+        {"minimum": 0, "maximum": 1024, "step": 16},
+        "in VRAM, between jobs; a unit with one reference takes 3 to 11 MB")  # fmt: skip
+    add("ipadapter_cached_adapters", "Adapters kept open", gr.Slider, {"minimum": 1, "maximum": 16, "step": 1},
+        "at least one for each unit")  # fmt: skip
+    add("ipadapter_encoder_stays", "After encoding, the image encoder stays", gr.Radio, {"choices": list(STAYS)},
+        "in VRAM: fastest for many new references, and takes up to 4 GB while sampling; nowhere: it is read from disk "
+        "for new references")  # fmt: skip
     add("ipadapter_allow_download", "Offer to download a missing image encoder", gr.Checkbox,
         info="shows a button in the panel; nothing is ever downloaded by itself")  # fmt: skip

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..attention.session import COND, UNCOND
 from ..errors import UnitError
-from ..prompts.references import singles
+from ..prompts.resolve import one_per_picture
 from ..unit import Unit
 from ..unit.names import Named
 from .log import logger
 from .stack import callers, is_in, jobs, variable
-
-if TYPE_CHECKING:
-    from .shelf import HostShelf
+from .store import HostStore
 
 
 def places(p: Any) -> list[int]:
@@ -29,16 +27,16 @@ def places(p: Any) -> list[int]:
     return list(range(count(p))) if only is None else [only]
 
 
-def taken(p: Any, unit: Unit, shelf: HostShelf) -> list[Unit]:
+def taken(p: Any, unit: Unit, store: HostStore) -> list[Unit]:
     """A unit for each reference, where they take turns. Says which files of its folders are no pictures. Raises
     UnitError."""
     for named in (reference.image for reference in unit.images):
         folder = isinstance(named, Named) and named.kind == "folder"
-        if folder and (others := shelf.folders.others(named.name)):
+        if folder and (others := store.folders.others(named.name)):
             text = f"left out of the folder {named.name}, as no pictures: {', '.join(others)}"
             logger.warning("%s", text)
             p.comment(f"IP-Adapter {text}")
-    return [unit] if unit.distribute == "together" else singles(unit, places(p), shelf)
+    return [unit] if unit.distribute == "together" else one_per_picture(unit, places(p), store)
 
 
 def count(p: Any) -> int:

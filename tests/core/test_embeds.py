@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,19 +13,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from lib_ipadapter.adapters.adapter import Adapter
-from lib_ipadapter.attention.session import Session
 from lib_ipadapter.errors import FileError, UnitError
-from lib_ipadapter.files.embeds import EmbedsFolder, read
 from lib_ipadapter.pictures.images import content_hash
-from lib_ipadapter.prompts import features
-from lib_ipadapter.prompts.prepare import Pictures, prepare
-from lib_ipadapter.prompts.references import PictureFolders, expanded, in_turn, singles, spread
+from lib_ipadapter.pictures.picture import Pictures
+from lib_ipadapter.prompts.embeds import EmbedsFolder, read
+from lib_ipadapter.prompts.pipeline import Pipeline
+from lib_ipadapter.prompts.references import PictureFolders
+from lib_ipadapter.prompts.resolve import resolve, without_folders
 from lib_ipadapter.unit import COMBINES, Unit, schema
 from lib_ipadapter.unit.fields import MAX_IMAGES
 from lib_ipadapter.unit.names import Named
-from lib_ipadapter.unit.weights import LayerRule
 from tests.synthetic import adapter_tensors, write_adapter
-from tests.tiny import UNet, inputs, prompt
 
 WIDTH = 48
 
@@ -34,24 +31,33 @@ WIDTH = 48
 class Source:
     """Features by the picture's colour, without an encoder."""
 
-    def features(self, picture, fit, spec):
-        return self._random(picture.getpixel((0, 0))[0], spec)
+    def encode(self, square, need):
+        return self._random(square.getpixel((0, 0))[0], need)
 
-    def unconditional(self, spec):
-        return torch.zeros(1, WIDTH) if spec.feature == "pooled" else self._random(999, spec)
+    def unconditional(self, need):
+        return torch.zeros(1, WIDTH) if need.feature == "pooled" else self._random(999, need)
 
-    def _random(self, seed, spec):
-        shape = (1, WIDTH) if spec.feature == "pooled" else (1, 17, WIDTH)
+    def side(self, need):
+        return 8
+
+    def identity(self, need):
+        return "colours"
+
+    def named(self, need):
+        return need
+
+    def _random(self, seed, need):
+        shape = (1, WIDTH) if need.feature == "pooled" else (1, 17, WIDTH)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-class NoSource:
+class NoSource(Source):
     """An encoder that is not there."""
 
-    def features(self, picture, fit, spec):
+    def encode(self, square, need):
         raise AssertionError("encoded")
 
-    unconditional = features
+    unconditional = side = identity = encode
 
 
 def picture(colour: int) -> Image.Image:
@@ -70,7 +76,7 @@ def folder(tmp_path):
     return EmbedsFolder(tmp_path / "embeds")
 
 
-class Shelf:
+class Store:
     def __init__(self, saved=None, folders=None):
         self.saved, self.folders = saved, folders
 
@@ -91,14 +97,16 @@ def of(colours, weights=None, **fields):
 
 
 def saved(folder, adapter, name, one):
-    pictures = [reference.image for reference in one.images]
-    hashes = [content_hash(image) for image in pictures]
-    folder.save(features.embeds(name, one, Pictures(pictures), hashes, Source(), adapter.spec))
+    resolved = resolve(one, Store(folder), Pictures())
+    folder.save(Pipeline(Source()).embeds(name, resolved, adapter.spec))
 
 
 def prepared(one, folder, adapter, source):
-    one = expanded(one, Shelf(folder))
-    return prepare(one, Pictures([reference.image for reference in one.images]), adapter, source)
+    return Pipeline(source).prompt(resolve(one, Store(folder), Pictures()), adapter)
+
+
+def resolved(one, store):
+    return resolve(one, store, Pictures()).unit
 
 
 def same(a, b):
@@ -109,7 +117,7 @@ def same(a, b):
 def test_the_tokens_are_those_of_the_pictures_without_an_encoder(folder, adapter, how):
     one = of([1, 2, 3], [1.0, 0.5, 0.25], combine=how)
     saved(folder, adapter, "three", one)
-    expected = prepare(one, Pictures([reference.image for reference in one.images]), adapter, Source())
+    expected = prepared(one, folder, adapter, Source())
     again = prepared(unit({"embeds": "three"}, combine=how), folder, adapter, NoSource() if adapter.spec.feature
                      == "penultimate" else OnlyZeros())  # fmt: skip
     assert same(again, expected)
@@ -117,7 +125,7 @@ def test_the_tokens_are_those_of_the_pictures_without_an_encoder(folder, adapter
 
 
 class OnlyZeros(NoSource):
-    def unconditional(self, spec):
+    def unconditional(self, need):
         return torch.zeros(1, WIDTH)
 
 
@@ -128,7 +136,7 @@ def test_they_mix_with_pictures(folder, adapter, how):
         {"image": picture(7), "weight": 2}, {"embeds": "two", "weight": 0.5}, picture(9), combine=how
     )
     alone = of([7, 1, 2, 9], [2, 0.5, 0.25, 1], combine=how)
-    expected = prepare(alone, Pictures([reference.image for reference in alone.images]), adapter, Source())
+    expected = prepared(alone, folder, adapter, Source())
     assert same(prepared(mixed, folder, adapter, Source()), expected)
 
 
@@ -139,10 +147,12 @@ def test_what_a_file_says(folder, adapter):
         {"hash": content_hash(picture(1)), "weight": 1.0},
         {"hash": content_hash(picture(2)), "weight": 0.5},
     ]
-    assert (report["feature"], report["width"], report["fit"]) == (adapter.spec.feature, WIDTH, "pad")
+    assert report["features"] == [vars(need) for need in adapter.spec.needs]
+    assert report["fit"] == "pad"
+    name = adapter.spec.feature
     with safe_open(str(folder.folder / "Gesicht, 1.safetensors"), "pt") as file:
-        extra = ["unconditional"] if adapter.spec.feature == "penultimate" else []
-        assert sorted(file.keys()) == ["reference.0", "reference.1", *extra]
+        extra = ["unconditional.penultimate"] if name == "penultimate" else []
+        assert sorted(file.keys()) == [f"reference.0.{name}", f"reference.1.{name}", *extra]
         assert file.metadata()["ip_adapter_embeds"] == "1"
     assert [path.name for path in folder.folder.iterdir()] == ["Gesicht, 1.safetensors"]
     folder.remove("Gesicht, 1")
@@ -195,18 +205,26 @@ def rewritten(folder, change):
     save_file(tensors, str(path), told)
 
 
+def header(**fields):
+    """Changes fields of the header's only feature."""
+    return lambda tensors, told: told.update(
+        features=json.dumps([{**json.loads(told["features"])[0], **fields}])
+    )
+
+
 @pytest.mark.parametrize(("change", "message"), [
     (lambda t, m: m.pop("ip_adapter_embeds"), "holds no embeds"),
     (lambda t, m: m.update(ip_adapter_embeds="2"), "version is 2, expected 1"),
-    (lambda t, m: m.pop("encoder"), "broken"), (lambda t, m: m.update(feature="x"), "broken"),
-    (lambda t, m: m.update(width="47"), "broken"), (lambda t, m: m.update(width="x"), "broken"),
+    (lambda t, m: m.pop("features"), "broken"), (header(encoder=None, feature="x"), "broken"),
+    (header(width=47), "broken"), (header(width="x"), "broken"), (lambda t, m: m.update(features="[]"), "broken"),
+    (lambda t, m: m.update(features="7"), "broken"), (lambda t, m: m.update(features="[3]"), "broken"),
     (lambda t, m: m.update(pictures="[]"), "broken"), (lambda t, m: m.update(pictures="{"), "broken"),
     (lambda t, m: m.update(pictures="[1, 2]"), "broken"), (lambda t, m: m.update(pictures="[" * 9000), "broken"),
     (lambda t, m: m.update(pictures=json.dumps([{"hash": "a", "weight": 99}] * 2)), "broken"),
-    (lambda t, m: t.pop("reference.1"), "broken"), (lambda t, m: t.update(more=torch.zeros(1)), "broken"),
-    (lambda t, m: t.update({"reference.1": torch.full((1, WIDTH), torch.nan)}), "broken"),
-    (lambda t, m: t.update({"reference.1": torch.zeros(1, WIDTH, dtype=torch.int64)}), "broken"),
-    (lambda t, m: t.update({"reference.1": torch.zeros(2, WIDTH)}), "broken"),
+    (lambda t, m: t.pop("reference.1.pooled"), "broken"), (lambda t, m: t.update(more=torch.zeros(1)), "broken"),
+    (lambda t, m: t.update({"reference.1.pooled": torch.full((1, WIDTH), torch.nan)}), "broken"),
+    (lambda t, m: t.update({"reference.1.pooled": torch.zeros(1, WIDTH, dtype=torch.int64)}), "broken"),
+    (lambda t, m: t.update({"reference.1.pooled": torch.zeros(2, WIDTH)}), "broken"),
 ])  # fmt: skip
 def test_broken_files_are_told_by_name(folder, tmp_path, change, message):
     saved(folder, other(tmp_path, "base"), "x", of([1, 2]))
@@ -229,7 +247,7 @@ def test_no_pickle_is_opened(folder, tmp_path):
         (folder.folder / "x.safetensors").write_bytes(data)
         with pytest.raises(FileError, match=r"^x\.safetensors"):
             folder.load("x")
-    torch.save({"reference.0": torch.zeros(1, WIDTH)}, folder.folder / "x.safetensors")
+    torch.save({"reference.0.pooled": torch.zeros(1, WIDTH)}, folder.folder / "x.safetensors")
     with pytest.raises(FileError, match="no embeds that can be read"):
         read(folder.folder / "x.safetensors")
     assert not Path("/tmp/ipadapter-pickle-ran").exists()
@@ -279,13 +297,13 @@ def test_what_the_references_must_satisfy_is_asked_once_they_are_there(folder, t
         one = unit({"embeds": name}, **fields)
         if message:
             with pytest.raises(UnitError, match=message):
-                expanded(one, Shelf(folder))
+                resolved(one, Store(folder))
         else:
-            expanded(one, Shelf(folder))
+            resolved(one, Store(folder))
     with pytest.raises(UnitError, match="sum is not 0"):
-        expanded(unit({"embeds": "two"}, {"embeds": "one", "weight": -0.5}, combine="average"), Shelf(folder))
+        resolved(unit({"embeds": "two"}, {"embeds": "one", "weight": -0.5}, combine="average"), Store(folder))
     with pytest.raises(UnitError, match=f"at most {MAX_IMAGES}"):
-        expanded(unit(*[{"embeds": "two"}] * 33), Shelf(folder))
+        resolved(unit(*[{"embeds": "two"}] * 33), Store(folder))
 
 
 # folders
@@ -309,7 +327,7 @@ def test_a_folders_pictures_in_natural_order(folders, tmp_path):
 
 
 def test_a_folder_stands_for_its_pictures(folders):
-    one = spread(unit("aGk=", {"folder": "trip", "weight": 0.5}), Shelf(folders=folders))
+    one = without_folders(unit("aGk=", {"folder": "trip", "weight": 0.5}), Store(folders=folders))
     assert [getattr(reference.image, "name", None) for reference in one.images] == [
         None,
         "2.PNG",
@@ -323,75 +341,7 @@ def test_folders_are_bounded(folders):
     for i in range(MAX_IMAGES):
         (folders.root / "trip" / f"more{i}.png").touch()
     with pytest.raises(UnitError, match=f"got '{MAX_IMAGES + 3} images', expected at most {MAX_IMAGES}"):
-        spread(unit({"folder": "trip"}), Shelf(folders=folders))
+        without_folders(unit({"folder": "trip"}), Store(folders=folders))
     (folders.root / "empty").mkdir()
     with pytest.raises(UnitError, match="a folder with pictures"):
-        spread(unit({"folder": "empty"}), Shelf(folders=folders))
-
-
-# in turn
-
-
-def test_which_reference_a_picture_takes():
-    def taken(places, count=3):
-        one = unit(*(picture(i) for i in range(count)), distribute="one per picture")
-        return [single.images[0].image.getpixel((0, 0))[0] for single in singles(one, places, Shelf())]
-
-    assert taken([0, 1]) == [0, 1]
-    assert taken(range(8)) == [0, 1, 2]  # and again from the first
-    assert taken([4]) == [1]
-    single = singles(of([1, 2], combine="subtract", distribute="one per picture"), [0], Shelf())[0]
-    with pytest.raises(UnitError, match="at least two"):
-        expanded(single, Shelf())
-
-
-@pytest.fixture
-def unet():
-    torch.manual_seed(0)
-    return UNet(per_part=(6, 1, 9)).eval()  # as many layers as SD1.5.requires_grad_(False)
-
-
-@pytest.mark.parametrize("fields", [
-    {}, {"scaling": "K+V"}, {"scaling": "K+mean(V) with C penalty"}, {"precise": True},
-])  # fmt: skip
-def test_each_picture_equals_a_run_with_its_own_reference(unet, fields):
-    fields = dict(fields)
-    if fields.pop("precise", False):
-        fields["rule"] = LayerRule("style transfer precise", 0.7, None)
-    first = prompt(unet, **fields)
-    others = [prompt(unet, seed) for seed in (1, 2)]
-    weights = [torch.full((4,), weight) for weight in (1.0, 0.5, 2.0)]
-    alone = [
-        replace(first, tokens=one.tokens, token_weights=weight)
-        for one, weight in zip([first, *others], weights, strict=True)
-    ]
-    x, context = inputs(6)
-    sets = [0, 2, 4, 1, 3, 5]  # pictures 0, 1, 2: cond, then uncond
-    together = run(unet, [in_turn(alone)], x, context, sets)
-    for k, one in enumerate(alone):
-        single = run(unet, [one], x, context, [0, 0, 0, 1, 1, 1])
-        assert torch.equal(together[k::3], single[k::3])
-        assert not torch.equal(together[(k + 1) % 3 :: 3], single[(k + 1) % 3 :: 3])
-
-
-def test_they_begin_again_and_other_units_are_not_touched(unet):
-    one, two, other = prompt(unet), prompt(unet, 1), prompt(unet, 2, weight=0.3)
-    two = replace(one, tokens=two.tokens)
-    x, context = inputs(4)
-    both = run(
-        unet, [in_turn([one, two]), other], x, context, [4, 6, 5, 7]
-    )  # pictures 2 and 3: references 0 and 1
-    assert torch.equal(both[0::2], run(unet, [one, other], x, context, [0, 0, 1, 1])[0::2])
-    assert torch.equal(both[1::2], run(unet, [two, other], x, context, [0, 0, 1, 1])[1::2])
-
-
-def test_prompts_of_other_lengths_are_refused(unet):
-    with pytest.raises(UnitError, match=r"got 4 and 8.*average"):
-        in_turn([prompt(unet), prompt(unet, tokens=8)])
-
-
-def run(unet, prompts, x, context, sets):
-    session = Session(prompts)
-    with session.attached(unet):
-        session.begin_step(sets, 0.0)
-        return unet(x, context=context)
+        without_folders(unit({"folder": "empty"}), Store(folders=folders))

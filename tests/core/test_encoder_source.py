@@ -6,23 +6,28 @@ import gc
 import io
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lib_ipadapter.encoders import (
     EncoderPool,
     EncoderSource,
-    FeatureCache,
     ImageEncoder,
     find_encoder,
 )
-from lib_ipadapter.encoders import find as find_module
+from lib_ipadapter.encoders import recognise as recognise_module
+from lib_ipadapter.encoders.spec import Need
 from lib_ipadapter.errors import EncoderMissing
+from lib_ipadapter.pictures.picture import Pictures
+from lib_ipadapter.prompts.pipeline import Caches, Pipeline
+from lib_ipadapter.prompts.references import NoStore
+from lib_ipadapter.prompts.resolve import resolve
+from lib_ipadapter.unit import Unit
 from tests.tiny_tower import TINY, as_hugging_face, picture, tiny_weights, without
 
 pytestmark = pytest.mark.usefixtures("tiny_registered")
@@ -55,7 +60,7 @@ def test_missing_names_encoder_folders_files_and_download(tmp_path: Path) -> Non
     message = str(failure.value)
     for part in (
         "ViT-H-14 was not found", str(tmp_path), str(tmp_path / "nowhere"), "small.safetensors (tiny)",
-        "lora.safetensors (no CLIP vision tower)", "cut.bin (not a readable", "h94/IP-Adapter",
+        "lora.safetensors (no CLIP vision tower)", "cut.bin (refused: its zip archive is damaged", "h94/IP-Adapter",
         "models/image_encoder/model.safetensors",
     ):  # fmt: skip
         assert part in message
@@ -75,8 +80,8 @@ def test_an_incomplete_file_is_not_found_but_named(tmp_path: Path) -> None:
 
 def test_each_version_of_a_file_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Path] = []
-    opened = find_module.opened
-    monkeypatch.setattr(find_module, "opened", lambda path: (looked.append(path), opened(path))[1])
+    opened = recognise_module.opened
+    monkeypatch.setattr(recognise_module, "opened", lambda path: (looked.append(path), opened(path))[1])
     path = tmp_path / "a.bin"
     torch.save({"a": torch.ones(1)}, path)
     for _ in range(3):
@@ -100,10 +105,15 @@ def test_links_in_circles_end(tmp_path: Path, tiny_file: Path) -> None:
 # pool, cache, source
 
 
-def wants(feature: str) -> Any:
-    """As much of a VariantSpec as a source reads."""
-    width = TINY.embed_dim if feature == "pooled" else TINY.width
-    return SimpleNamespace(encoder="tiny", feature=feature, feature_width=width)
+def wants(feature: str) -> Need:
+    return Need(feature, TINY.embed_dim if feature == "pooled" else TINY.width, "tiny")  # type: ignore[arg-type]
+
+
+def feature(pipeline: Pipeline, shown: Image.Image, name: str = "pooled", fit: str = "crop") -> Tensor:
+    """Of one picture, as an adapter gets it."""
+    unit = Unit.parse({"model": "m", "images": [shown], "fit": fit})
+    features = pipeline.features(resolve(unit, NoStore(), Pictures()), [wants(name)])
+    return features.references[0]()[name]
 
 
 @pytest.fixture
@@ -122,46 +132,54 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_the_same_reference_is_encoded_once(tiny_file: Path, encoded: list[Any]) -> None:
-    source = EncoderSource([tiny_file.parent])
-    first = source.features(picture(1, (50, 40)), "crop", wants("penultimate"))
-    assert torch.equal(first, source.features(picture(1, (50, 40)), "crop", wants("penultimate")))
+    pipeline = Pipeline(EncoderSource([tiny_file.parent]))
+    first = feature(pipeline, picture(1, (50, 40)), "penultimate")
+    assert torch.equal(first, feature(pipeline, picture(1, (50, 40)), "penultimate"))
     assert len(encoded) == 1
-    source.features(picture(1, (50, 40)), "pad", wants("penultimate"))
-    source.features(picture(1, (50, 40)), "crop", wants("pooled"))
-    source.features(picture(2, (50, 40)), "crop", wants("pooled"))
+    feature(pipeline, picture(1, (50, 40)), "penultimate", "pad")
+    feature(pipeline, picture(1, (50, 40)))
+    feature(pipeline, picture(2, (50, 40)))
     assert len(encoded) == 4
 
 
 def test_another_file_under_the_same_name_is_another_encoder(tiny_file: Path) -> None:
-    source = EncoderSource(lambda: [tiny_file])
-    first = source.features(picture(), "crop", wants("pooled"))
+    caches = Caches()
+    first = feature(Pipeline(EncoderSource(lambda: [tiny_file]), caches), picture())
     tiny_file.unlink()
     save_file({**tiny_weights(seed=1)}, tiny_file)
-    assert not torch.allclose(first, source.features(picture(), "crop", wants("pooled")))
+    second = feature(Pipeline(EncoderSource(lambda: [tiny_file]), caches), picture())
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("name", ["pooled", "penultimate"])
+def test_another_dtype_is_another_feature(tiny_file: Path, name: str) -> None:
+    caches = Caches()
+    full, half = (
+        feature(Pipeline(EncoderSource([tiny_file], dtype=dtype), caches), picture(), name)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(full, half, rtol=0.1, atol=0.5)
 
 
 def test_unconditional_of_a_source(tiny_file: Path, encoded: list[Any]) -> None:
-    source = EncoderSource([tiny_file])
-    assert torch.equal(source.unconditional(wants("pooled")), torch.zeros(1, TINY.embed_dim))
-    assert source.pool.loaded is None, "zeros need no encoder"
-    found = [source.unconditional(wants("penultimate")) for _ in range(2)]
+    pipeline = Pipeline(EncoderSource([tiny_file]))
+
+    def unconditional(name: str) -> Tensor:
+        unit = Unit.parse({"model": "m", "images": [picture()]})
+        features = pipeline.features(resolve(unit, NoStore(), Pictures()), [wants(name)])
+        return features.unconditional()[name]
+
+    assert torch.equal(unconditional("pooled"), torch.zeros(1, TINY.embed_dim))
+    assert pipeline.source.pool.loaded is None, "zeros need no encoder"
+    found = [unconditional("penultimate") for _ in range(2)]
     assert len(encoded) == 1
     assert torch.equal(found[0], ImageEncoder.load(tiny_file).unconditional().penultimate)
 
 
 def test_an_adapter_of_unknown_width(tiny_file: Path) -> None:
-    spec = SimpleNamespace(encoder="", feature="pooled", feature_width=333)
     with pytest.raises(EncoderMissing, match="pooled features of width 333"):
-        EncoderSource([tiny_file]).features(picture(), "crop", spec)
-
-
-def test_the_cache_forgets_the_oldest() -> None:
-    made: list[int] = []
-    cache = FeatureCache(2)
-    for key in (1, 2, 1, 3, 1, 2):
-        cache.get(key, lambda key=key: (made.append(key), torch.tensor(key))[1])
-    assert made == [1, 2, 3, 2]
-    assert len(cache) == 2
+        EncoderSource([tiny_file]).encode(picture(), Need("pooled", 333))
 
 
 def test_the_pool_keeps_one_encoder(tiny_file: Path, tmp_path: Path) -> None:
@@ -178,14 +196,10 @@ def test_the_pool_keeps_one_encoder(tiny_file: Path, tmp_path: Path) -> None:
     assert pool.loaded is None
 
 
-def test_threads_share_a_source(tiny_file: Path, encoded: list[Any]) -> None:
-    source = EncoderSource([tiny_file])
+def test_threads_share_a_cache(tiny_file: Path, encoded: list[Any]) -> None:
+    pipeline = Pipeline(EncoderSource([tiny_file]))
     found: list[Tensor] = []
-
-    def work() -> None:
-        found.append(source.features(picture(), "crop", wants("pooled")))
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: found.append(feature(pipeline, picture()))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -196,24 +210,24 @@ def test_threads_share_a_source(tiny_file: Path, encoded: list[Any]) -> None:
 
 def test_memory_stays_flat_over_many_references(tiny_file: Path) -> None:
     """After the cache is full, each further reference leaves as many tensors as it found."""
-    source = EncoderSource([tiny_file], cache=FeatureCache(3))
+    pipeline = Pipeline(EncoderSource([tiny_file]), Caches(lambda: 6 * TINY.tokens * TINY.width * 4))
 
     def tensors_after(count: int) -> int:
         for seed in range(count):
-            source.features(picture(seed, (40, 30)), "crop", wants("penultimate"))
+            feature(pipeline, picture(seed, (40, 30)), "penultimate")
         gc.collect()
         return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
-    assert tensors_after(5) == tensors_after(30)
+    assert tensors_after(8) == tensors_after(30)
 
 
 def test_a_failure_leaves_nothing_in_the_cache(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = EncoderSource([tiny_file])
+    pipeline = Pipeline(EncoderSource([tiny_file]))
     with monkeypatch.context() as patch:
         patch.setattr(ImageEncoder, "encode", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            source.features(picture(), "crop", wants("pooled"))
-    assert source.features(picture(), "crop", wants("pooled")).shape == (1, TINY.embed_dim)
+            feature(pipeline, picture())
+    assert feature(pipeline, picture()).shape == (1, TINY.embed_dim)
 
 
 def test_buffers_of_the_file_are_not_needed_after_pickles(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_cocos_layout(tmp_path: Path) -> None:
         ({}, "no pictures"),
         ({"a.png": None}, "no caption.*a.png"),
         ({"a.png": None, "metadata.jsonl": '{"file_name": "b.png", "text": "x"}'}, "line 1 names b.png"),
-        ({"a.png": None, "metadata.jsonl": '{"file": "a.png"}'}, "line 1 is no JSON object with file_name"),
+        ({"a.png": None, "metadata.jsonl": '{"file": "a.png"}'}, "line 1: expected an object with file_name"),
         ({"a.png": None, "coco.json": "[]"}, "not COCO's captions"),
         ({"a.png": None, "coco.json": '{"images": [], "annotations": []}'}, "none of the 0 pictures"),
     ],

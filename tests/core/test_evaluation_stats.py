@@ -61,6 +61,9 @@ def test_known_values() -> None:
     found = estimate([1.0] * 5, rate=True)
     assert found is not None
     assert (found.mean, round(found.low or 0, 4), found.high, found.n) == (1.0, 0.5655, 1.0, 5)
+    found = estimate([1.0, 2.0, 3.0])  # t(2) * 1 / sqrt(3)
+    assert found is not None
+    assert found.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-5)
     assert estimate([0.7]) == Estimate(0.7, None, None, 1)
     assert str(estimate([0.7])) == "0.700 [–]"
     assert estimate([NAN]) is None

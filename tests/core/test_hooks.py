@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_ipadapter.attention.hooks import Hooks
-from lib_ipadapter.attention.keyvalue import Projected
+from lib_ipadapter.attention.keyvalue import KeyValue, Projected
 from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.attention.lowrank import LowRank
 from lib_ipadapter.attention.region import Region
@@ -317,3 +317,11 @@ def test_projections_are_computed_in_full_precision(dtype):
     # What the rounding of the tokens alone would cost is far beyond that tolerance.
     rounded = (tokens.to(dtype).double() @ stored.double().T).unflatten(-1, (2, -1)).transpose(1, 2)
     assert (rounded - exact).abs().max() > 2e-3
+
+
+def test_the_same_token_set_among_other_pictures(unet):
+    held = KeyValue(dataclasses.replace(prompt(unet), tokens=torch.zeros(6, 4, CONTEXT)))
+    held.select([0, 2, 1, 3])
+    assert held._rows((2, 3)) == (2, 3)
+    held.select([2, 4, 3, 5])
+    assert held._rows((2, 3)) == (0, 1)

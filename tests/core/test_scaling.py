@@ -10,8 +10,11 @@ from torch import Tensor
 from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.term import split_heads
+from lib_ipadapter.cache import Cache, Lazy
 from lib_ipadapter.errors import UnitError
-from lib_ipadapter.prompts.prepare import combine
+from lib_ipadapter.prompts.combine import combine
+from lib_ipadapter.prompts.encode import Features
+from lib_ipadapter.prompts.project import Tokens, project
 from lib_ipadapter.unit import SCALINGS, Unit
 from lib_ipadapter.unit.weights import Curve, LayerRule
 from tests import tiny
@@ -67,8 +70,18 @@ def test_a_scaling_is_its_formula(how, factor):
 class Plain:
     """A projection that changes nothing."""
 
-    def tokens(self, features: Tensor) -> Tensor:
-        return features.view(1, -1, 4)
+    key = "plain"
+
+    def tokens(self, features: dict[str, Tensor]) -> Tensor:
+        return features["pooled"].view(1, -1, 4)
+
+
+def combined(how: str, features: list[Tensor], weights: list[float], unconditional: Tensor) -> Tokens:
+    def lazy(number: int, feature: Tensor) -> Lazy:
+        return Lazy(number, lambda: {"pooled": feature})
+
+    parts = Features(tuple(lazy(i, x) for i, x in enumerate(features)), lazy(-1, unconditional))
+    return project(combine(how, parts, weights), Plain(), Cache(lambda: 99))
 
 
 def one(how: str, *weights: float) -> Tensor:
@@ -77,11 +90,10 @@ def one(how: str, *weights: float) -> Tensor:
         torch.tensor([[0.0, 0, 2, 0]]),
         torch.tensor([[0.0, 0, 0, 1]]),
     ]
-    found = combine(how, features[: len(weights)], torch.tensor(weights), torch.zeros(1, 4), Plain())
-    cond, uncond, shares = found
-    assert cond.shape == uncond.shape == (1, 1, 4)
-    assert shares.tolist() == [1.0]
-    return cond[0, 0]
+    tokens = combined(how, features[: len(weights)], list(weights), torch.zeros(1, 4))
+    assert tokens.cond.shape == tokens.uncond.shape == (1, 1, 4)
+    assert tokens.weights.tolist() == [1.0]
+    return tokens.cond[0, 0]
 
 
 def test_combinations_are_their_formulas():
@@ -97,9 +109,9 @@ def test_combinations_are_their_formulas():
 def test_one_picture_is_the_same_however_it_is_combined():
     features = [torch.randn(1, 5, 4)]
     for how in ("concat", "average", "norm average", "add"):
-        cond, _, weights = combine(how, features, torch.ones(1), torch.zeros(1, 5, 4), Plain())
-        torch.testing.assert_close(cond, features[0])
-        assert weights.tolist() == [1.0] * 5
+        tokens = combined(how, features, [1.0], torch.zeros(1, 5, 4))
+        torch.testing.assert_close(tokens.cond, features[0])
+        assert tokens.weights.tolist() == [1.0] * 5
 
 
 @pytest.mark.parametrize(("fields", "message"), [

@@ -14,7 +14,7 @@ from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.term import add_term, fill_vector, image_attention
-from lib_ipadapter.prompts.prepare import maps_of
+from lib_ipadapter.prompts.image_prompt import maps_of
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.unit.weights import Curve, LayerRule
 from tests.tiny import prompt

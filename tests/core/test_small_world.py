@@ -19,7 +19,7 @@ import dev
 from examples.small_world import data, demo, models, publish, read
 from lib_ipadapter.adapters.file import sha256
 from lib_ipadapter.encoders import register_archs
-from lib_ipadapter.encoders.custom import register_arch
+from lib_ipadapter.encoders.configs import register_arch
 from lib_ipadapter.errors import BrokenEncoder, FileError, ModelError, UnsupportedModel
 from lib_ipadapter.standalone import Standalone
 from tests.small_world import write_stand_in

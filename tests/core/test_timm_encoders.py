@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lib_ipadapter.adapters.variant import identify
-from lib_ipadapter.encoders import ENCODERS, EncoderSource, ImageEncoder, find_encoder, register_configs
+from lib_ipadapter.encoders import Catalog, EncoderSource, ImageEncoder, find_encoder
 from lib_ipadapter.encoders import timm_tower as towers
 from lib_ipadapter.errors import BrokenEncoder, EncoderMissing
 from tests.synthetic import adapter_tensors
@@ -25,12 +25,9 @@ SMALL = {"depth": 3, "embed_dim": 64, "num_heads": 2}
 
 @pytest.fixture(autouse=True)
 def small_towers(monkeypatch: pytest.MonkeyPatch):
-    """timm's own classes, small; and none of them known afterwards."""
+    """timm's classes, small."""
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **options: real(name, **{**SMALL, **options}))
-    yield
-    for name in [name for name, spec in ENCODERS.items() if spec.timm[0]]:
-        del ENCODERS[name]
 
 
 def write(folder: Path, stem: str, model: str, pool: str | None, projection: str | None) -> Path:
@@ -62,7 +59,6 @@ def write(folder: Path, stem: str, model: str, pool: str | None, projection: str
 )
 def test_features_are_those_of_the_tower(tmp_path, model, pool, projection, tokens):
     path = write(tmp_path, "own", model, pool, projection)
-    register_configs([tmp_path])
     assert find_encoder("own", [tmp_path]) == path
     encoder = ImageEncoder.load(path)
     side = encoder.spec.image_size
@@ -88,17 +84,16 @@ def test_features_are_those_of_the_tower(tmp_path, model, pool, projection, toke
 
 def test_the_header_says_which_of_two_encoders_of_one_width(tmp_path):
     write(tmp_path, "own", "vit_tiny_patch16_224", "token", "linear")
-    register_configs([tmp_path])
+    catalog = Catalog([tmp_path])
     tensors = adapter_tensors("base", feature_width=40)
     shapes = {key: tuple(value.shape) for key, value in tensors.items()}
-    assert identify(shapes, "a").encoder == "own"
-    assert identify(shapes, "a", "own").encoder == "own"
-    assert identify(shapes, "a", "renamed-since").encoder == "own"
+    for header in ("", "own", "renamed-since"):
+        assert catalog.name_of(identify(shapes, "a", header).needs[0]) == "own"
     clip = {k: tuple(v.shape) for k, v in adapter_tensors("base", feature_width=768).items()}
-    assert identify(clip, "a").encoder == "ViT-L-14"
+    assert catalog.name_of(identify(clip, "a").needs[0]) == "ViT-L-14"
     spec = identify(clip, "a", "my-siglip")
     with pytest.raises(EncoderMissing, match=r"trained with the image encoder my-siglip.*my-siglip\.json"):
-        EncoderSource([tmp_path]).path(spec)
+        EncoderSource(catalog).check(spec.needs[0])
 
 
 def test_what_is_wrong_is_said(tmp_path):
@@ -107,7 +102,7 @@ def test_what_is_wrong_is_said(tmp_path):
     for key, value, said in (
         ("timm_model_name", "vit_of_tomorrow", "has no tower vit_of_tomorrow"),
         ("timm_proj", "mlp", "timm_proj is 'mlp'"),
-        ("timm_model_name", "resnet18", "no vision transformer"),
+        ("timm_model_name", "resnet18", "not a vision transformer"),
     ):
         changed = {**config, "vision_cfg": {**config["vision_cfg"], "timm_pool": "avg", key: value}}
         path.with_suffix(".json").write_text(json.dumps(changed))
@@ -116,11 +111,10 @@ def test_what_is_wrong_is_said(tmp_path):
             SMALL.clear()
         try:
             with pytest.raises(BrokenEncoder, match=said):
-                register_configs([tmp_path])
+                find_encoder("own", [tmp_path])
         finally:
             SMALL.update(SMALL_BEFORE)
     path.with_suffix(".json").write_text(json.dumps(config))
-    register_configs([tmp_path])
     save_file({"visual.trunk.cls_token": torch.zeros(1, 1, 64)}, path)
     with pytest.raises(BrokenEncoder, match="keys missing or misshapen"):
         ImageEncoder.load(path)

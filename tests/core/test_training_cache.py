@@ -17,7 +17,8 @@ import torch
 
 from lib_ipadapter.errors import FileError
 from lib_ipadapter.training.cache import Cache
-from lib_ipadapter.training.source import BrokenPicture, open_source
+from lib_ipadapter.training.source import BrokenPicture
+from lib_ipadapter.training.sources import open_source
 from tests.training_pictures import PREPARE, pictures, take
 
 SHAPES = {"moments": ((2, 3), "float32"), "features": ((4,), "float16")}

@@ -16,10 +16,12 @@ from torch import nn
 
 from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.errors import DataError
+from lib_ipadapter.files.captioned import Entry
 from lib_ipadapter.pictures import images
 from lib_ipadapter.training import data
 from lib_ipadapter.training.data import Positions, PositionSampler, Preparation, draws
-from lib_ipadapter.training.source import BrokenPicture, Entry, FolderSource, open_source
+from lib_ipadapter.training.source import BrokenPicture, FolderSource
+from lib_ipadapter.training.sources import open_source
 from tests.training_pictures import BLUE, PREPARE, RED, SPEC, encoded, noise, pictures, same, take, write
 
 # positions

@@ -13,7 +13,8 @@ from itertools import pairwise
 import pytest
 
 from lib_ipadapter.errors import DataError
-from lib_ipadapter.training.source import BrokenPicture, open_source
+from lib_ipadapter.training.source import BrokenPicture
+from lib_ipadapter.training.sources import open_source
 from tests.training_pictures import BLUE, RED, encoded, noise, tar, write
 
 # sources: folders

@@ -7,10 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from lib_ipadapter.encoders.spec import Need
 from lib_ipadapter.errors import UnitError
 from lib_ipadapter.pictures import images, preprocess
-from lib_ipadapter.pictures.preprocess import Look
-from lib_ipadapter.prompts.features import Pictures, cond_features, merged, uncond_feature
+from lib_ipadapter.pictures.picture import Pictures
+from lib_ipadapter.pictures.preprocess import Preprocess
+from lib_ipadapter.prompts.encode import merged
+from lib_ipadapter.prompts.pipeline import Pipeline
+from lib_ipadapter.prompts.references import NoStore
+from lib_ipadapter.prompts.resolve import resolve
 from lib_ipadapter.unit import Unit, crops
 from lib_ipadapter.webui.panel import html as panel_html
 
@@ -65,16 +70,16 @@ def test_one_box_is_for_all_and_several_are_one_each() -> None:
 
 def test_a_box_cuts_and_is_never_empty() -> None:
     whole = picture(40, 30)
-    assert same(preprocess.counted(whole, (0.25, 0.5, 0.75, 1), None), whole.crop((10, 15, 30, 30)))
-    assert preprocess.counted(whole, (0.999, 0.999, 1, 1), None).size == (1, 1)
-    assert preprocess.counted(whole, (0, 0, 0.001, 0.001), None).size == (1, 1)
+    assert same(preprocess.cut(whole, (0.25, 0.5, 0.75, 1), None), whole.crop((10, 15, 30, 30)))
+    assert preprocess.cut(whole, (0.999, 0.999, 1, 1), None).size == (1, 1)
+    assert preprocess.cut(whole, (0, 0, 0.001, 0.001), None).size == (1, 1)
 
 
 def test_a_reference_mask_takes_out_what_is_black() -> None:
     mask = Image.new("L", (4, 2), 0)
     mask.paste(255, (0, 0, 2, 2))
     mask = mask.resize((40, 30), Image.Resampling.NEAREST)
-    values = np.asarray(preprocess.counted(picture(), None, mask))
+    values = np.asarray(preprocess.cut(picture(), None, mask))
     assert (values[:, :20] == np.asarray(picture())[:, :20]).all()
     assert (values[:, 20:] == images.NEUTRAL).all()
 
@@ -89,14 +94,14 @@ def test_a_reference_mask_takes_out_what_is_black() -> None:
 )  # fmt: skip
 def test_positions(position: str, wide: tuple[int, ...] | None, tall: tuple[int, ...] | None) -> None:
     for whole, box in ((picture(40, 30), wide), (picture(30, 40), tall)):
-        (view,) = preprocess.views(whole, Look("crop", position))
-        assert same(view.picture, whole.crop(box) if box else whole)
-        assert same(preprocess.views(whole, Look("pad", position))[0].picture, whole)
+        (tile,) = preprocess.tiles(whole, Preprocess("crop", position))
+        assert same(tile.picture, whole.crop(box) if box else whole)
+        assert same(preprocess.tiles(whole, Preprocess("pad", position))[0].picture, whole)
 
 
 @pytest.mark.parametrize("size", [(30, 30), (31, 30), (30, 90), (200, 60), (1, 1), (1000, 3), (7, 500)])
 def test_tiles_cover_the_picture(size: tuple[int, int]) -> None:
-    tiles = preprocess.views(picture(*size), Look("tiles"))
+    tiles = preprocess.tiles(picture(*size), Preprocess("tiles"))
     assert len(tiles) <= preprocess.MAX_TILES
     side = tiles[0].picture.width
     assert all(tile.picture.size == (side, side) and tile.fit == "stretch" for tile in tiles)
@@ -178,84 +183,105 @@ def test_noise_is_the_same_each_time_and_all_there_is_at_1() -> None:
 # features
 
 
+NEED = Need("pooled", 3, "means")
+
+
 class Means:
-    """Features that are a picture's mean colour, and what was asked for."""
+    """Features that are a picture's mean colour, and the squares that were asked for."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Image.Image, str]] = []
+        self.asked: list[Image.Image] = []
 
-    def features(self, shown: Image.Image, fit: str, spec: object) -> torch.Tensor:
-        self.asked.append((shown, fit))
-        return torch.tensor(np.asarray(shown, dtype=np.float32).mean((0, 1)))[None]
+    def encode(self, square: Image.Image, need: Need) -> torch.Tensor:
+        self.asked.append(square)
+        return torch.tensor(np.asarray(square, dtype=np.float32).mean((0, 1)))[None]
 
-    def unconditional(self, spec: object) -> torch.Tensor:
+    def unconditional(self, need: Need) -> torch.Tensor:
         return torch.zeros(1, 3)
 
-    def side(self, spec: object) -> int:
+    def side(self, need: Need) -> int:
         return 16
 
+    def check(self, need: Need) -> None:
+        pass
 
-def read(fields: dict, pictures: Pictures) -> tuple[list[torch.Tensor], torch.Tensor, Means]:
-    count = {"images": ["aGk="] * len(pictures.images), "negative": ["aGk="] * len(pictures.negative)}
-    unit, source = Unit.parse({"model": "m", **count, **fields}), Means()
-    spec: object = None
-    return cond_features(unit, pictures, source, spec), uncond_feature(unit, pictures, source, spec), source
+    def identity(self, need: Need) -> str:
+        return "means"
+
+    def named(self, need: Need) -> Need:
+        return need
+
+
+def read(
+    fields: dict, references: list[Image.Image], negative: list[Image.Image] | None = None
+) -> tuple[list[torch.Tensor], torch.Tensor, Means]:
+    unit, source = (
+        Unit.parse({"model": "m", "images": references, "negative": negative or [], **fields}),
+        Means(),
+    )
+    features = Pipeline(source).features(resolve(unit, NoStore(), Pictures()), [NEED])
+    conds = [reference()["pooled"] for reference in features.references]
+    return conds, features.unconditional()["pooled"], source
+
+
+def square(whole: Image.Image, fit: str = "crop") -> Image.Image:
+    return images.fit(whole, 16, fit)
 
 
 def test_plain_references_go_to_the_encoder_as_they_are() -> None:
     one = picture()
-    (feature,), uncond, source = read({"fit": "pad"}, Pictures([one]))
-    assert [(shown is one, fit) for shown, fit in source.asked] == [(True, "pad")]
+    (feature,), uncond, source = read({"fit": "pad"}, [one])
+    assert [same(shown, square(one, "pad")) for shown in source.asked] == [True]
     assert not uncond.any()
     assert feature.shape == (1, 3)
 
 
 def test_each_reference_has_its_box() -> None:
     one, two = picture(seed=1), picture(seed=2)
-    _, _, source = read({"box": "; 0, 0, 0.5, 1"}, Pictures([one, two]))
-    assert same(source.asked[0][0], one)
-    assert same(source.asked[1][0], two.crop((0, 0, 20, 30)))
+    _, _, source = read({"box": "; 0, 0, 0.5, 1"}, [one, two])
+    assert same(source.asked[0], square(one))
+    assert same(source.asked[1], square(two.crop((0, 0, 20, 30))))
 
 
 def test_sharpening_is_of_what_the_encoder_sees() -> None:
-    _, _, source = read({"sharpen": 0.5}, Pictures([picture()]))
-    assert source.asked[0][1] == "stretch"
-    assert same(source.asked[0][0], preprocess.sharpened(images.fit(picture(), 16, "crop"), 0.5))
-    seen = preprocess.square(picture(), Look(sharpen=0.5), 16)  # what the thumbnail shows
-    assert same(source.asked[0][0], seen)
+    _, _, source = read({"sharpen": 0.5}, [picture()])
+    assert same(source.asked[0], preprocess.sharpened(images.fit(picture(), 16, "crop"), 0.5))
+    seen = preprocess.square(picture(), Preprocess(sharpen=0.5), 16)  # what the thumbnail shows
+    assert same(source.asked[0], seen)
 
 
 def test_tiles_are_one_feature() -> None:
-    (feature,), _, source = read({"fit": "tiles"}, Pictures([picture(60, 30)]))
+    (feature,), _, source = read({"fit": "tiles"}, [picture(60, 30)])
     assert len(source.asked) == 2
-    expected = np.asarray(picture(60, 30), dtype=np.float32).mean((0, 1))
+    halves = [square(picture(60, 30).crop((x, 0, x + 30, 30))) for x in (0, 30)]
+    expected = np.mean([np.asarray(half, dtype=np.float32).mean((0, 1)) for half in halves], axis=0)
     np.testing.assert_allclose(feature[0].numpy(), expected, rtol=1e-5)
 
 
 def test_negative_references_are_the_unconditional_side() -> None:
     bad = [picture(seed=5), picture(seed=6)]
-    _, uncond, _ = read({}, Pictures([picture()], bad))
-    expected = np.mean([np.asarray(x, dtype=np.float32).mean((0, 1)) for x in bad], axis=0)
+    _, uncond, _ = read({}, [picture()], bad)
+    expected = np.mean([np.asarray(square(x), dtype=np.float32).mean((0, 1)) for x in bad], axis=0)
     np.testing.assert_allclose(uncond[0].numpy(), expected, rtol=1e-5)
     with pytest.raises(UnitError, match=r"negative.*without weights"):
         Unit.parse({"model": "m", "images": ["aGk="], "negative": [{"image": "aGk=", "weight": 0.5}]})
 
 
 def test_noise_fades_the_negatives_or_else_the_references() -> None:
-    _, uncond, source = read({"noise": 0.5}, Pictures([picture()]))
+    _, uncond, source = read({"noise": 0.5}, [picture()])
     faded = preprocess.noised(images.fit(picture(), 16, "crop"), 0.5)
-    assert same(source.asked[-1][0], faded)
+    assert same(source.asked[-1], faded)
     assert uncond.any()
-    _, _, source = read({"noise": 0.5}, Pictures([picture()], [picture(seed=3)]))
-    assert same(source.asked[-1][0], preprocess.noised(images.fit(picture(seed=3), 16, "crop"), 0.5))
+    _, _, source = read({"noise": 0.5}, [picture()], [picture(seed=3)])
+    assert same(source.asked[-1], preprocess.noised(images.fit(picture(seed=3), 16, "crop"), 0.5))
 
 
 def test_thumbnails_show_the_box(tmp_path: object) -> None:
     path = f"{tmp_path}/wide.png"
     picture(40, 30).save(path)
-    look = Look()
-    plain = panel_html.thumbnails([path], [None], 32, look, [None])
-    boxed = panel_html.thumbnails([path], [None], 32, look, [(0.0, 0.0, 0.5, 1.0)])
+    how = Preprocess()
+    plain = panel_html.thumbnails([path], [None], 32, how, [None])
+    boxed = panel_html.thumbnails([path], [None], 32, how, [(0.0, 0.0, 0.5, 1.0)])
     assert plain != boxed
     assert 'data-box=""' in plain
     assert 'data-box="0.0,0.0,0.5,1.0"' in boxed

@@ -15,7 +15,7 @@ from lib_ipadapter.attention.layers import Layer, cross_attention_layers, execut
 from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.term import image_attention, project
 from lib_ipadapter.errors import UnitError, UnsupportedModel
-from lib_ipadapter.prompts.prepare import prompt_fields
+from lib_ipadapter.prompts.image_prompt import prompt_fields
 from lib_ipadapter.unit import Unit, schema, weights
 from lib_ipadapter.unit.weights import SD, SDXL, TYPES, Curve, LayerCounts, LayerRule
 from tests import tiny

@@ -31,7 +31,10 @@ from lib_ipadapter.evaluation.methods import (
     adapter_method,
 )
 from lib_ipadapter.pictures import images
-from lib_ipadapter.prompts.prepare import Pictures, prepare
+from lib_ipadapter.pictures.picture import Pictures
+from lib_ipadapter.prompts.pipeline import Pipeline
+from lib_ipadapter.prompts.references import NoStore
+from lib_ipadapter.prompts.resolve import resolve
 from lib_ipadapter.standalone.concat import METADATA, append, load_concat
 from lib_ipadapter.standalone.sampler import Schedule, ddim
 from lib_ipadapter.unit import Reference, Unit
@@ -102,8 +105,9 @@ def test_a_batch_of_references_draws_what_single_ones_do(
     together = method.draw(jobs())
     for job, picture in zip(jobs(), together, strict=True):
         unit = Unit(images=(Reference(job.reference),), model=name, weight=0.8)
-        prompt = prepare(unit, Pictures([job.reference]), Adapter.load(folder / f"{name}.safetensors"),
-                         encoders.source(method.adapter.spec))  # fmt: skip
+        pipeline = Pipeline(encoders.source(method.adapter.spec))
+        resolved = resolve(unit, NoStore(), Pictures())
+        prompt = pipeline.prompt(resolved, Adapter.load(folder / f"{name}.safetensors"))
         (alone,) = studio.host.generate(
             job.prompt, "", [prompt], steps=STEPS, cfg=studio.cfg, seed=job.seed, size=SIZE
         )

@@ -240,3 +240,18 @@ def test_parameters_in_half_precision_over_a_base_in_another(folder, tmp_path, a
     assert all(parameter.grad is not None for parameter in denoiser.parameters())
     torch.testing.assert_close(half, exact, rtol=0.1, atol=0.1)
     denoiser.remove()
+
+
+def test_gradients_are_clipped(folder, tmp_path):
+    """Clipped to next to nothing they are far below Adam's epsilon, so that the weights stay where they are."""
+
+    def moved(**fields):
+        trainer = Trainer(config(folder, tmp_path / str(fields), weight_decay=0.0, **fields))
+        before = {key: value.clone() for key, value in trainer.adapter.tensors().items()}
+        after = tensors(trainer.run().adapter)
+        return max(float((after[key] - before[key]).abs().max()) for key in before)
+
+    free = moved(max_norm=0.0)
+    assert free > 1e-3
+    assert moved(max_norm=1.0) > 1e-3
+    assert moved(max_norm=1e-12) < 1e-3 * free

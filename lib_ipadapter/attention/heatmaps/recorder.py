@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...encoders.precision import without_autocast
 from ..layers import Layer
 from ..prompt import ImagePrompt, acting
 from ..region import Size, depth_of, halved
 from ..session import StepInfo
-from ..term import full_precision, split_heads
+from ..term import split_heads
 
 PARTS = {"input": "in", "middle": "mid", "output": "out"}
 THIRDS = ("early", "middle", "late")
@@ -84,7 +85,7 @@ def fractions(query: Tensor, key: Tensor, references: int, tokens: int) -> Tenso
     side by side."""
     heads, count = key.shape[1:3]
     at_a_time = max(1, _SCORES // (query.shape[0] * heads * count))
-    with full_precision(query.device):
+    with without_autocast(query.device):
         parts = [
             _fractions(split_heads(part, heads).float(), key.float(), references, tokens)
             for part in query.split(at_a_time, dim=1)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from ... import __version__
 from ...errors import IPAdapterError, UnitError
-from ...files.embeds import EmbedsFolder
+from ...prompts.embeds import EmbedsFolder
 from ...unit import schema
 from ...unit.presets import Presets
 from ..models import Models

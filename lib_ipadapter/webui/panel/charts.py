@@ -10,7 +10,7 @@ from typing import Any
 
 from ...attention.session import Timing
 from ...errors import UnitError
-from ...prompts.prepare import prompt_fields
+from ...prompts.image_prompt import prompt_fields
 from ...unit import FIELDS, LAYERS, Unit
 from ...unit.weights import LayerCounts, LayerWeight
 from .html import failure

@@ -81,7 +81,7 @@ class UnitEvents:
         remark = html.note(match(_wanted(wanted), [html.picture_hash(path) for path in paths]))
         return [
             gr.update(visible=count > 1 or bool(saved) or bool(text.strip())),
-            html.thumbnails(paths, numbers, size, preprocess.Look(fit, position, sharpen), boxes),
+            html.thumbnails(paths, numbers, size, preprocess.Preprocess(fit, position, sharpen), boxes),
             (html.failure(problem) if problem else "") + remark,
             gr.update(visible=count > 0),
         ]
@@ -148,8 +148,7 @@ class UnitEvents:
 
     def charts(self, model: Any, *values: Any) -> str:
         """The weight over layers and steps, for the values of SHOWN; the model says how many layers there are."""
-        info = description(self.models, model)
-        sdxl = info is not None and str(info.get("base", "")).startswith("SDXL")
+        sdxl = is_model(model) and self.models.base(model).startswith("SDXL")
         return charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD)
 
     def download(self, model: Any) -> Iterator[list[Any]]:

@@ -17,19 +17,19 @@ from PIL import Image
 
 from ...errors import IPAdapterError
 from ...pictures import preprocess
-from ...pictures.preprocess import Look
+from ...pictures.preprocess import Preprocess
 from ...unit.crops import Box
 
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
 
 @lru_cache(maxsize=512)
-def square(path: str, size: int, look: Look, box: Box | None) -> str:
+def square(path: str, size: int, how: Preprocess, box: Box | None) -> str:
     """The square that the encoder will see, as a data URI. ``path`` names its content: gradio puts each
     upload under the hash of its bytes. Raises ImageError."""
     from ...pictures.images import load
 
-    return _data_uri(preprocess.square(preprocess.counted(load(Path(path)), box, None), look, size), _THUMB)
+    return _data_uri(preprocess.square(preprocess.cut(load(Path(path)), box, None), how, size), _THUMB)
 
 
 @lru_cache(maxsize=8)
@@ -92,20 +92,24 @@ def picture_hash(path: str) -> str:
 
 
 def thumbnails(
-    paths: Sequence[str], weights: Sequence[float | None], size: int, look: Look, boxes: Sequence[Box | None]
+    paths: Sequence[str],
+    weights: Sequence[float | None],
+    size: int,
+    how: Preprocess,
+    boxes: Sequence[Box | None],
 ) -> str:
     """All pictures of a unit as a row of squares, each with its weight and a button that takes it out."""
     triples = enumerate(zip(paths, weights, boxes, strict=True))
-    tiles = [_tile(i, path, weight, size, look, box) for i, (path, weight, box) in triples]
+    tiles = [_tile(i, path, weight, size, how, box) for i, (path, weight, box) in triples]
     return f'<div class="ipadapter-thumbs" role="list">{"".join(tiles)}</div>' if tiles else ""
 
 
-def _tile(index: int, path: str, weight: float | None, size: int, look: Look, box: Box | None) -> str:
+def _tile(index: int, path: str, weight: float | None, size: int, how: Preprocess, box: Box | None) -> str:
     name = escape(Path(path).name, quote=True)
     try:
         title = f"{name}: what the encoder will see. Click to choose the part that counts"
         at = ",".join(map(str, box or ()))
-        source = square(path, size, look, box)
+        source = square(path, size, how, box)
         inside = f'<img src="{source}" alt="{name}" title="{title}" data-index="{index}" data-box="{at}">'
     except (IPAdapterError, OSError) as error:
         inside = f'<p class="ipadapter-error" title="{name}">{escape(str(error))}</p>'

@@ -1,33 +1,26 @@
-"""Saved embeds and folders of pictures beside the adapters. A request names them; it never gives a path."""
+"""Saved embeds and folders of pictures beside the adapters. A request gives their names, never a path."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from modules.call_queue import queue_lock
+from typing import Any
 
 from ..errors import UnitError
-from ..files.embeds import Embeds, EmbedsFolder
-from ..prompts import features
+from ..prompts.embeds import Embeds, EmbedsFolder
 from ..prompts.references import PictureFolders
-from ..unit import Unit
 from ..unit.names import Named
-from . import settings
-from .pictures import held_by
 
-if TYPE_CHECKING:
-    from .models import Models
+Encode = Callable[[str, Mapping[str, Any], str], Embeds]  # (name, unit object, title)
 
 
-class HostShelf:
-    """``references.Shelf`` of the WebUI: ``embeds`` and ``references`` in the folder of the adapters."""
+class HostStore:
+    """``ReferenceStore`` of the WebUI: ``embeds`` and ``references`` in the folder of the adapters."""
 
-    def __init__(self, folder: Path, models: Models) -> None:
+    def __init__(self, folder: Path, encode: Encode) -> None:
         self.saved = EmbedsFolder(folder / "embeds")
         self.folders = PictureFolders(folder / "references")
-        self.models = models
+        self._encode = encode
 
     def embeds(self, name: str) -> Embeds:
         """Raises UnitError, FileError."""
@@ -38,12 +31,12 @@ class HostShelf:
         return self.folders.pictures(name)
 
     def names(self) -> list[Named]:
-        """What there is, embeds first."""
+        """All saved references, embeds first."""
         embeds, folders = self.saved.names(), self.folders.names()
         return [*(Named("embeds", name) for name in embeds), *(Named("folder", name) for name in folders)]
 
     def check(self, named: Named) -> None:
-        """Raises UnitError for what is not there, FileError for what is broken."""
+        """Raises UnitError for a name that is not there, FileError for a broken file."""
         self.embeds(named.name) if named.kind == "embeds" else self.folder(named.name)
 
     def save(self, name: Any, given: Mapping[str, Any], title: Any = "") -> dict[str, Any]:
@@ -51,13 +44,6 @@ class HostShelf:
         self.saved.check(name)
         if not isinstance(title, str) or len(title) > 1000:
             raise UnitError("title", title, "a text of at most 1000 characters")
-        models = self.models
-        fields = {"fit": settings.default_fit(), **models.presets().over(given), "enabled": True}
-        held = held_by(Unit.parse(fields), self)
-        adapter, hashes = models.adapter(held.unit.model), [picture.hash for picture in held.images]
-        with queue_lock, models.encoding():
-            embeds = features.embeds(
-                name, held.unit, held.pictures(), hashes, models.source(), adapter.spec, title
-            )
+        embeds = self._encode(name, given, title)
         self.saved.save(embeds)
         return embeds.report()

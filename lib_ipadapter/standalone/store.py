@@ -1,15 +1,15 @@
-"""Named references on the command line: names are paths of embeds and of folders."""
+"""Saved references on the command line: names are paths of embeds and of folders."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ..files.embeds import Embeds, read
+from ..prompts.embeds import Embeds, read
 from ..prompts.references import PictureFolders
 
 
-class PathShelf:
-    """``references.Shelf`` by paths, as the person at the keyboard gives them."""
+class PathStore:
+    """``ReferenceStore`` whose names are paths, as the user of the command line gives them."""
 
     def embeds(self, name: str) -> Embeds:
         """Raises FileError."""

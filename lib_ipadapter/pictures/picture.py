@@ -1,0 +1,157 @@
+"""A picture that is decoded when it is needed, and named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..cache import LRU
+from ..errors import ImageError, UnitError
+from . import images
+
+Fetch = Callable[[str], bytes]
+Allow = Callable[[Image.Image], None]
+Load = Callable[[Any], Image.Image]
+_MAX_IDS = 4096
+
+
+class Pictures:
+    """Turns what a unit gives for pictures into Pictures.
+
+    Remembers the content id of each file (by path, time and size) and of each text (by its hash), so that a known one
+    is not decoded for it. fetch: returns the bytes behind a URL; without it, URLs are refused.
+    """
+
+    def __init__(self, fetch: Fetch | None = None) -> None:
+        self.fetch = fetch
+        self._ids: LRU[str] = LRU(lambda: _MAX_IDS)
+        self.decoded = 0  # pictures, so far
+
+    def reference(self, value: Any, field: str, allow: Allow = lambda image: None) -> Picture:
+        """value: as images.load takes it, or a URL; field: names it in errors; allow: called with it once it is
+        decoded. Raises ImageError for a URL that cannot be fetched."""
+
+        def load_reference(value: Any) -> Image.Image:
+            image = images.load_reference(value)
+            allow(image)
+            return image
+
+        return Picture(value, field, load_reference, self)
+
+    def mask(self, value: Any, field: str) -> Picture:
+        """The same of a mask."""
+        return Picture(value, field, images.load_mask, self)
+
+    def reference_mask(self, value: Any, field: str) -> Picture:
+        """The same of a mask that must not be black all over; decoding it raises UnitError."""
+
+        def white_somewhere(value: Any) -> Image.Image:
+            mask = images.load_mask(value)
+            if max(high for _, high in mask.getextrema()) <= 4:  # what lossy formats make of black
+                expected = "one that is white where the reference counts"
+                raise UnitError(field, "a reference mask that is black all over", expected)
+            return mask
+
+        return Picture(value, field, white_somewhere, self)
+
+    def id_of(self, picture: Picture) -> str:
+        """The content id of a picture by its source; decodes one that is not known."""
+        return self._ids.get(picture.source, lambda: images.content_hash(picture.image()))
+
+    def knows(self, picture: Picture) -> bool:
+        """Whether its content id is known without decoding it."""
+        return picture.source is not None and picture.source in self._ids
+
+    def load(self, picture: Picture) -> Image.Image:
+        """Decodes it. Raises ImageError."""
+        self.decoded += 1
+        return picture.load(picture.value)
+
+
+class Picture:
+    """One picture of a unit, RGB once decoded. Made by ``Pictures``."""
+
+    def __init__(self, value: Any, field: str, load: Load, pictures: Pictures) -> None:
+        self.field, self.load = field, load
+        self._pictures = pictures
+        self._image: Image.Image | None = None
+        self._id = ""
+        with self._named():
+            self.value = self._fetched(value)
+            self.source = _source(self.value, load.__name__)
+
+    @property
+    def id(self) -> str:
+        """16 hex digits: equal for equal pixels. Raises ImageError."""
+        if not self._id:
+            unnamed = self.source is None
+            self._id = images.content_hash(self.image()) if unnamed else self._pictures.id_of(self)
+        return self._id
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the id is known without decoding."""
+        return bool(self._id) or self._pictures.knows(self)
+
+    def image(self) -> Image.Image:
+        """The decoded picture, kept until ``drop``. Raises ImageError, which names the field."""
+        if self._image is None:
+            with self._named():
+                self._image = self._pictures.load(self)
+        return self._image
+
+    def drop(self) -> None:
+        """Frees the decoded pixels; they are decoded again if needed."""
+        self._image = None
+
+    def _fetched(self, value: Any) -> Any:
+        if not (isinstance(value, str) and value.lstrip()[:8].lower().startswith(("http://", "https://"))):
+            return value
+        return value if self._pictures.fetch is None else self._pictures.fetch(value)
+
+    def _named(self) -> _Named:
+        return _Named(self)
+
+
+class _Named:
+    """Errors inside name the picture's field, and its file."""
+
+    def __init__(self, picture: Picture) -> None:
+        self._picture = picture
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, ImageError):
+            return
+        value = getattr(self._picture, "value", None)
+        if isinstance(value, Path) and value.name not in str(error):
+            cause, error = error.__cause__, ImageError(f"{value.name}: {error}")
+            error.__cause__ = cause
+            error.detail.update(field=self._picture.field)
+            raise error
+        error.detail.update(field=self._picture.field)
+
+
+def _source(value: Any, how: str) -> Hashable:
+    """Equal sources decode to equal pictures; None where only the pixels tell."""
+    if isinstance(value, Path):
+        try:
+            stat = value.stat()
+        except OSError:
+            return None
+        return "file", str(value), stat.st_mtime_ns, stat.st_size, how
+    if isinstance(value, str):
+        return "text", _digest(value.encode("utf-8", "surrogatepass")), how
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return "bytes", _digest(value), how
+    return None
+
+
+def _digest(data: Any) -> bytes:
+    return hashlib.blake2b(data, digest_size=20).digest()

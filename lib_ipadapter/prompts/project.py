@@ -1,0 +1,48 @@
+"""Stage 5, project: features to image tokens. A projection is computed once and cached by its features and adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adapters.adapter import Adapter
+from ..cache import Cache, Lazy
+from .combine import Combined
+from .encode import FeatureMap
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """cond, uncond: [1, T, context] float32; weights: [T], the scale of each token's V'; key: equal keys mean equal
+    tokens and weights."""
+
+    cond: Tensor
+    uncond: Tensor
+    weights: Tensor
+    key: Hashable
+
+
+class TokenCache(Cache[Tensor]):
+    """Image tokens up to a number of bytes."""
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        super().__init__(limit, lambda tokens: tokens.numel() * tokens.element_size())
+
+
+def project(combined: Combined, adapter: Adapter, cache: Cache[Tensor]) -> Tokens:
+    """The image tokens. The unconditional ones are repeated for each of several references, so that one attention serves
+    cond and uncond rows: attention over copies is attention over one, here with the mean weight."""
+
+    def tokens(features: Lazy[FeatureMap]) -> Tensor:
+        return cache.get((adapter.key, features.key), lambda: adapter.tokens(features()))
+
+    count = len(combined.conds)
+    cond = torch.cat([tokens(features) for features in combined.conds], dim=1)
+    uncond = tokens(combined.uncond)
+    uncond = uncond.repeat(1, count, 1) if count > 1 else uncond
+    weights = torch.tensor(combined.weights).repeat_interleave(cond.shape[1] // count)
+    key = (adapter.key, *(features.key for features in combined.conds), combined.weights, combined.uncond.key)
+    return Tokens(cond, uncond, weights, key)

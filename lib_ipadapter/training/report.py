@@ -1,0 +1,75 @@
+"""What a training reports while it runs: progress bar, OUT/log.jsonl, OUT/tensorboard."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig
+from .run_folder import RunFolder, writing
+
+
+class Reporter:
+    """Progress bar, log and TensorBoard; silent but on the main process. pictures: per optimizer step; begun: steps
+    that are done already."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, main: bool, pictures: int, begun: int) -> None:
+        self.config, self.folder, self.main = config, folder, main
+        self.begun, self.pictures = begun, pictures
+        self._bar: Any = None
+        self._board: Any = None
+        self._mean = math.nan
+
+    def __enter__(self) -> Reporter:
+        if self.main:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.config.steps, initial=self.begun, unit="step")
+            self._board = _board(self.folder.root) if self.config.tensorboard else None
+        self._time = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.close()
+        if self._board:
+            with writing(self.folder.root):
+                self._board.close()
+
+    def step(self, step: int, loss: float, rate: float, broken: int) -> None:
+        """After an optimizer step: its mean loss and learning rate, and the broken pictures so far."""
+        if not self.main:
+            return
+        now = time.monotonic()
+        speed, self._time = self.pictures / max(now - self._time, 1e-9), now
+        self._mean = loss if math.isnan(self._mean) else 0.98 * self._mean + 0.02 * loss
+        self.folder.log({"step": step, "loss": loss, "lr": rate, "pictures_per_second": round(speed, 3)})
+        note = f", {broken} broken" if broken else ""
+        self._bar.set_postfix_str(f"loss {self._mean:.4f}, {speed:.1f} pictures/s{note}", refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._board:
+            with writing(self.folder.root):
+                for name, value in (("loss", loss), ("lr", rate), ("pictures_per_second", speed)):
+                    self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, path: Path) -> None:
+        """A grid of samples."""
+        if self._board:
+            import numpy as np
+            from PIL import Image
+
+            with writing(self.folder.root), Image.open(path) as grid:
+                self._board.add_image("samples", np.asarray(grid.convert("RGB")), step, dataformats="HWC")
+
+
+def _board(root: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print(
+            "tensorboard is not installed, so OUT/tensorboard is not written; OUT/log.jsonl has the same numbers"
+        )
+        return None
+    return SummaryWriter(str(root / "tensorboard"))
