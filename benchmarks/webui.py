@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.synthetic import adapter_tensors, write_adapter
-from tests.webui.harness import CONTEXT, SD1_WIDTHS, WebUI, absent, b64, picture, python
+from tests.webui.harness import WebUI, absent, b64, picture, python
+from tests.webui.networks import CONTEXT, SD1_WIDTHS
 
 WIDTH = 1152
 

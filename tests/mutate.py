@@ -158,11 +158,10 @@ class Mutants(ast.NodeVisitor):
         self._add_operator("operator", node.op, node.target, node.value)
         self.generic_visit(node)
 
-    def visit_Continue(self, node: ast.Continue) -> None:
+    def visit_Continue(self, node: ast.Continue | ast.Break) -> None:
         self._add("drop statement", node, "pass")
 
-    def visit_Break(self, node: ast.Break) -> None:
-        self._add("drop statement", node, "pass")
+    visit_Break = visit_Continue
 
     def visit_If(self, node: ast.If | ast.While | ast.IfExp) -> None:
         # The one comparison of a condition is swapped anyway.
@@ -204,7 +203,7 @@ class Mutants(ast.NodeVisitor):
         elif isinstance(value, (int, float)):
             for other in (value + 1, value - 1):
                 self._add("constant", node, f"({other!r})" if other < 0 else repr(other))
-        elif isinstance(value, str) and value:
+        elif isinstance(value, str) and value and value.count(" ") < 3:  # longer ones are read by people
             self._add("constant", node, repr(value + "?"))
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -216,7 +215,12 @@ class Mutants(ast.NodeVisitor):
                 self._add("drop call", node, f"({self._text(name.value)})")
             if name.attr in OTHER_NAMES:
                 self._add("function", name, f"({self._text(name.value)}).{OTHER_NAMES[name.attr]}")
-        if len(node.args) == 2 and not any(isinstance(arg, ast.Starred) for arg in node.args):
+        symmetric = getattr(name, "id", getattr(name, "attr", "")) in ("min", "max", "minimum", "maximum")
+        if (
+            len(node.args) == 2
+            and not symmetric
+            and not any(isinstance(arg, ast.Starred) for arg in node.args)
+        ):
             first, second = node.args
             between = self._source[self._span(first)[1] : self._span(second)[0]].decode()
             text = self._text(second) + between + self._text(first)
@@ -227,11 +231,7 @@ class Mutants(ast.NodeVisitor):
 def mutants(source: bytes) -> list[Mutant]:
     """All mutants of a file that compile, each once, in the order of the file."""
     unique = {(m.start, m.end, m.text): m for m in Mutants(source).found}
-    return [
-        m
-        for m in sorted(unique.values(), key=lambda m: (m.start, m.end, m.text))
-        if _compiles(m.apply(source))
-    ]
+    return [m for _, m in sorted(unique.items()) if _compiles(m.apply(source))]
 
 
 def _compiles(source: bytes) -> bool:

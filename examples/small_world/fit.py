@@ -27,7 +27,8 @@ from lib_ipadapter.errors import ConfigError, DataError
 from lib_ipadapter.pictures import images
 from lib_ipadapter.training.adapter import projection_of
 from lib_ipadapter.training.config import TrainConfig, read_yaml
-from lib_ipadapter.training.source import BrokenPicture, Source, open_source
+from lib_ipadapter.training.source import BrokenPicture, Source
+from lib_ipadapter.training.sources import open_source
 
 from . import loop, models
 

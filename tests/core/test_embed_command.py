@@ -15,7 +15,7 @@ from tests.synthetic import adapter_tensors, write_adapter
 
 pytest.importorskip("open_clip", reason="open_clip is not installed")
 
-from tests.webui.harness import write_encoder
+from tests.webui.networks import write_encoder
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests.synthetic import adapter_tensors, write_adapter
 from tests.webui.checkpoints import config_text, state_dict
-from tests.webui.harness import CONTEXT, EMBED, SD1_WIDTHS, write_encoder
+from tests.webui.networks import CONTEXT, EMBED, SD1_WIDTHS, write_encoder
 
 TRANSFORMERS = "ldm.modules.encoders.modules.FrozenCLIPEmbedder"
 

@@ -41,7 +41,7 @@ from lib_ipadapter.unit import Reference, Unit
 from tests.ldm.small import write_all
 from tests.small_clip import write_clip
 from tests.synthetic import adapter_tensors
-from tests.webui.harness import CONTEXT, EMBED
+from tests.webui.networks import CONTEXT, EMBED
 
 SIZE, STEPS = (64, 64), 3
 

@@ -18,7 +18,7 @@ from lib_ipadapter.training.base import Sizes, Text, open_base
 from lib_ipadapter.training.config import TrainConfig
 from lib_ipadapter.training.trainer import Trainer
 from tests.parity.folders import write
-from tests.webui.harness import write_encoder
+from tests.webui.networks import write_encoder
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")

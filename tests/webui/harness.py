@@ -23,16 +23,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-from tests.synthetic import adapter_tensors, write_adapter
-from tests.webui.networks import write_hypernetwork, write_lora
+from tests.webui.networks import write_adapters, write_encoder, write_hypernetwork, write_lora
 
 REPO = Path(__file__).resolve().parents[2]
 RUNTIME = ("scripts", "lib_ipadapter", "javascript", "style.css", "install.py", "preload.py", "metadata.ini")
-SD1_WIDTHS = (32, 32, 64, 64, 128, 128, 128, 128, 128, 64, 64, 64, 32, 32, 32, 128)
-SDXL_WIDTHS = (64,) * 4 + (128,) * 20 + (128,) * 30 + (64,) * 6 + (128,) * 10
-CONTEXT, EMBED = 256, 48
 # Named for what they do; --use-cpu all and no half precision because there is no GPU.
 FLAGS = [
     "--skip-prepare-environment",
@@ -113,43 +108,6 @@ def hash_of(data: bytes) -> str:
     import hashlib
 
     return hashlib.sha256(data).hexdigest()[:8]
-
-
-def write_encoder(folder: Path, name: str = "tiny-vit") -> Path:
-    """A tiny CLIP vision tower with its open_clip config beside it: pooled 48, penultimate 128 wide."""
-    from open_clip.transformer import VisionTransformer
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        tower = VisionTransformer(
-            image_size=32, patch_size=8, width=128, layers=3, heads=2, mlp_ratio=4.0, output_dim=EMBED
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    # Strong attention and MLP weights, so that different pictures give clearly different features.
-    state = {
-        f"visual.{key}": value * (3.0 if value.ndim == 2 else 1.0)
-        for key, value in tower.state_dict().items()
-    }
-    save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
-    vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8}
-    (folder / f"{name}.json").write_text(json.dumps({"embed_dim": EMBED, "vision_cfg": vision}))
-    return folder / f"{name}.safetensors"
-
-
-def write_adapters(folder: Path) -> None:
-    """An adapter of each variant for the small models, and some that do not fit."""
-    folder.mkdir(parents=True, exist_ok=True)
-    full = tuple(10 * width for width in SD1_WIDTHS)
-    for family, widths in {"sd1": SD1_WIDTHS, "sdxl": SDXL_WIDTHS, "sd1-full": full}.items():
-        for variant, width in {"base": EMBED, "plus": 128, "full": 128}.items():
-            tensors = adapter_tensors(variant, CONTEXT, widths, width, seed=7)
-            write_adapter(folder / f"{family}-{variant}.safetensors", tensors)
-    write_adapter(
-        folder / "pickled.bin", adapter_tensors("base", CONTEXT, SD1_WIDTHS, EMBED, seed=7), "pickle"
-    )
-    write_adapter(folder / "wide.safetensors", adapter_tensors("base", 384, SD1_WIDTHS, EMBED))
-    write_adapter(folder / "no-encoder.safetensors", adapter_tensors("base", CONTEXT, SD1_WIDTHS, 33))
-    write_adapter(folder / "needs-vit-h.safetensors", adapter_tensors("base", CONTEXT, SD1_WIDTHS, 1024))
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:

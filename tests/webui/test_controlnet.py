@@ -8,7 +8,8 @@ import io
 import pytest
 import torch
 
-from .harness import EMBED, WebUI, b64, decode, picture
+from .harness import WebUI, b64, decode, picture
+from .networks import EMBED
 
 
 @pytest.fixture(scope="module")
