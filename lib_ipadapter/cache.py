@@ -23,6 +23,7 @@ class Cache(Generic[T]):
         self._entries: OrderedDict[Hashable, tuple[T, int]] = OrderedDict()
         self._making: dict[Hashable, tuple[threading.RLock, int]] = {}  # lock, threads that use it
         self._lock = threading.Lock()
+        self._cleared = 0  # how often: what was being made then is not kept
         self.size = 0
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -37,8 +38,9 @@ class Cache(Generic[T]):
                 if key in self._entries:  # another thread made it
                     self._entries.move_to_end(key)
                     return self._entries[key][0]
+                cleared = self._cleared
             entry = make()
-            self._put(key, entry)
+            self._put(key, entry, cleared)
             return entry
 
     def peek(self, key: Hashable) -> T | None:
@@ -51,6 +53,7 @@ class Cache(Generic[T]):
         with self._lock:
             self._entries.clear()
             self.size = 0
+            self._cleared += 1
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -58,9 +61,11 @@ class Cache(Generic[T]):
     def __contains__(self, key: Hashable) -> bool:
         return key in self._entries
 
-    def _put(self, key: Hashable, entry: T) -> None:
+    def _put(self, key: Hashable, entry: T, cleared: int) -> None:
         size = self._size_of(entry)
         with self._lock:
+            if cleared != self._cleared:
+                return
             self._entries[key] = entry, size
             self.size += size
             limit = max(self._limit(), 0)

@@ -120,7 +120,9 @@ class Option:
         if self.kind == "bool":
             return isinstance(value, bool)
         if self.kind == "string":
-            return isinstance(value, str)
+            return isinstance(value, str) and not any(
+                "\ud800" <= c <= "\udfff" for c in value
+            )  # no text of any encoding
         if self.kind == "path":
             return isinstance(value, Path) or (isinstance(value, str) and value != "")
         if self.kind == "choice":

@@ -66,7 +66,7 @@ _BESIDE = (
         r"^(unet|diffusion_model|(down|up|input|output)_blocks|mid_block|middle_block|conv_(in|out|norm_out)|"
         r"(time|add|class)_embedding|time_embed|label_emb|out)\.")),
 )  # fmt: skip
-_SCALE = re.compile(r"(^|[._])\w*scaler?$")  # of a layer or the projection
+_SCALES = ("scale", "scaler")  # endings of the names of a layer's or the projection's factor
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _numbered(keys: _Sorted) -> dict[str, tuple[str, ...]]:
 
 def _order(name: str) -> tuple[int, list[int], str]:
     """Down, up, mid; there by the numbers in the name."""
-    return _PARTS.get(name.split(".")[0], 3), [int(n) for n in re.findall(r"\d+", name)], name
+    return _PARTS.get(name.split(".")[0], 3), [int(n) for n in re.findall(r"[0-9]{1,9}", name)], name
 
 
 def _of_diffusers(hidden: Mapping[str, str], shapes: Mapping[str, Shape]) -> dict[str, tuple[str, ...]]:
@@ -180,7 +180,7 @@ def _of_diffusers(hidden: Mapping[str, str], shapes: Mapping[str, Shape]) -> dic
 
 def _kind(name: str, shape: Shape) -> str:
     """What a key is that stands beside an adapter, or "" for one that may belong to it."""
-    if math.prod(shape) == 1 and (not name.startswith((PROJECTION, LAYERS)) or _SCALE.search(name)):
+    if math.prod(shape) == 1 and (not name.startswith((PROJECTION, LAYERS)) or name.endswith(_SCALES)):
         return "scalar"
     if name.startswith((PROJECTION, LAYERS)):
         return ""

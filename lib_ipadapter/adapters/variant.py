@@ -6,6 +6,7 @@ run yet, FOREIGN are other kinds of files. File layouts: tencent-ailab/IP-Adapte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from .layout import LAYERS, PROJECTION, Shape
 
 Shapes = Mapping[str, Shape]
 
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")  # in a key
+_LAST = 2000  # number of a layer; SDXL's last one has 139
 DIM_HEAD = 64  # of every Resampler in public use; heads = inner width / 64
 BASES = {768: "SD1.5", 1024: "SD2.1", 2048: "SDXL"}
 POOLED_ENCODERS = {1024: "ViT-H-14", 1280: "ViT-bigG-14", 768: "ViT-L-14"}
@@ -88,7 +91,10 @@ def _plus_shapes(found: Shapes, context: int) -> dict[str, Shape]:
     width = found.get("proj_in.weight", (dim, dim))[-1]
     inner = found.get("layers.0.0.to_q.weight", (dim, dim))[0] // DIM_HEAD * DIM_HEAD
     hidden = found.get("layers.0.1.1.weight", (4 * dim, dim))[0]
-    depth = 1 + max([int(key.split(".")[1]) for key in found if _is_layer(key)], default=-1)
+    depth = 1 + max((int(key.split(".")[1]) for key in found if _is_layer(key)), default=-1)
+    depth = min(
+        depth, len(found) + 1
+    )  # a number beyond any key makes a file broken, and no table of that size
     shapes: dict[str, Shape] = {
         "latents": (1, tokens, dim), "proj_in.weight": (dim, width), "proj_in.bias": (dim,),
         "proj_out.weight": (context, dim), "proj_out.bias": (context,),
@@ -108,7 +114,7 @@ def _plus_shapes(found: Shapes, context: int) -> dict[str, Shape]:
 
 def _is_layer(key: str) -> bool:
     parts = key.split(".")
-    return parts[0] == "layers" and len(parts) > 2 and parts[1].isdigit()
+    return parts[0] == "layers" and len(parts) > 2 and _NUMBER.fullmatch(parts[1]) is not None
 
 
 VARIANTS = (
@@ -264,12 +270,16 @@ def _layer_shapes(shapes: Shapes, path: Path | str) -> tuple[int, tuple[int, ...
         for key, shape in shapes.items()
         if key.startswith(LAYERS) and key.endswith(".to_k_ip.weight")
     }
-    numbers = sorted(int(n) for key in keys if (n := key.split(".")[1]).isdigit())
+    numbers = sorted(int(n) for key in keys if _NUMBER.fullmatch(n := key.split(".")[1]))
     if not numbers:
         raise BrokenAdapter(
             path,
             "no attention weights (ip_adapter.N.to_k_ip.weight): the file is incomplete, or a concat ablation "
             "(image tokens appended to the text's), which is for `python -m lib_ipadapter evaluate` only",
+        )
+    if numbers[-1] > _LAST:
+        raise BrokenAdapter(
+            path, f"a layer has the number {numbers[-1]}, expected at most {_LAST}; download it again"
         )
     first = keys[f"{LAYERS}{numbers[0]}.to_k_ip.weight"]
     if len(first) != 2:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .rows import EXTRA, CursorRows, Row, repeated, unexplained
 from .same import distances, same_text
 
-_EQUAL = 1e-9
+_EQUAL = 1e-6  # distances of equal latents: rounding of a sine near 0
 _CLOSE = 0.02  # distance of latents that are the same but for rounding to half precision
 
 
@@ -160,11 +160,18 @@ def _matches(rows: Sequence[Row], known: Content, given: Content, strict: bool) 
     everything = tuple(range(len(rows)))
     by_text = [everything] * len(given.latents)
     if known.texts and given.texts:
-        by_text = [tuple(i for i in everything if same_text(text, known.texts[i])) for text in given.texts]
+        by_text = [_by_text(text, known.texts) for text in given.texts]
     if all(_alike(rows, match) for match in by_text):
         return by_text
     apart = distances(given.latents, known.latents)
     return [_nearest(rows, match, apart[i].tolist(), strict) for i, match in enumerate(by_text)]
+
+
+def _by_text(text: Tensor, known: Sequence[Tensor]) -> tuple[int, ...]:
+    """The known texts that a row's text is: the very same memory where there is such, else equal ones. Prompt and negative
+    prompt are often equal, and then only the memory tells cond from uncond."""
+    same = tuple(i for i, one in enumerate(known) if one.data_ptr() == text.data_ptr())
+    return same or tuple(i for i, one in enumerate(known) if same_text(text, one))
 
 
 def _nearest(

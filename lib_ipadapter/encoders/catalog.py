@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..errors import BrokenEncoder, EncoderMissing
+from .configs import forget_configs
 from .files import SUFFIXES
 from .listing import Listing, walk
-from .recognise import Recognised, recognise
+from .recognise import Recognised, forget, recognise
 from .spec import ENCODERS, EncoderSpec, Need, for_feature
 
 Folders = Sequence[Path] | Callable[[], Sequence[Path]]
@@ -24,8 +25,10 @@ class Catalog:
         self._listings: dict[Path, Listing] = {}
 
     def refresh(self) -> None:
-        """Lists the folders anew at the next use."""
+        """Lists the folders, and looks at their files, anew at the next use."""
         self._listings.clear()
+        forget()
+        forget_configs()
 
     def find(self, name: str) -> Recognised:
         """The file of an encoder. Raises BrokenEncoder if it is there with a config that cannot be used, EncoderMissing,

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BrokenEncoder
+from ..errors import BrokenEncoder, FileError
+from ..files.disk import open_regular
 from .listing import walk
 from .spec import CLIP_MEAN, CLIP_STD, EncoderSpec, TowerShape
 from .timm_tower import timm_spec
@@ -92,14 +93,19 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_size
 
 
+def forget_configs() -> None:
+    """Configs are read again: a package that one needs may have been installed since."""
+    _custom.cache_clear()
+
+
 @functools.lru_cache(maxsize=256)
 def _custom(path: Path, _mtime: int, size: int) -> tuple[EncoderSpec | None, str]:
     """(spec, "") or (None, what is wrong), once for each version of a config: timm's towers take long to build."""
     if size > _MAX_BYTES:
         return None, ""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = _parsed(path)
+    except (FileError, OSError, ValueError, RecursionError) as error:
         return None, f"{path.name}: no readable JSON ({error}); correct it, or remove it"
     config = _model_config(config)
     if config is None:
@@ -185,10 +191,16 @@ def _numbers(values: Any) -> tuple[float, ...] | None:
 def _read(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty for one that is not there or cannot be read."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _MAX_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        config = _parsed(path) if path.stat().st_size < _MAX_BYTES else None
+    except (FileError, OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
+
+
+def _parsed(path: Path) -> Any:
+    """The JSON in a regular file, with or without a byte order mark. Raises FileError, OSError, ValueError."""
+    with open_regular(path) as file:
+        return json.loads(file.read(_MAX_BYTES).decode("utf-8-sig"))
 
 
 # text towers

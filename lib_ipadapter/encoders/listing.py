@@ -22,7 +22,8 @@ class Listing:
     def is_current(self) -> bool:
         """Whether nothing was added, removed or renamed since. Costs one ``stat`` per folder."""
         return all(
-            _changed(folder) == changed and changed < self.made - _RACY for folder, changed in self.folders
+            _changed(folder) == changed and abs(changed - self.made) > _RACY
+            for folder, changed in self.folders
         )
 
 

@@ -31,6 +31,11 @@ class Recognised:
 _known: LRU[Recognised] = LRU(lambda: 1024)
 
 
+def forget() -> None:
+    """Files are looked at again: a file that another program had locked may be readable now."""
+    _known.clear()
+
+
 def recognise(path: Path) -> Recognised:
     """What is in a file. Each version of the file, its configs and the registry is looked at once: opening a pickle is
     slow. Never raises IPAdapterError."""

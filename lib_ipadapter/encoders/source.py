@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import EncoderError
+from ..errors import EncoderError, FileError
 from .catalog import Catalog
 from .clip import Device, Features, ImageEncoder, NotFinite
 from .recognise import Recognised, recognise
@@ -33,6 +33,7 @@ class EncoderPool:
         self._encoder: ImageEncoder | None = None
         self._key: Hashable = None
         self._room: _Room | None = None
+        self._float32_only: set[Hashable] = set()  # files whose features are not finite in half precision
 
     def encode(
         self,
@@ -45,11 +46,11 @@ class EncoderPool:
         """Features of ``picture``, or with None the unconditional ones, by the encoder in ``path``. If they are not finite
         in half precision, they are computed in float32. Raises BrokenEncoder if they are not finite there either."""
         with self._lock:
-            try:
-                return _run(self.get(path, device, dtype), picture, feature)
-            except NotFinite:
-                if dtype == torch.float32:
-                    raise
+            file = identity(path)
+            if dtype != torch.float32 and file not in self._float32_only:
+                with contextlib.suppress(NotFinite):
+                    return _run(self.get(path, device, dtype), picture, feature)
+                self._float32_only.add(file)
             return _run(self.get(path, device, torch.float32), picture, feature)
 
     def get(self, path: Path, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> ImageEncoder:
@@ -213,5 +214,8 @@ class LoadedSource:
 
 def identity(path: Path) -> tuple[str, int, int]:
     """Path, time (ns) and size (bytes) of a file: another file in its place is another encoder."""
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise FileError(path, f"cannot be opened: {error.strerror}; press refresh") from None
     return str(path), stat.st_mtime_ns, stat.st_size

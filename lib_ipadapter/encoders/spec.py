@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,9 @@ Feature = Literal["pooled", "penultimate"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+_MOST = 16384  # of a size of a tower
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,23 @@ class EncoderSpec:
     def checked(self) -> EncoderSpec:
         """Raises EncoderError for sizes that make no tower."""
         sizes = (self.image_size, self.patch, self.width, self.layers, self.heads, self.embed_dim)
-        whole = min(sizes) > 0 and not self.image_size % self.patch and not self.width % self.heads
+        whole = all(type(n) is int and 0 < n <= _MOST for n in sizes)
+        whole = whole and not self.image_size % self.patch and not self.width % self.heads
+        pixels = (*self.mean, *self.std, self.mlp_ratio)
+        if (
+            len(self.mean) != 3
+            or len(self.std) != 3
+            or not all(map(math.isfinite, pixels))
+            or min(*self.std, self.mlp_ratio) <= 0
+        ):
+            raise BrokenEncoder(
+                f"encoder {self.name!r}: mean {self.mean} and std {self.std} must be three numbers each, std and mlp_ratio "
+                f"({self.mlp_ratio}) above 0"
+            )
         if not self.name or not whole:
             raise BrokenEncoder(
                 f"encoder {self.name!r}: image_size {self.image_size} must be a multiple of patch {self.patch}, "
-                f"width {self.width} one of heads {self.heads}, and all sizes positive, with a name"
+                f"width {self.width} one of heads {self.heads}, and all sizes whole numbers from 1 to {_MOST}, with a name"
             )
         return self
 

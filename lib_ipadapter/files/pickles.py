@@ -137,7 +137,11 @@ def _from_stream(data: mmap.mmap, inert: frozenset[str]) -> Any:
         raise PickleRefused("its numbers are big-endian; save it again on a little-endian machine")
     content = unpickler.load(stream)
     keys = unpickler.load(stream)
-    if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
+    if (
+        not isinstance(keys, list)
+        or not all(isinstance(key, (str, int)) for key in keys)
+        or set(map(str, keys)) != set(storages)
+    ):
         raise PickleRefused("the pickle is damaged (its list of storages is not that of its tensors)")
     begin = stream.tell()
     for key in keys:

@@ -26,7 +26,12 @@ _ELEMENTS = {
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
 }  # fmt: skip
-_DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+# No quantised, sub-byte or bit types: reading those crashes torch
+_PLAIN = (
+    "float64", "double", "float32", "float", "float16", "half", "bfloat16", "int64", "long", "int32", "int", "int16", "short",
+    "int8", "uint8", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2",
+)  # fmt: skip
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _PLAIN if hasattr(torch, name)}
 
 
 class PickleRefused(Exception):
@@ -131,6 +136,8 @@ def _parameter(data: StoredTensor, *_rest: Any) -> StoredTensor:
 
 
 def _from_type(build: Callable[..., Any], _type: Any, args: Any, *_state: Any) -> Any:
+    if build is _from_type:
+        raise PickleRefused("it wraps a tensor in itself")
     return _call(build, args)
 
 
@@ -197,7 +204,8 @@ class Unpickler:
                 if code == b".":
                     return self.stack.pop()
                 self._step(code, stream)
-        except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError,
+                RuntimeError) as error:  # fmt: skip
             raise PickleRefused(f"the pickle is damaged ({first_line(error)})") from None
         raise PickleRefused("the pickle is cut off")
 

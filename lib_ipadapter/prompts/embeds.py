@@ -134,7 +134,7 @@ def read(path: Path, header_only: bool = False) -> Embeds:
     try:
         header = _header(file, path.stem, key)
         return header if header_only else _filled(header, file)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FileError(path, f"the embeds are broken ({error}); save them again") from None
 
 

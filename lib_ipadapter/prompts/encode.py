@@ -161,7 +161,7 @@ def merged(features: Sequence[Tensor], places: Sequence[tuple[float, float]]) ->
     prefix = tiles.shape[1] - side * side
     whole = tiles[:, :prefix].mean(0, keepdim=True)
     grids = tiles[:, prefix:].transpose(1, 2).unflatten(-1, (side, side))  # [n, W, side, side]
-    starts = [(round(left * side), round(top * side)) for left, top in places]
+    starts = _touching([(round(left * side), round(top * side)) for left, top in places], side)
     width, height = (max(start[i] for start in starts) + side for i in (0, 1))
     total, count = grids.new_zeros(grids.shape[1], height, width), grids.new_zeros(height, width)
     for grid, (x, y) in zip(grids, starts, strict=True):
@@ -169,3 +169,17 @@ def merged(features: Sequence[Tensor], places: Sequence[tuple[float, float]]) ->
         count[y : y + side, x : x + side] += 1
     pooled = F.adaptive_avg_pool2d(total / count.clamp(min=1), side)
     return torch.cat([whole, pooled.flatten(1).T[None]], dim=1)
+
+
+def _touching(starts: Sequence[tuple[int, int]], side: int) -> list[tuple[int, int]]:
+    """Left and top of tiles, moved together where there is a gap between neighbours: of a picture that is much longer than
+    its tiles reach, the gaps would make a canvas of any size."""
+    moved: list[dict[int, int]] = []
+    for axis in (0, 1):
+        at, before, places = 0, None, {}
+        for start in sorted({one[axis] for one in starts}):
+            at = start if before is None else at + min(start - before, side)
+            before = places[start] = start
+            places[start] = at
+        moved.append(places)
+    return [(moved[0][x], moved[1][y]) for x, y in starts]

@@ -50,6 +50,8 @@ def _checked(box: Any, value: Any) -> Box:
     )
     if not numbers or len(box) != 4:
         raise UnitError("box", value, BOX_EXPECTED)
+    if not all(-1 <= x <= 2 for x in box):  # an integer may be larger than any float
+        raise UnitError("box", value, BOX_EXPECTED)
     left, top, right, bottom = map(float, box)
     if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
         raise UnitError("box", value, BOX_EXPECTED)

@@ -9,8 +9,10 @@ from PIL import Image
 
 from ..errors import UnitError
 from ..unit import PICTURES
+from . import fetch
 
 UNITS, IMAGES, CHARACTERS, ENTRIES = 100, 256, 20_000, 1000
+URLS = 16  # of a request: each may take half a minute, and 64 MB
 PIXELS = 1_000_000_000  # of a unit's pictures together: decoded, three bytes each
 
 
@@ -18,17 +20,32 @@ def check(units: Sequence[Any]) -> None:
     """The unit objects of a request, before they are parsed. Raises UnitError."""
     if len(units) > UNITS:
         raise UnitError("args", f"{len(units)} units", f"at most {UNITS} units")
-    count = 0
+    count = urls = 0
     for index, unit in enumerate(units):
         if not isinstance(unit, Mapping):
             continue
         count += sum(_count(unit.get(name)) for name in PICTURES)
         if count > IMAGES:
             raise UnitError("images", f"{count} pictures or more", f"at most {IMAGES} in all units together")
+        urls += sum(map(fetch.is_url, _values(unit)))
+        if urls > URLS:
+            raise UnitError(
+                "images", f"{urls} addresses or more", f"at most {URLS} in all units; send pictures as base64"
+            )
         for name, value in unit.items():
             if name not in PICTURES and _length(value) > (CHARACTERS if isinstance(value, str) else ENTRIES):
                 expected = f"at most {CHARACTERS} characters, or {ENTRIES} entries"
                 raise UnitError(str(name)[:80], f"{_length(value)} of them", expected).in_unit(index)
+
+
+def _values(unit: Mapping[str, Any]) -> list[Any]:
+    """What stands for the pictures of a unit object."""
+    found: list[Any] = []
+    for name in PICTURES:
+        given = unit.get(name)
+        entries = given if isinstance(given, (list, tuple)) else [given]
+        found += [entry.get("image") if isinstance(entry, Mapping) else entry for entry in entries]
+    return found
 
 
 def _length(value: Any) -> int:

@@ -92,6 +92,8 @@ class Lifecycle:
         run = vars(p).pop(RUN, None)
         # A shallow copy of p carries the Run of the p that it was made of.
         if run is not None and run.p is p:
+            if self.armed is run:
+                self.disarm()  # else it keeps the job and what is on the device
             run.restore()
 
     def disarm(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -76,11 +77,12 @@ class Models:
     def find(self, model: str) -> Path:
         """The file of an adapter's name; a file added since the last listing is found too."""
         self.model_names()
-        try:
-            return self.library.find(model)
-        except IPAdapterError:
-            self.refresh()
-            return self.library.find(model)
+        with contextlib.suppress(IPAdapterError):
+            path = self.library.find(model)
+            if path.is_file():
+                return path
+        self.refresh()
+        return self.library.find(model)
 
     def presets(self) -> Presets:
         """The saved presets."""

@@ -18,6 +18,11 @@ _LEAST = 4 / 255  # what lossy formats make of black
 
 def of_mask(unit: Unit, mask: Image.Image, size: tuple[int, int]) -> Region:
     """The region of the unit's mask. size: width and height of the whole picture, pixels. Raises UnitError."""
+    if unit.feather and (mask.width > size[0] or mask.height > size[1]):
+        # The blur costs its width for each pixel, and is counted in pixels of the picture.
+        mask = mask.convert("L").resize(
+            (min(mask.width, size[0]), min(mask.height, size[1])), Image.Resampling.BOX
+        )
     down, across = unit.feather * mask.height / size[1], unit.feather * mask.width / size[0]
     values = of_picture(mask, unit.invert, (down, across))
     if float(values.max()) <= _LEAST:

@@ -9,6 +9,7 @@ from ..errors import IPAdapterError, UnitError
 from . import bounds
 from .panel.values import units_from_panel
 
+_ARGS = "unit objects one after another, or one list of unit objects"
 Fill = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
@@ -34,16 +35,25 @@ def _requested(args: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
         units = _positional(first, rest)
         return _over_panel(units, [] if len(units) > 1 else _panel(rest), fill)
     if isinstance(first, (list, tuple)):
+        _refuse_units(rest)
         return _over_panel(first, _panel(rest), fill)
-    raise UnitError("args", first, "unit objects, or one list of unit objects")
+    raise UnitError("args", first, _ARGS)
 
 
 def _behind_flag(on: bool, rest: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
     """Units that a request puts behind the flag count whether it is on or off; the panel's values only if it is on."""
-    units = [arg for arg in rest if isinstance(arg, Mapping)]
-    if units:
-        return _over_panel(units, [], fill)
+    if rest and isinstance(rest[0], (Mapping, list, tuple)):  # the panel has a bool there
+        return _requested(rest, fill)
+    _refuse_units(rest)
     return _panel(rest) if on else []
+
+
+def _refuse_units(values: Sequence[Any]) -> None:
+    """Units among the panel's values would be dropped without a word. Raises UnitError."""
+    if any(isinstance(value, Mapping) for value in values) or (
+        values and isinstance(values[0], (list, tuple))
+    ):
+        raise UnitError("args", "units with other values between them", _ARGS)
 
 
 def _positional(first: Mapping[str, Any], rest: Sequence[Any]) -> list[Any]:
@@ -53,6 +63,7 @@ def _positional(first: Mapping[str, Any], rest: Sequence[Any]) -> list[Any]:
         if not isinstance(arg, Mapping):
             break
         units.append(arg)
+    _refuse_units(rest[len(units) - 1 :])
     return units
 
 

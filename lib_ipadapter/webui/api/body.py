@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
 
 SMALL, PICTURES = 2**20, 128 * 2**20  # bytes: of names and numbers; of pictures as base64
 SECONDS = 60.0
@@ -27,7 +28,7 @@ def json_body(limit: int) -> Callable[..., Any]:
         if kind != "application/json":
             raise HTTPException(422, f"Content-Type: got {kind[:60]!r}, expected application/json")
         try:
-            return json.loads(data)
+            return await run_in_threadpool(json.loads, data)  # some bodies take seconds
         except (ValueError, RecursionError):
             raise HTTPException(422, "the body is not JSON; expected a JSON object") from None
 

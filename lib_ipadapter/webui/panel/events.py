@@ -154,7 +154,7 @@ class UnitEvents:
     def download(self, model: Any) -> Iterator[list[Any]]:
         """Downloads the encoder in a thread; the page shows the progress."""
         info = description(self.models, model)
-        if info is None:
+        if info is None or not settings.allow_download():
             yield self.describe(model)
             return
         reports: queue.Queue[tuple[int, int | None] | Exception | None] = queue.Queue()
