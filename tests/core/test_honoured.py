@@ -11,8 +11,10 @@ from PIL import Image
 
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.errors import ImageError, UnitError
-from lib_ipadapter.standalone.generate import loaded
+from lib_ipadapter.pictures.picture import Pictures
+from lib_ipadapter.prompts.resolve import ResolvedUnit, resolve
 from lib_ipadapter.standalone.honoured import EMBED, GENERATE, check_embed, check_generate, placed
+from lib_ipadapter.standalone.store import PathStore
 from lib_ipadapter.unit import FIELDS, Unit
 
 OTHER: dict[str, Any] = {
@@ -95,6 +97,10 @@ def test_an_empty_region_is_refused(fields: dict[str, Any], words: str) -> None:
         regions(Image.new("L", (4, 4), 0), (8, 8), unit(), unit(**fields))
 
 
+def resolved(given: Unit) -> ResolvedUnit:
+    return resolve(given, PathStore(), Pictures())
+
+
 def test_a_mask_in_alpha_and_references_with_nothing_to_see() -> None:
     shape = Image.new("RGBA", (8, 4), (0, 0, 0, 0))
     shape.paste((0, 0, 0, 255), (0, 0, 4, 4))
@@ -102,6 +108,6 @@ def test_a_mask_in_alpha_and_references_with_nothing_to_see() -> None:
     assert region is not None
     assert region.mask.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]] * 4
     with pytest.raises(ImageError, match="nothing to see"):
-        loaded(unit(images=[Image.new("RGBA", (4, 4))]))
+        resolved(unit(images=[Image.new("RGBA", (4, 4))])).references[0].image()
     with pytest.raises(UnitError, match=r"focus: .*black all over"):
-        loaded(unit(focus=Image.new("L", (4, 4), 0)))
+        resolved(unit(focus=Image.new("L", (4, 4), 0))).reference_mask.image()
