@@ -7,6 +7,7 @@ memory stays below a bound, and all that is ever raised is one of the package's 
 from __future__ import annotations
 
 import collections
+import faulthandler
 import json
 import os
 import random
@@ -103,7 +104,8 @@ def peak() -> float:
 
 
 def warm_up(folder: Path) -> None:
-    """Whatever is imported at the first use is imported."""
+    """Whatever is imported at the first use is imported: zipfile's codec of old names, too."""
+    b"".decode("cp437")
     for style in ("safetensors", "pickle", "accelerate"):
         path = folder / f"good.{'safetensors' if style == 'safetensors' else 'bin'}"
         write_adapter(path, adapter_tensors("plus"), style)
@@ -124,6 +126,8 @@ def run(count: int, seed: int) -> dict[str, Any]:
         kind = list(KINDS)[index % len(KINDS)]
         path = target / f"{index}{rng.choice(['.safetensors', '.bin', '.pt', '.ckpt'])}"
         KINDS[kind](rng, path, trap)
+        if index % 1000 == 999:
+            print(f"{index + 1} files, {time.time() - started:.0f} s", file=sys.stderr, flush=True)
         watch.path, begun, memory = str(path), time.time(), peak()
         signal.alarm(SECONDS)
         results = list(read_all(path))
@@ -151,6 +155,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    faulthandler.enable()
     result = run(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     print(json.dumps(result, indent=1))
     sys.exit(1 if result["faults"] else 0)
