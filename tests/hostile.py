@@ -36,7 +36,7 @@ from tests.synthetic import adapter_tensors, write_adapter
 
 assert {hostile_files.__name__, hostile_zips.__name__} <= {make.__module__ for make in KINDS.values()}
 MEMORY = 700  # MB above what the process has with good files read
-SECONDS = 20  # for one file and all readers
+SECONDS = 60  # for one file and all readers
 RUNS_CODE = (
     "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile", "subprocess.Popen", "pty.spawn",
     "exec", "compile", "import", "socket.connect", "socket.bind", "ctypes.dlopen", "os.remove", "os.rename", "os.mkdir",
@@ -105,7 +105,7 @@ def peak() -> float:
 
 def warm_up(folder: Path) -> None:
     """Whatever is imported at the first use is imported: zipfile's codec of old names, too."""
-    b"".decode("cp437")
+    b"x".decode("cp437")
     for style in ("safetensors", "pickle", "accelerate"):
         path = folder / f"good.{'safetensors' if style == 'safetensors' else 'bin'}"
         write_adapter(path, adapter_tensors("plus"), style)
@@ -128,12 +128,12 @@ def run(count: int, seed: int) -> dict[str, Any]:
         KINDS[kind](rng, path, trap)
         if index % 1000 == 999:
             print(f"{index + 1} files, {time.time() - started:.0f} s", file=sys.stderr, flush=True)
-        watch.path, begun, memory = str(path), time.time(), peak()
+        watch.path, begun, memory = str(path), time.process_time(), peak()
         signal.alarm(SECONDS)
         results = list(read_all(path))
         signal.alarm(0)
         watch.path = ""
-        slowest = max(slowest, (round(time.time() - begun, 2), f"{kind} {index}"))
+        slowest = max(slowest, (round(time.process_time() - begun, 2), f"{kind} {index}"))
         outcomes.update(f"{kind}: {outcome}" for _, outcome in results)
         faults += [
             f"{kind} {index}: {name}: {outcome}" for name, outcome in results if outcome.startswith("fault")
