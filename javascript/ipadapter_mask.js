@@ -158,7 +158,7 @@
             this.canvas.setAttribute("role", "application");
             this.canvas.setAttribute("aria-label", "Canvas. Arrow keys move the brush, space puts it down or lifts it, [ and ] change its size.");
             this.stage = make("div", {className: "ipadapter-mask-stage"}, this.backdrop, this.canvas, this.cursor);
-            this.stage.style.aspectRatio = `${width} / ${height}`;
+            this.stage.style.setProperty("--ratio", String(width / height));
             this.size = make("input", {type: "range", min: SIZES.least, max: SIZES.most, value: Math.min(SIZES.start, Math.max(width, height) / 6)});
             this.note = make("p", {className: "ipadapter-mask-note"});
             this.note.setAttribute("role", "status");
@@ -317,7 +317,7 @@
             for (const button of this.dialog.querySelectorAll('[data-group="tool"]')) {
                 button.setAttribute("aria-pressed", String(button.value === this.tool));
             }
-            this.stage.style.width = this.zoom === 1 ? "" : `${this.zoom * 100}%`;
+            this.stage.style.setProperty("--zoom", String(this.zoom));
             this.dialog.querySelector('[value="undo"]').disabled = !this.mask.past.length;
             this.report();
         }

@@ -94,6 +94,7 @@ class Session:
         self.rows: RowSource = rows or CursorRows()
         self.observer = observer
         self.error: IPAdapterError | None = None  # the last one raised in a hook, where a host may swallow it
+        self.acted: set[int] = set()  # ids of the prompts of which a term was computed
         self._kv = [KeyValue(prompt, store) for prompt in self.prompts]
         self._tiles = tiles
         self._fitted: list[KeyValue] = []  # those that act in the pass for which the hooks are attached
@@ -264,6 +265,7 @@ class Session:
     def _term(self, kv: KeyValue, layer: Layer, hidden: Tensor, query: Tensor, grid: Size | None) -> Tensor:
         """One prompt's term [B, N, width]."""
         assert self._current is not None
+        self.acted.add(id(kv.prompt))
         rows = rows_of_view(self._current, hidden)
         key, value = kv.at(layer, query, tuple(row.tokens for row in rows))
         term = image_attention(query, key, value)

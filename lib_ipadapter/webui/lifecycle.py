@@ -84,6 +84,8 @@ class Lifecycle:
         run = vars(p).get(RUN)
         if run is not None and run.p is p:
             cut = cut_of(p)
+            if not self.models.host.interrupted():
+                processed.comments += "".join(f"{remark}\n" for remark in run.never_acted())
             when_closed(p, run.sheets, lambda: run.sheets.append_to(processed, cut, self.models.host))
         self.forget(p)
 

@@ -49,6 +49,19 @@ def only_hires(p: Any) -> bool:
     return getattr(p, "firstpass_image", None) is not None and bool(getattr(p, "enable_hr", False))
 
 
+def idle(p: Any, unit: Unit) -> str:
+    """Why a unit acts in no pass of the job, "" if it acts in one."""
+    timing = prompt_fields(unit)[1]
+    hires = bool(getattr(p, "enable_hr", False))
+    if any(
+        timing.of_pass(one) for one in ((True,) if only_hires(p) else (False, True) if hires else (False,))
+    ):
+        return ""
+    if unit.passes == "hires" and not hires:
+        return "it acts in the hires pass only, and this job has no hires fix, so the picture is without it"
+    return "it acts in no pass of this job (see its passes and hires factor), so the picture is without it"
+
+
 def _hires_layers(p: Any, host: Host) -> list[Layer] | None:
     shapes = host.hires_shapes(p)
     return (layers_in(shapes) if shapes else None) or None

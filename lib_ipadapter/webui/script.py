@@ -26,7 +26,7 @@ from .infotext import Hashes, to_infotext
 from .log import logger
 from .maps import Sheets
 from .models import Models
-from .passes import Pass, only_hires, passes_of
+from .passes import Pass, idle, only_hires, passes_of
 from .pictures import hashes
 from .replacement import Replacement
 from .step import InnerModel, StepRows, begin
@@ -52,6 +52,8 @@ class Run:
         self._inner = InnerModel(self._rows)
         self._break: Any = None  # the hook that raises an error of ours in the job
         self._units: list[tuple[int, Unit, ImagePrompt]] = []  # those that act, with their places
+        self._idle: set[int] = set()  # places of units that act in no pass, which was said
+        self._sampled = False
         self._redrawn: list[tuple[Region, Unit]] = []  # regions that inpainting's mask says, once it is known
 
     def start(self, units: Sequence[Unit]) -> None:
@@ -69,6 +71,9 @@ class Run:
                 except IPAdapterError as error:
                     raise error.in_unit(index) from error.__cause__
                 self._units += [(index, unit, prompt)] if prompt else []
+                if prompt and (remark := idle(self.p, unit)):
+                    self._idle.add(index)
+                    self.host.comment(self.p, f"IP-Adapter unit {index + 1}: {remark}")
                 entries.append(entry)
         self.infotext = self._texts(entries)
         prompts = [prompt for _, _, prompt in self._units]
@@ -172,10 +177,22 @@ class Run:
             if error := self._inner.error or self.session.error:
                 raise error
             self.sheets.end(self.p.iteration)
+            self._sampled = True
             return samples
         finally:
             self.restore_methods()
             self.stop()
+
+    def never_acted(self) -> list[str]:
+        """Remarks on units of which no step computed a term, after the job: pictures never lack one in silence."""
+        if not self._sampled:
+            return []
+        return [
+            f"IP-Adapter unit {index + 1} acted in no step, so the pictures are without it: see its start, end, curve and "
+            "layers; or another extension replaces the attention that it acts in"
+            for index, _, prompt in self._units
+            if prompt.weight and index not in self._idle and id(prompt) not in self.session.acted
+        ]
 
     def stop(self) -> None:
         """The hooks are off, and nothing is watched."""

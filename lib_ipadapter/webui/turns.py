@@ -7,7 +7,7 @@ from typing import Any
 
 from ..attention.session import COND, UNCOND
 from ..errors import UnitError
-from ..prompts.resolve import one_per_picture
+from ..prompts.resolve import one_per_picture, without_folders
 from ..unit import Unit
 from ..unit.names import Named
 from .log import logger
@@ -36,7 +36,15 @@ def taken(p: Any, unit: Unit, store: HostStore) -> list[Unit]:
             text = f"left out of the folder {named.name}, as no pictures: {', '.join(others)}"
             logger.warning("%s", text)
             p.comment(f"IP-Adapter {text}")
-    return [unit] if unit.distribute == "together" else one_per_picture(unit, places(p), store)
+    if unit.distribute == "together":
+        return [unit]
+    turn = one_per_picture(unit, everyone := places(p), store)
+    left = len(without_folders(unit, store).images) - len(everyone)
+    if left > 0 and len(everyone) > 1:
+        p.comment(
+            f"IP-Adapter: one reference per picture, so the last {left} were not used for {len(everyone)} pictures"
+        )
+    return turn
 
 
 def count(p: Any) -> int:

@@ -15,7 +15,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lib_ipadapter.adapters.variant import identify
+from lib_ipadapter.attention.prompt import ImagePrompt, Timing
 from lib_ipadapter.attention.rows import Row
+from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.traced import Content
 from lib_ipadapter.attention.traced import identify as identify_rows
 from lib_ipadapter.cache import LRU
@@ -36,6 +38,7 @@ from lib_ipadapter.prompts.encode import merged
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui.request import requested_units
 from tests.synthetic import adapter_tensors
+from tests.tiny import FakeAdapter, UNet
 
 U, V = ({"model": name, "images": ["aGk="]} for name in "uv")
 
@@ -255,3 +258,19 @@ def test_a_large_mask_is_blurred_at_the_pictures_size():
     region = regions.of_mask(Unit.parse({**U, "mask": "aGk=", "feather": 16}), mask, (200, 100))
     assert region.mask.shape == (100, 200)
     assert 0.4 < float(region.mask[50, 100]) < 0.6
+
+
+@pytest.mark.parametrize(("start", "acted"), [(0.0, True), (0.9, False)])
+def test_a_session_knows_which_prompts_acted(start, acted):
+    """A unit that acts in no step, for whatever reason, is named below the pictures."""
+    unet = UNet()
+    adapter = FakeAdapter(unet)
+    context = adapter.spec.context
+    prompt = ImagePrompt(adapter, torch.randn(2, 4, context), torch.ones(4), timing=Timing(start=start))
+    session = Session([prompt])
+    with session.attached(unet), torch.no_grad():
+        for fraction in (0.0, 0.5):
+            session.begin_step([0, 1], fraction)
+            unet(torch.zeros(2, 4, 8, 8), torch.zeros(2), torch.zeros(2, 3, context))
+            session.end_step()
+    assert (id(prompt) in session.acted) == acted

@@ -11,7 +11,7 @@ from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.errors import WrongBase
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.unit.fields import Reference
-from lib_ipadapter.webui.passes import Pass, layers_in, passes_of
+from lib_ipadapter.webui.passes import Pass, idle, layers_in, passes_of
 from tests.tiny import FakeAdapter, UNet
 
 PREFIX = "model.diffusion_model."
@@ -91,3 +91,17 @@ def test_the_passes_of_a_job():
     assert hires(enable_hr=True) == [False, True]
     assert hires(enable_hr=True, firstpass_image=object()) == [True]
     assert Pass(True, None).check(Unit(), FakeAdapter(UNet()).spec) is None
+
+
+@pytest.mark.parametrize(("fields", "job", "words"), [
+    ({}, {}, ""),
+    ({"passes": "first"}, {"enable_hr": True}, ""),
+    ({"passes": "hires"}, {"enable_hr": True}, ""),
+    ({"passes": "hires"}, {}, "no hires fix"),
+    ({"passes": "hires", "hires_factor": 0}, {"enable_hr": True}, "no pass"),
+    ({"passes": "first"}, {"enable_hr": True, "firstpass_image": "picture"}, "no pass"),
+])  # fmt: skip
+def test_a_unit_that_acts_in_no_pass_says_so(fields, job, words):
+    unit = Unit(images=(Reference("aGk="),), model="m", **fields)
+    found = idle(SimpleNamespace(**job), unit)
+    assert (words in found) if words else found == ""

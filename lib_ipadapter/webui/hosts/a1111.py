@@ -125,6 +125,10 @@ class A1111:
         if ordered is not None:
             ordered(method).sort(key=lambda entry: entry.callback.title() == title)
 
+    def interrupted(self) -> bool:
+        """By the WebUI's state."""
+        return bool(shared.state.interrupted or shared.state.skipped or shared.state.stopping_generation)
+
     def pastes_inpainted(self) -> bool:
         """An option of the WebUI."""
         return bool(shared.opts.overlay_inpaint)

@@ -57,6 +57,9 @@ class Host(Protocol):
     def comment(self, p: Any, text: str) -> None:
         """Shows a remark beside the job's pictures."""
 
+    def interrupted(self) -> bool:
+        """Whether the user has stopped the job, or skipped pictures of it."""
+
     def run_last(self, p: Any, method: str, title: str) -> None:
         """Of the job's scripts, the one with this title gets its callback ``method`` after all others."""
 
