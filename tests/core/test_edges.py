@@ -8,6 +8,7 @@ import os
 import pickle
 import time
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lib_ipadapter.adapters.variant import identify
-from lib_ipadapter.attention.prompt import ImagePrompt, Timing
+from lib_ipadapter.attention.prompt import Timing
 from lib_ipadapter.attention.rows import Row
 from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.traced import Content
@@ -38,7 +39,7 @@ from lib_ipadapter.prompts.encode import merged
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui.request import requested_units
 from tests.synthetic import adapter_tensors
-from tests.tiny import FakeAdapter, UNet
+from tests.tiny import UNet, inputs, prompt
 
 U, V = ({"model": name, "images": ["aGk="]} for name in "uv")
 
@@ -264,13 +265,12 @@ def test_a_large_mask_is_blurred_at_the_pictures_size():
 def test_a_session_knows_which_prompts_acted(start, acted):
     """A unit that acts in no step, for whatever reason, is named below the pictures."""
     unet = UNet()
-    adapter = FakeAdapter(unet)
-    context = adapter.spec.context
-    prompt = ImagePrompt(adapter, torch.randn(2, 4, context), torch.ones(4), timing=Timing(start=start))
-    session = Session([prompt])
+    x, text = inputs(rows=2)
+    one = replace(prompt(unet), timing=Timing(start=start))
+    session = Session([one])
     with session.attached(unet), torch.no_grad():
         for fraction in (0.0, 0.5):
             session.begin_step([0, 1], fraction)
-            unet(torch.zeros(2, 4, 8, 8), torch.zeros(2), torch.zeros(2, 3, context))
+            unet(x, context=text)
             session.end_step()
-    assert (id(prompt) in session.acted) == acted
+    assert (id(one) in session.acted) == acted
