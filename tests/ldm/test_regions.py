@@ -77,9 +77,9 @@ def even(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def test_outside_a_region_the_attention_is_the_bases(unet, prompt):
-    for size in dict.fromkeys(map(even, SIZES)):
-        if size[0] * size[1] > 7000:
-            continue
+    sizes = [size for size in dict.fromkeys(map(even, SIZES)) if size[0] * size[1] <= 4000]
+    assert len(sizes) > 3  # the larger ones differ in nothing but their numbers: core/test_masks.py has them
+    for size in sizes:
         mask = torch.zeros(size)
         mask[: size[0] // 2 + 1, size[1] // 3 :] = 1
         _, seen = call(unet, size, masked(prompt, mask))
@@ -90,7 +90,7 @@ def test_outside_a_region_the_attention_is_the_bases(unet, prompt):
             assert not torch.equal(before[:, ~outside], after[:, ~outside])
 
 
-@pytest.mark.parametrize("size", [(16, 24), (40, 56), (72, 64)], ids=str)
+@pytest.mark.parametrize("size", [(16, 24), (40, 56)], ids=str)
 def test_two_halves_are_the_whole(unet, prompt, size):
     mask = torch.rand(size, generator=torch.Generator().manual_seed(4))
     whole, _ = call(unet, size, prompt)

@@ -208,7 +208,7 @@ def test_muon_remembers_and_decays():
 
 
 def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
-    monkeypatch.setattr(loop, "SAVE_EVERY", 2)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 1)
     run = loop.Training.run
     for folder in (tmp_path / "whole", tmp_path / "stopped"):
         spread(folder)
@@ -216,19 +216,19 @@ def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
 
     def stopped(self, size, loss_of):
         def until(step, indices, rng):
-            if step == 3:
+            if step == 1:
                 raise KeyboardInterrupt
             return loss_of(step, indices, rng)
 
         return run(self, size, until)
 
-    train.train_base(tmp_path / "whole", 4)
+    train.train_base(tmp_path / "whole", 2)
     monkeypatch.setattr(loop.Training, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
-        train.train_base(tmp_path / "stopped", 4)
+        train.train_base(tmp_path / "stopped", 2)
     monkeypatch.setattr(loop.Training, "run", run)
-    assert torch.load(tmp_path / "stopped" / "base.state.pt")["step"] == 2
-    train.train_base(tmp_path / "stopped", 4)
+    assert torch.load(tmp_path / "stopped" / "base.state.pt")["step"] == 1
+    train.train_base(tmp_path / "stopped", 2)
     whole, gone_on = weights(tmp_path / "whole", "base"), weights(tmp_path / "stopped", "base")
     assert all(torch.equal(whole[key], gone_on[key]) for key in whole)
 
@@ -245,7 +245,7 @@ def test_two_processes_are_one(tmp_path):
         spread(run)
         words(run)
         done = subprocess.run(
-            [sys.executable, *launcher, str(script), "base", "--folder", str(run), "--steps", "3"], cwd=ROOT,
+            [sys.executable, *launcher, str(script), "base", "--folder", str(run), "--steps", "2"], cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
