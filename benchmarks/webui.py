@@ -2,11 +2,13 @@
 
     python benchmarks/webui.py startup [--rounds 5]
     python benchmarks/webui.py memory [--references 30]
+    python benchmarks/webui.py generations [--count 1000]
 
 Needs the WebUI where the tests find it. Start-up: the WebUI's own "Startup time", with and without the
 extension in turn, medians; and the time of install.py, which the launcher runs in a process of its own.
 Memory: the WebUI process's own RAM (RssAnon) after 3 and after N different references to a plus adapter,
-whose features are the largest that are cached (257 tokens of 1152).
+whose features are the largest that are cached (257 tokens of 1152). Generations: the same RAM after each tenth of
+``count`` pictures of a small model with one unit.
 """
 
 from __future__ import annotations
@@ -88,17 +90,33 @@ def memory(references: int) -> None:
                 print(f"after {i + 1} references: {ram:.0f} MB", flush=True)
 
 
+def generations(count: int) -> None:
+    with WebUI(("sd1",)) as webui:
+        assert webui.process is not None
+        unit = {"model": "sd1-base", "images": [b64(picture(0))]}
+        for i in range(1, count + 1):
+            webui.images(unit, steps=1, seed=i)
+            if i % max(1, count // 10) == 0:
+                print(f"after {i} pictures: {own_ram(webui.process.pid):.0f} MB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("startup", "memory"))
+    parser.add_argument("what", choices=("startup", "memory", "generations"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--references", type=int, default=30)
+    parser.add_argument("--count", type=int, default=1000)
     args = parser.parse_args()
     if reason := absent():
         raise SystemExit(reason)
-    startup(args.rounds) if args.what == "startup" else memory(args.references)
+    if args.what == "startup":
+        startup(args.rounds)
+    elif args.what == "memory":
+        memory(args.references)
+    else:
+        generations(args.count)
 
 
 if __name__ == "__main__":
