@@ -9,7 +9,8 @@
 
 The environment (.venv-dev, or $IPADAPTER_DEV_ENV) has the WebUI's own pins from PyPI and needs Python
 3.10 or 3.11. The suite "current" has one of its own (.venv-current, or $IPADAPTER_CURRENT_ENV) with current
-releases of torch, open_clip and diffusers. Suites that this machine cannot run are skipped, with the reason.
+releases of torch, open_clip and diffusers; it is made in CI, or by --only current. Suites that this machine
+cannot run are skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -216,8 +217,9 @@ def run_tests(
     return result
 
 
-def run_suite(name: str, python: Path, quick: bool = False, shown: str = "") -> Result:
-    """One suite, with a heading; ``shown`` stands before its lines when others run beside it."""
+def run_suite(name: str, python: Path, quick: bool = False, shown: str = "", wanted: bool = False) -> Result:
+    """One suite, with a heading; ``shown`` stands before its lines when others run beside it; ``wanted``: it was asked
+    for by name."""
     print(f"\n== {name}", flush=True)
     if name == "lint":
         commands = [
@@ -228,8 +230,12 @@ def run_suite(name: str, python: Path, quick: bool = False, shown: str = "") -> 
         return run_command(name, [[str(python), "-m", "mypy"]], shown)
     options = ("--quick",) if quick else ()
     if name == "current":
+        if not wanted and not os.environ.get("CI") and not NOW.python.is_file():
+            reason = "its environment is not made (some gigabytes): dev.py test --only current makes it"
+            return Result(name, skipped=1, reasons=[f"SKIPPED {name}: {reason}"])
         try:
-            return run_tests(name, environment(NOW), CURRENT, options, shown)
+            plugin = ("-p", "tests.cpu_torchvision")
+            return run_tests(name, environment(NOW), CURRENT, (*options, *plugin), shown)
         except CannotMake as error:
             return Result(name, skipped=1, reasons=[f"SKIPPED {name}: {error}"])
     return run_tests(name, python, (), options, shown)
@@ -244,15 +250,15 @@ def at_once() -> int:
     return 2 if (os.cpu_count() or 1) > 1 and memory >= GIBIBYTES_FOR_TWO << 30 else 1
 
 
-def run_suites(chosen: list[str], python: Path, quick: bool) -> list[Result]:
+def run_suites(chosen: list[str], python: Path, quick: bool, wanted: bool = False) -> list[Result]:
     """The suites' results, in the order of SUITES."""
     lanes = min(at_once(), len(chosen))
     if lanes < 2:
-        return [run_suite(name, python, quick) for name in SUITES if name in chosen]
+        return [run_suite(name, python, quick, "", wanted) for name in SUITES if name in chosen]
     waiting = [name for name in ORDER if name in chosen]
     width = max(map(len, chosen))
     with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
-        running = {n: pool.submit(run_suite, n, python, quick, f"{n:{width}} | ") for n in waiting}
+        running = {n: pool.submit(run_suite, n, python, quick, f"{n:{width}} | ", wanted) for n in waiting}
         return [running[name].result() for name in SUITES if name in chosen]
 
 
@@ -277,7 +283,7 @@ def test(args: argparse.Namespace) -> int:
     if unknown:
         raise SystemExit(f"--only: got {', '.join(unknown)}, expected some of {', '.join(SUITES)}")
     python, start = environment(), time.monotonic()
-    results = run_suites(chosen, python, args.quick)
+    results = run_suites(chosen, python, args.quick, bool(args.only))
     return report(results, time.monotonic() - start)
 
 

@@ -78,7 +78,7 @@ def test_every_suite_of_tests_has_its_folder_and_its_turn():
 def test_suites_run_alone_or_two_at_once_with_the_same_results(monkeypatch, lanes):
     running, most = [0], [0]
 
-    def suite(name: str, python: Path, quick: bool, shown: str = "") -> dev.Result:
+    def suite(name: str, python: Path, quick: bool, shown: str, wanted: bool) -> dev.Result:
         running[0] += 1
         most[0] = max(most[0], running[0])
         time.sleep(0.05)
@@ -104,7 +104,10 @@ def test_a_suite_whose_environment_cannot_be_made_is_skipped_with_the_reason(mon
         raise dev.CannotMake("no such release")
 
     monkeypatch.setattr(dev, "environment", fails)
-    result = dev.run_suite("current", Path(sys.executable))
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("IPADAPTER_CURRENT_ENV", "/no such folder")
+    assert "--only current" in dev.run_suite("current", Path(sys.executable)).reasons[0]
+    result = dev.run_suite("current", Path(sys.executable), wanted=True)
     assert (result.passed, result.failed, result.skipped) == (0, 0, 1)
     assert result.reasons == ["SKIPPED current: no such release"]
 
