@@ -325,3 +325,49 @@ def test_the_same_token_set_among_other_pictures(unet):
     assert held._rows((2, 3)) == (2, 3)
     held.select([2, 4, 3, 5])
     assert held._rows((2, 3)) == (0, 1)
+
+
+class Called(nn.Module):
+    """A UNet that only its hooks look at; diffusers calls the latents "sample"."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.input_blocks, self.middle_block = unet.input_blocks, unet.middle_block
+        self.output_blocks = unet.output_blocks
+
+    def forward(
+        self, x: Tensor | None = None, timesteps: Tensor | None = None, **kwargs: Tensor
+    ) -> Tensor | None:
+        return x if x is not None else kwargs.get("sample")
+
+
+@pytest.mark.parametrize("form", ["first", "x", "sample"])
+def test_the_latents_and_the_other_inputs_of_a_call_are_found_by_either_name(unet, form):
+    seen: list[tuple[Tensor, dict[str, object]]] = []
+
+    class Terms:
+        def call(self, latents: Tensor, kwargs: dict[str, object]) -> None:
+            seen.append((latents, kwargs))
+
+    model, (x, context), steps = Called(unet), inputs(2), torch.tensor([1, 1])
+    hooks = Hooks(model, cross_attention_layers(unet), Terms())
+    assert hooks.unet is model
+    model(x, steps, context=context) if form == "first" else model(
+        timesteps=steps, context=context, **{form: x}
+    )
+    hooks.remove()
+    (latents, others), *more = seen
+    assert latents is x
+    assert more == []
+    assert others.keys() == {"timesteps", "context"}
+    assert others["context"] is context
+    model(x, steps, context=context)
+    assert len(seen) == 1
+
+
+def test_a_session_knows_the_unet_that_it_is_on(unet):
+    session = Session([prompt(unet)])
+    assert session.unet is None
+    with session.attached(unet):
+        assert session.unet is unet
+    assert session.unet is None
