@@ -140,11 +140,13 @@ def test_concat_is_the_unet_with_image_tokens_behind_the_text(
     drawn = method.draw(jobs(1.0))
     job, adapter = jobs(1.0)[1], load_concat(path)
     source = encoders.source(adapter.spec)
+    (need,) = (source.named(one) for one in adapter.spec.needs)
+    square = images.fit(job.reference, source.side(need), "crop")
     cond, uncond = (
         torch.cat([host.encode_text([text]), adapter.tokens(features)], dim=1)
         for text, features in (
-            (job.prompt, source.features(job.reference, "crop", adapter.spec)),
-            ("", source.unconditional(adapter.spec)),
+            (job.prompt, source.encode(square, need)),
+            ("", source.unconditional(need)),
         )
     )
     assert cond.shape[1] == 77 + adapter.spec.tokens
@@ -256,7 +258,8 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr()
     assert "base-concat cannot draw λ = 0.5: skipped" in said.err
     assert "21/21" in said.err
-    table = [line.split(" | ")[:2] for line in said.out.splitlines() if line.startswith("| ")]
+    first = said.out.partition("| method | λ |")[2].partition("\n\n")[0]  # behind it the differences
+    table = [line.split(" | ")[:2] for line in f"| method | λ |{first}".splitlines() if line.startswith("| ")]
     assert [(name.strip("| "), weight) for name, weight in table[2:]] == [
         ("reference", "–"), ("base-model", "0"), ("decoupled", "0.5"), ("decoupled", "1"), ("plus", "0.5"),
         ("plus", "1"), ("base-concat", "1"), ("text", "–"),
@@ -292,7 +295,7 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["--weights", "0,x"], "numbers with commas"),
+        (["--weights", "0,x"], "expected a number from"),
         (["--weights", "9"], "weights: got"),
         (["--adapter", "absent.safetensors"], "absent.safetensors"),
         (["--adapter", "wide=WIDE"], "wide"),
