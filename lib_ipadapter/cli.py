@@ -1,4 +1,4 @@
-"""The command line: ``python -m lib_ipadapter inspect | convert | embed | generate | train | evaluate``."""
+"""The command line: ``python -m lib_ipadapter inspect | convert | embed | generate | faces | train | evaluate``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": ("lib_ipadapter.adapters.convert", "write an adapter as safetensors"),
     "embed": ("lib_ipadapter.standalone.embed", "save the features of reference images, to use them again"),
     "generate": ("lib_ipadapter.standalone.generate", "sample pictures without a WebUI"),
+    "faces": ("lib_ipadapter.faces.command", "find the faces in pictures, by face models that you have"),
     "train": ("lib_ipadapter.training.command", "train an adapter on captioned pictures"),
     "evaluate": ("lib_ipadapter.evaluation.command", "measure adapters: CLIP-I, CLIP-T, grid and curve"),
 }

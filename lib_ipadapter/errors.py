@@ -14,6 +14,11 @@ IPAdapterError
 │   ├── EncoderMissing   not found in any folder
 │   ├── BrokenEncoder    found, but keys are missing or misshapen
 │   └── DownloadError    the download failed
+├── FaceError            faces in pictures
+│   ├── FaceMissing      no face was found in a picture
+│   ├── FaceModelMissing a face model was found in no folder
+│   ├── FaceModelError   a face model that cannot be loaded or run
+│   └── FacesUnavailable onnxruntime or cv2 is missing
 ├── ModelError           the base model
 │   ├── WrongBase        the adapter was made for another base model
 │   └── UnsupportedModel no cross-attention that can be reached (SD3, compiled UNets, ...)
@@ -112,6 +117,26 @@ class BrokenEncoder(EncoderError):
 
 class DownloadError(EncoderError):
     """A download failed, or the file is not the expected one."""
+
+
+class FaceError(IPAdapterError):
+    """Faces cannot be found or recognised."""
+
+
+class FaceMissing(FaceError):
+    """No face was found in a picture."""
+
+
+class FaceModelMissing(FaceError):
+    """A face model is in none of the searched folders."""
+
+
+class FaceModelError(FaceError):
+    """A face model that cannot be loaded or run."""
+
+
+class FacesUnavailable(FaceError):
+    """A Python package that face models need is missing."""
 
 
 class ModelError(IPAdapterError):

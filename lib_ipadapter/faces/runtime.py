@@ -1,0 +1,55 @@
+"""onnxruntime and cv2, imported when a face is first looked for; a missing one is an error with the remedy."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ..errors import FaceModelError, FacesUnavailable
+
+THREADS = 4  # more oversubscribe the CPU in containers; one picture takes well below a second
+MAX_BYTES = 1 << 30  # of an ONNX file; the largest known one has 261 MB
+
+
+def _package(name: str, install: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise FacesUnavailable(
+            f"faces need the Python package {name}, which cannot be imported ({error}). Install it into the WebUI's "
+            f'environment: pip install "{install}"',
+            package=name,
+        ) from error
+
+
+def cv2() -> Any:
+    """OpenCV. Raises FacesUnavailable."""
+    return _package("cv2", "opencv-python-headless")
+
+
+def session(content: bytes, name: str) -> Any:
+    """An onnxruntime session on the CPU for the bytes of an ONNX file. From bytes, so that a file cannot make other
+    files be read as its weights. Raises FacesUnavailable, FaceModelError."""
+    runtime = _package("onnxruntime", "onnxruntime>=1.15,<1.27")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    options.log_severity_level = 4  # a refused file is our error, not a log line
+    try:
+        return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no public base class for its exceptions
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise FaceModelError(
+            f"{name}: not an ONNX model that onnxruntime can load ({reason}); download it again", file=name
+        ) from None
+
+
+def run(model: Any, name: str, blob: Any) -> list[Any]:
+    """The model's outputs for ``blob`` [1, 3, H, W] float32. Raises FaceModelError."""
+    try:
+        outputs: list[Any] = model.run(None, {model.get_inputs()[0].name: blob})
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise FaceModelError(
+            f"{name}: the model cannot be run ({reason}); download it again", file=name
+        ) from None
+    return outputs
