@@ -304,7 +304,13 @@ def test_the_command_lists_the_faces_of_pictures(tmp_path, capsys):
     write_pack(tmp_path / "models")
     picture((112, 112), (500, 300)).save(tmp_path / "two.png")
     picture().save(tmp_path / "none.png")
-    command = ["faces", str(tmp_path / "two.png"), str(tmp_path / "none.png"), "--models", str(tmp_path / "models")]
+    command = [
+        "faces",
+        str(tmp_path / "two.png"),
+        str(tmp_path / "none.png"),
+        "--models",
+        str(tmp_path / "models"),
+    ]
     assert main([*command, "--json", "--recogniser", "buffalo_l"]) == 1
     two, none = json.loads(capsys.readouterr().out)
     assert len(two["faces"]) >= 2
