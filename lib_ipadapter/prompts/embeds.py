@@ -84,12 +84,13 @@ class Embeds:
     key: Hashable = None
 
     def report(self) -> dict[str, Any]:
-        """The header, JSON-safe."""
+        """The header, JSON-safe. Kind, width and encoder of the first feature stand in it by themselves, too."""
         pictures = [
             {"hash": name, "weight": weight} for name, weight in zip(self.hashes, self.weights, strict=True)
         ]
         features = [vars(need) for need in self.needs]
-        return {"title": self.title, "features": features, "fit": self.fit, "pictures": pictures}
+        first = vars(self.needs[0])
+        return {"title": self.title, **first, "features": features, "fit": self.fit, "pictures": pictures}
 
     def references(self) -> list[tuple[EncodedReference, float]]:
         """Each with its weight."""

@@ -300,7 +300,7 @@ def test_what_the_references_must_satisfy_is_asked_once_they_are_there(folder, t
                 resolved(one, Store(folder))
         else:
             resolved(one, Store(folder))
-    with pytest.raises(UnitError, match="sum is not 0"):
+    with pytest.raises(UnitError, match="sum is not near 0"):
         resolved(unit({"embeds": "two"}, {"embeds": "one", "weight": -0.5}, combine="average"), Store(folder))
     with pytest.raises(UnitError, match=f"at most {MAX_IMAGES}"):
         resolved(unit(*[{"embeds": "two"}] * 33), Store(folder))

@@ -209,6 +209,7 @@ def test_all_dropped_trains_towards_the_unconditional(folder, tmp_path):
     from safetensors.torch import save_file
 
     save_file({key: value * 1.5 for key, value in state.items()}, str(other))
+    other.with_suffix(".json").write_bytes((folder / "encoders" / "tiny-vit.json").read_bytes())
     train(folder, tmp_path / "b", drop_image=1.0, drop_text=0.0, drop_both=0.0, encoder=str(other))
     train(folder, tmp_path / "c", encoder=str(other))
     train(folder, tmp_path / "d")

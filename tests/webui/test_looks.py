@@ -94,6 +94,5 @@ def test_bad_values_are_refused_with_the_fields_own_message(on_sd1: WebUI, unit,
 
 
 def test_the_largest_tile_count_is_bounded() -> None:
-    assert (
-        len(preprocess.views(Image.new("RGB", (4000, 2)), preprocess.Look("tiles"))) == preprocess.MAX_TILES
-    )
+    tiles = preprocess.tiles(Image.new("RGB", (4000, 2)), preprocess.Preprocess("tiles"))
+    assert len(tiles) == preprocess.MAX_TILES
