@@ -49,7 +49,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     ),
     "training/trainer": ("core/test_training_draws.py", "ldm/test_training.py", "ldm/test_training_runs.py"),
     "training/adapter": ("ldm/test_training.py", "ldm/test_training_runs.py"),
-    "evaluation/scores": ("core/test_evaluation.py", "core/test_evaluation_webui.py", "core/test_evaluation_clip.py"),
+    "evaluation/scores": ("core/test_evaluation_stats.py", "core/test_evaluation.py", "core/test_evaluation_clip.py"),
     "evaluation/stats": ("core/test_evaluation_stats.py",),
 }  # fmt: skip
 

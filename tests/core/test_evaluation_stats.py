@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from PIL import Image
 from lib_ipadapter.evaluation import Item, Options, difference, estimate, evaluate
 from lib_ipadapter.evaluation.scores import PREFIX, References, Scores
 from lib_ipadapter.evaluation.stats import Estimate, Values, t_quantile
-from tests.by_colour import THREE, ByColour, Mixer, run
+from tests.by_colour import THREE, ByColour, Mixer, plain, run
 
 NAN = float("nan")
 
@@ -169,3 +172,24 @@ def test_ranks_by_hand(count: int) -> None:
             assert values["top_5"].each[place] == float(place < 5)
         assert math.isnan(values["clip_i"].each[place - 1])
         assert values["clip_i"].each[place] == pytest.approx(similar[place].item())
+
+
+def test_further_measures_of_the_references_are_values_or_rates():
+    items = [Item(colour, colour, plain(colour)) for colour in ("red", "green", "blue")]
+    extra = {
+        "is_red": lambda picture, item: item.key == "red",
+        "red": lambda picture, item: picture.getpixel((0, 0))[0],
+    }
+    done: list[int] = []
+
+    def bar(count: int, name: str) -> Any:
+        return contextlib.nullcontext(SimpleNamespace(update=done.append))
+
+    references = References.look_at(items, ["a red thing"] * 3, ByColour(), extra, bar)
+    measured = references.measured
+    assert list(measured["is_red"].each) == [1, 0, 0]
+    assert list(measured["red"].each) == [plain(c).getpixel((0, 0))[0] for c in ("red", "green", "blue")]
+    assert measured["is_red"].rate
+    assert not measured["red"].rate
+    assert not measured["clip_t"].rate
+    assert sum(done) == 3

@@ -16,7 +16,7 @@ from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.attention.lowrank import LowRank
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.session import Session
-from lib_ipadapter.attention.term import project
+from lib_ipadapter.attention.term import add_term, fill_vector, project
 from lib_ipadapter.errors import UnsupportedModel
 from tests import tiny
 from tests.tiny import CONTEXT, Attention, UNet, inputs, prompt
@@ -371,3 +371,25 @@ def test_a_session_knows_the_unet_that_it_is_on(unet):
     with session.attached(unet):
         assert session.unet is unet
     assert session.unet is None
+
+
+def test_the_sum_takes_the_terms_memory_and_leaves_the_hosts_alone():
+    hidden, term = torch.ones(1, 2, 3), torch.full((1, 2, 3), 2.0)
+    assert add_term(hidden, term) is term
+    assert term.eq(3).all()
+    assert hidden.eq(1).all()
+    half = add_term(hidden.half(), torch.ones(1, 2, 3))
+    assert half.dtype == torch.float16
+    trained = torch.ones(1, 2, 3, requires_grad=True)
+    add_term(hidden, trained).sum().backward()
+    assert trained.grad is not None
+
+
+@pytest.mark.parametrize(("tokens", "filled"), [(1, 16), (4, 16), (5, 5), (16, 16), (257, 257)])
+def test_few_tokens_fill_a_vector_of_the_cpu(tokens: int, filled: int):
+    x = torch.randn(1, 2, tokens, 8)
+    out = fill_vector(x)
+    assert out.shape[2] == filled
+    assert (out is x) == (filled == tokens)
+    assert torch.equal(out, torch.cat([x] * (filled // tokens), 2))
+    assert fill_vector(x.to("meta")).shape == x.shape

@@ -96,3 +96,14 @@ def test_any_depth_counts_down_up_middle(shape):
     n_in, n_mid, n_out = shape
     parts = [layer.part for layer in cross_attention_layers(UNet(per_part=shape))]
     assert parts == ["input"] * n_in + ["output"] * n_out + ["middle"] * n_mid
+
+
+def test_the_parts_are_those_of_diffusers_names_too():
+    ldm, diffusers = UNet(per_part=(2, 1, 3)), nn.Module()
+    diffusers.down_blocks, diffusers.up_blocks = ldm.input_blocks, ldm.output_blocks
+    diffusers.mid_block = ldm.middle_block
+    layers = cross_attention_layers(diffusers)
+    assert [layer.part for layer in layers] == [layer.part for layer in cross_attention_layers(ldm)]
+    assert [layer.name.partition(".")[0] for layer in layers] == [
+        *["down_blocks"] * 2, *["up_blocks"] * 3, "mid_block",
+    ]  # fmt: skip

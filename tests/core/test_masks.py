@@ -139,6 +139,15 @@ def test_pictures_are_masks():
     assert torch.equal(of_picture(picture, invert=True), 1 - mask)
 
 
+@pytest.mark.parametrize("std", [0.5, 0.9, 2.3])
+def test_a_feather_of_any_size_is_a_gaussian(std: float):
+    """A point becomes the bell itself, of which all that shows is kept."""
+    mask = torch.zeros(41, 1)
+    mask[20] = 1
+    bell = torch.exp(-0.5 * ((torch.arange(41) - 20.0) / std) ** 2)
+    torch.testing.assert_close(finished(mask, False, (std, 0.0))[:, 0], bell / bell.sum(), rtol=0, atol=2e-3)
+
+
 def test_a_feather_is_a_gaussian():
     mask = torch.zeros(20, 200)
     mask[:, 100:] = 1
