@@ -50,9 +50,10 @@ def _behind_flag(on: bool, rest: Sequence[Any], fill: Fill) -> list[dict[str, An
 
 def _refuse_units(values: Sequence[Any]) -> None:
     """Units among the panel's values would be dropped without a word. Raises UnitError."""
-    if any(isinstance(value, Mapping) for value in values) or (
-        values and isinstance(values[0], (list, tuple))
-    ):
+    listed = (
+        values[0] if values and isinstance(values[0], (list, tuple)) else ()
+    )  # empty: a default of the panel
+    if any(isinstance(value, Mapping) for value in (*values, *listed)):
         raise UnitError("args", "units with other values between them", _ARGS)
 
 

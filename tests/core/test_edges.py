@@ -214,6 +214,10 @@ def test_units_in_every_accepted_shape_act(args):
     assert [unit["model"] for unit in requested_units(args)] == ["u"]
 
 
+def test_the_panels_defaults_behind_units_are_no_units():
+    assert [unit["model"] for unit in requested_units([U, V, [], "", 1.0, None])] == ["u", "v"]
+
+
 @pytest.mark.parametrize("args", [[[], U], [U, None, V], [[U], [V]], [U, [V]], [False, None, U], [[U], V]])
 def test_units_in_other_shapes_are_refused_and_never_dropped(args):
     with pytest.raises(UnitError, match="args"):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from lib_ipadapter.errors import UnitError
+from lib_ipadapter.pictures.picture import Pictures
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui import regions
 
@@ -27,10 +28,10 @@ def test_a_mask_that_is_white_somewhere_is_none_of_them():
     mask = BLACK.copy()
     mask.putpixel((3, 3), (255, 255, 255))
     assert regions.of_mask(Unit(), mask, (64, 64)).mask.sum() == 1
-    regions.check_reference_mask(mask)
-    regions.check_reference_mask(None)
+    pictures = Pictures()
+    assert pictures.reference_mask(mask, "focus").image().getextrema()[0] == (0, 255)
     with pytest.raises(UnitError, match="focus"):
-        regions.check_reference_mask(BLACK)
+        pictures.reference_mask(BLACK, "focus").image()
 
 
 def test_inpainting_that_leaves_nothing():

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib_ipadapter.encoders import ENCODERS, EncoderSpec, ImageEncoder, register
+from lib_ipadapter.encoders import ENCODERS, EncoderSpec, ImageEncoder
 from lib_ipadapter.pictures import images
 
 transformers = pytest.importorskip("transformers", reason="transformers is a development dependency")
@@ -27,9 +27,8 @@ TOLERANCE = 1e-4  # the aim is 1e-5; what is measured is printed
 
 @pytest.fixture(autouse=True)
 def _short_towers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("lib_ipadapter.encoders.spec.ENCODERS", dict(ENCODERS))
     for spec in SHORT.values():
-        register(spec)
+        monkeypatch.setitem(ENCODERS, spec.name, spec)
     yield
     gc.collect()
 

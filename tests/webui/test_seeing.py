@@ -156,8 +156,6 @@ def test_a_regions_map_is_dark_outside(on_sd1: WebUI, shown, size):
     if size[0] > 64:
         hot = warm(cell(job.sheets[0], size))
         assert not hot[:, int(hot.shape[1] * 80 / size[0]) :].any()
-    nothing = Job(on_sd1, {**shown, "mask": b64(Image.new("L", (64, 64)))}, **more)
-    assert not warm(cell(nothing.sheets[0], size)).any()
 
 
 def test_only_masked_inpainting_is_shown_where_it_is_pasted(on_sd1: WebUI, unit, shown):
