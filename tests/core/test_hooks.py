@@ -17,8 +17,9 @@ from lib_ipadapter.attention.lowrank import LowRank
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.term import add_term, fill_vector, project
-from lib_ipadapter.errors import UnsupportedModel
+from lib_ipadapter.errors import RowsError, UnsupportedModel
 from tests import tiny
+from tests import watched as levels
 from tests.tiny import CONTEXT, Attention, UNet, inputs, prompt
 from tests.watched import watched
 
@@ -393,3 +394,33 @@ def test_few_tokens_fill_a_vector_of_the_cpu(tokens: int, filled: int):
     assert (out is x) == (filled == tokens)
     assert torch.equal(out, torch.cat([x] * (filled // tokens), 2))
     assert fill_vector(x.to("meta")).shape == x.shape
+
+
+def test_a_call_of_another_size_is_its_tiles_or_an_error_that_is_kept():
+    """A mask white on the right half: of two tiles, the left one is the base model's."""
+    unet = levels.UNet().eval().requires_grad_(False)
+    mask = torch.zeros(8, 8)
+    mask[:, 4:] = 1
+    masked = dataclasses.replace(prompt(unet), region=Region(mask))
+    x, context = levels.inputs(4, (8, 8))
+    base = unet(x, context=context)
+    halves = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))
+    size = (x.shape[-2], 2 * x.shape[-1])
+
+    def drawn(session: Session) -> Tensor:
+        with session.attached(unet):
+            session.begin_step([0, 1], 0.0, size=size)
+            session.rows.chunk(2)
+            out: Tensor = unet(x, context=context)
+        return out
+
+    tiles = drawn(
+        Session([masked], lambda whole, tile: halves if (whole, tile) == (size, x.shape[-2:]) else ())
+    )
+    assert torch.equal(tiles[:2], base[:2])
+    assert not torch.equal(tiles[2:], base[2:])
+    session = Session([masked], lambda whole, tile: ())
+    with pytest.raises(RowsError, match="cuts the picture into tiles") as caught:
+        drawn(session)
+    assert session.error is caught.value
+    assert torch.equal(unet(x, context=context), base)
