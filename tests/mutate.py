@@ -32,19 +32,19 @@ PACKAGE = "lib_ipadapter"
 
 # Module below the package: patterns of the tests that should notice a change in it.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "attention/term": ("core/test_weights.py", "core/test_scaling.py", "core/test_hooks.py", "core/test_seeing.py"),
+    "attention/term": ("core/test_weights.py", "core/test_scaling.py", "core/test_hook*.py", "core/test_seeing.py"),
     "attention/rows": ("core/test_rows.py", "core/test_traced.py", "core/test_session.py"),
     "attention/traced": ("core/test_traced.py",),
     "attention/session": (
-        "core/test_session.py", "core/test_hooks.py", "core/test_in_turn.py", "core/test_traced.py", "core/test_run.py",
+        "core/test_session.py", "core/test_hook*.py", "core/test_in_turn.py", "core/test_traced.py", "core/test_run.py",
         "core/test_scaling.py", "core/test_weights.py", "core/test_seeing.py", "core/test_masks.py",
     ),
     "attention/keyvalue": (
-        "core/test_session.py", "core/test_hooks.py", "core/test_in_turn.py", "core/test_scaling.py",
+        "core/test_session.py", "core/test_hook*.py", "core/test_in_turn.py", "core/test_scaling.py",
         "core/test_weights.py",
     ),
-    "attention/region": ("core/test_masks.py", "core/test_hooks.py", "core/test_honoured.py"),
-    "attention/hooks": ("core/test_hooks.py", "core/test_session.py", "core/test_seeing.py"),
+    "attention/region": ("core/test_masks.py", "core/test_hook*.py", "core/test_honoured.py"),
+    "attention/hooks": ("core/test_hook*.py", "core/test_session.py", "core/test_seeing.py"),
     "attention/layers": ("core/test_layers.py", "core/test_weights.py", "core/test_session.py"),
     "unit/weights": ("core/test_weights.py",),
     "training/objective": (
