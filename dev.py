@@ -62,9 +62,7 @@ class Environment:
         return self.home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-DEV = Environment(
-    ".venv-dev", "IPADAPTER_DEV_ENV", (TESTS / "requirements.txt", TESTS / "requirements-nodeps.txt")
-)
+DEV = Environment(".venv-dev", "IPADAPTER_DEV_ENV", (TESTS / "requirements.txt", TESTS / "requirements-nodeps.txt"))
 NOW = Environment(
     ".venv-current",
     "IPADAPTER_CURRENT_ENV",
@@ -103,9 +101,7 @@ def find_python() -> str:
     if sys.version_info[:2] in PYTHONS:
         return sys.executable
     for command in candidates():
-        asked = subprocess.run(
-            [*command, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True
-        )
+        asked = subprocess.run([*command, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
         if asked.returncode == 0:
             return asked.stdout.strip()
     raise SystemExit(
@@ -117,9 +113,7 @@ def find_python() -> str:
 def make(env: Environment) -> None:
     """An empty environment with its requirements in it; an old one in its place is replaced. Raises CannotMake."""
     if env.home.is_dir() and any(env.home.iterdir()) and not (env.home / "pyvenv.cfg").is_file():
-        raise CannotMake(
-            f"{env.home} holds other things than an environment: set {env.variable} to another folder"
-        )
+        raise CannotMake(f"{env.home} holds other things than an environment: set {env.variable} to another folder")
     print(f"making the environment in {env.home} (a few minutes, some gigabytes)", flush=True)
     pip = [str(env.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     commands = [[find_python(), "-m", "venv", "--clear", str(env.home)]]
@@ -146,12 +140,7 @@ def browser() -> str | None:
     """The Chromium that the browser suite drives; in CI on Debian it is installed when missing."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     found = os.environ.get("CHROMIUM") or next((path for name in names if (path := shutil.which(name))), None)
-    if (
-        not found
-        and os.environ.get("CI")
-        and shutil.which("apt-get")
-        and getattr(os, "geteuid", lambda: 1)() == 0
-    ):
+    if not found and os.environ.get("CI") and shutil.which("apt-get") and getattr(os, "geteuid", lambda: 1)() == 0:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         subprocess.run(["apt-get", "update"], **quiet, check=False)
         subprocess.run(["apt-get", "install", "-y", "chromium"], **quiet, check=False)
@@ -222,9 +211,7 @@ def run_suite(name: str, python: Path, quick: bool = False, shown: str = "", wan
     for by name."""
     print(f"\n== {name}", flush=True)
     if name == "lint":
-        commands = [
-            [str(python), "-m", "ruff", *args] for args in (["check", "."], ["format", "--check", "."])
-        ]
+        commands = [[str(python), "-m", "ruff", *args] for args in (["check", "."], ["format", "--check", "."])]
         return run_command(name, commands, shown)
     if name == "types":
         return run_command(name, [[str(python), "-m", "mypy"]], shown)
@@ -269,9 +256,7 @@ def report(results: list[Result], seconds: float) -> int:
         print(f"| {r.name} | {r.passed} | {r.failed} | {r.skipped} | {r.seconds:.0f} |")
     for reason in [reason for r in results for reason in r.reasons]:
         print(reason)
-    passed, failed, skipped = (
-        sum(getattr(r, kind) for r in results) for kind in ("passed", "failed", "skipped")
-    )
+    passed, failed, skipped = (sum(getattr(r, kind) for r in results) for kind in ("passed", "failed", "skipped"))
     print(f"all suites: {seconds:.0f} seconds")
     print(f"\n{passed} passed, {failed} failed, {skipped} skipped")
     return 1 if failed else 0
@@ -299,9 +284,7 @@ def make_environment(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("test", help="run all checks")
     command.add_argument("--only", help=f"comma-separated: {', '.join(SUITES)}")

@@ -2,6 +2,4 @@
 
 
 def preload(parser):
-    parser.add_argument(
-        "--ipadapter-dir", type=str, default=None, help="a further folder with IP-Adapter files"
-    )
+    parser.add_argument("--ipadapter-dir", type=str, default=None, help="a further folder with IP-Adapter files")

@@ -74,9 +74,7 @@ class Weights:
         )
         like = next(stack.parameters())
         self._pairs = [
-            tuple(
-                torch.randn(x.width, x.context, dtype=like.dtype, device=like.device) * 0.02 for _ in range(2)
-            )
+            tuple(torch.randn(x.width, x.context, dtype=like.dtype, device=like.device) * 0.02 for _ in range(2))
             for x in layers
         ]
 
@@ -118,9 +116,7 @@ def diffusers_processors(stack: Stack, weights: Weights, tokens: int) -> list[nn
     return processors
 
 
-def contestants(
-    stack: Stack, tokens: int, text: Tensor, image: Tensor
-) -> dict[str, Callable[[Tensor], Tensor]]:
+def contestants(stack: Stack, tokens: int, text: Tensor, image: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
     weights = Weights(stack, tokens)
     prompt = ImagePrompt(weights, image.float(), torch.ones(tokens, device=image.device), SCALE)  # type: ignore[arg-type]
     session = Session([prompt])
@@ -172,9 +168,7 @@ def measure(calls: dict[str, Callable[[Tensor], Tensor]], hidden: Tensor, rounds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=15)
@@ -182,9 +176,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[4, 16, 257])
     args = parser.parse_args()
     dtype = getattr(torch, args.dtype)
-    print(
-        "| model | tokens | base ms | ours + ms | diffusers + ms | plain + ms | ours / diffusers | ours / plain |"
-    )
+    print("| model | tokens | base ms | ours + ms | diffusers + ms | plain + ms | ours / diffusers | ours / plain |")
     print("|---|---|---|---|---|---|---|---|")
     for name in [args.model] if args.model else MODELS:
         stack = Stack(name).to(args.device, dtype).eval().requires_grad_(False)

@@ -83,9 +83,7 @@ def sessions_of(weights: Weights) -> dict[str, Session]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=64, help="side of the latents")
     parser.add_argument("--channels", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=7)

@@ -2,11 +2,11 @@
 
     python benchmarks/references.py [--width 4000] [--layers 4]
 
-A job is all that this package does before a sampler's first step: resolve, preprocess, encode, combine, project, and K',
-V' of the layers of SD1.5. The encoder is ViT-H's tower with fewer layers and random weights, the adapter a plus adapter
-with random weights. Printed: the second job with four references of 12 megapixels against the first (at most 0.05),
-sixteen tiles against one (at most 1.1), and what 64 references cost when they come again (nothing is encoded, within 256
-MB).
+A job is all that this package does before a sampler's first step: resolve, preprocess, encode, combine, project, and
+K', V' of the layers of SD1.5. The encoder is ViT-H's tower with fewer layers and random weights, the adapter a plus
+adapter with random weights. Printed: the second job with four references of 12 megapixels against the first (at most
+0.05), sixteen tiles against one (at most 1.1), and what 64 references cost when they come again (nothing is encoded,
+within 256 MB).
 """
 
 from __future__ import annotations
@@ -90,18 +90,14 @@ class Jobs:
 
 def jpeg(seed: int, width: int) -> str:
     """A picture of width x 3/4 width as base64, with the detail of a photo."""
-    coarse = np.random.default_rng(seed).integers(
-        0, 256, (width // 16 * 3 // 4, width // 16, 3), dtype=np.uint8
-    )
+    coarse = np.random.default_rng(seed).integers(0, 256, (width // 16 * 3 // 4, width // 16, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize((width, width * 3 // 4)).save(buffer, "JPEG", quality=92)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=4000, help="of the references, pixels")
     parser.add_argument("--layers", type=int, default=4, help="of the encoder; ViT-H has 32")
     args = parser.parse_args()

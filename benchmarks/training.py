@@ -93,9 +93,7 @@ class Plain(nn.Module):
     def forward(self, x: Tensor, t: Tensor, text: Text, sizes: None, features: Tensor) -> Tensor:
         tokens = self.projection(features)
         with self._base._autocast():
-            output = self._base.unet(
-                x.to(self._base.stored), t, (text.tokens.to(self._base.stored), [tokens])
-            ).sample
+            output = self._base.unet(x.to(self._base.stored), t, (text.tokens.to(self._base.stored), [tokens])).sample
         return output.float()
 
 
@@ -129,9 +127,7 @@ def contestant(name: str, args: argparse.Namespace, unet: Any) -> Step:
     torch.manual_seed(1)
     model = {"ours": Ours, "plain": Plain}[name](unet, base).to(args.device)
     draw = torch.Generator().manual_seed(2)
-    x, target = (
-        torch.randn(args.batch, 4, args.side, args.side, generator=draw).to(args.device) for _ in range(2)
-    )
+    x, target = (torch.randn(args.batch, 4, args.side, args.side, generator=draw).to(args.device) for _ in range(2))
     text = Text(torch.randn(args.batch, 77, CONTEXT, generator=draw).to(args.device))
     features = torch.randn(args.batch, EMBED, generator=draw).to(args.device)
     times = torch.randint(0, 1000, (args.batch,), generator=draw).to(args.device)
@@ -219,9 +215,7 @@ def timed(step: Step, device: str) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
     parser.add_argument("--channels", type=int, default=320)
@@ -236,9 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds = times(args)
     command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
     memory = {
-        name: json.loads(
-            subprocess.run([*command, "--peak", name], check=True, capture_output=True, text=True).stdout
-        )
+        name: json.loads(subprocess.run([*command, "--peak", name], check=True, capture_output=True, text=True).stdout)
         for name in ("plain", "ours")
     }
     print("| | plain loop | ours | ours / plain |\n|---|---|---|---|")

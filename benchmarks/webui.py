@@ -101,9 +101,7 @@ def generations(count: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("startup", "memory", "generations"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--references", type=int, default=30)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 from .errors import IPAdapterError
 
-# Name, module with add_arguments(parser) and run(args) -> exit code, help. A module is imported only for its own command.
+# Name, module with add_arguments(parser) and run(args) -> exit code, help. A module is imported only for its own
+# command.
 COMMANDS = {
     "inspect": ("lib_ipadapter.adapters.inspect", "tell what adapter files are and what they need"),
     "convert": ("lib_ipadapter.adapters.convert", "write an adapter as safetensors"),
@@ -24,9 +25,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. One of our errors is one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="python -m lib_ipadapter", description="Image prompts by IP-Adapter."
-    )
+    parser = argparse.ArgumentParser(prog="python -m lib_ipadapter", description="Image prompts by IP-Adapter.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, summary) in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)

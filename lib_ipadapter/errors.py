@@ -62,9 +62,7 @@ class UnitError(IPAdapterError, ValueError):
     def __init__(self, field: str, value: Any, expected: str) -> None:
         shown = repr(value)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
-        super().__init__(
-            f"{field}: got {shown}, expected {expected}", field=field, value=shown, expected=expected
-        )
+        super().__init__(f"{field}: got {shown}, expected {expected}", field=field, value=shown, expected=expected)
 
 
 class ImageError(IPAdapterError, ValueError):

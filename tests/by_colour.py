@@ -72,9 +72,7 @@ def items_of(*colours: str) -> list[Item]:
 THREE = items_of("red", "green", "blue")
 
 
-def run(
-    out: Path, methods: Sequence[Any], items: Sequence[Item] = THREE, extra: Any = None, **options: Any
-) -> Any:
+def run(out: Path, methods: Sequence[Any], items: Sequence[Item] = THREE, extra: Any = None, **options: Any) -> Any:
     said: list[str] = []
     results = evaluate(items, methods, ByColour(), out, Options(**options), extra, said.append)
     return results, said

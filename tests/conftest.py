@@ -13,9 +13,7 @@ settings.load_profile("any speed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--quick", action="store_true", help="only the tests that tell the most (tests/quick.py)"
-    )
+    parser.addoption("--quick", action="store_true", help="only the tests that tell the most (tests/quick.py)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -61,9 +61,7 @@ def default(option: Option) -> str:
     return f"`{shown}`"
 
 
-def grouped(
-    options: Iterable[Option], head: Sequence[str], row: Callable[[Option], Sequence[str]], first: str
-) -> str:
+def grouped(options: Iterable[Option], head: Sequence[str], row: Callable[[Option], Sequence[str]], first: str) -> str:
     """A table for each group of options, under its name."""
     groups: dict[str, list[Option]] = {}
     for option in options:
@@ -105,9 +103,7 @@ def _layers(kind: str, counts: LayerCounts) -> str:
     """Neighbouring layers of one factor as a range; of many, the first, the middle and the last."""
     alone, both = (LayerRule(kind, composition).at(1.0, counts) for composition in (0.0, 1.0))
     factors = [_factor(a.weight, b.weight - a.weight, b.precise) for a, b in zip(alone, both, strict=True)]
-    runs = [
-        (factor, [t for t, _ in run]) for factor, run in groupby(enumerate(factors), key=lambda pair: pair[1])
-    ]
+    runs = [(factor, [t for t, _ in run]) for factor, run in groupby(enumerate(factors), key=lambda pair: pair[1])]
     texts = [f"{_range(layers)}: {factor}" for factor, layers in runs if factor]
     return ", ".join(texts) if len(texts) <= 8 else " … ".join(texts[i] for i in (0, len(texts) // 2, -1))
 
@@ -169,9 +165,7 @@ def documents() -> list[Path]:
 def stale() -> list[Path]:
     """The documents whose tables are not up to date."""
     return [
-        path
-        for path in documents()
-        if renewed(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")
+        path for path in documents() if renewed(path.read_text(encoding="utf-8")) != path.read_text(encoding="utf-8")
     ]
 
 

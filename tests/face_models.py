@@ -1,7 +1,8 @@
-"""Small face models: an SCRFD that finds bright patches, and an ArcFace of random weights. Written with the onnx package.
+"""Small face models: an SCRFD that finds bright patches, and an ArcFace of random weights. Written with the onnx
+package.
 
-The detector is no stand-in that ignores its input: a cell's score is how red its pixels are, so a test decides where faces
-are by painting red squares.
+The detector is no stand-in that ignores its input: a cell's score is how red its pixels are, so a test decides where
+faces are by painting red squares.
 """
 
 from __future__ import annotations
@@ -21,19 +22,16 @@ POINTS = (-0.5, -0.4, 0.5, -0.4, 0.0, 0.1, -0.4, 0.6, 0.4, 0.6)
 
 
 def detector(stride: int = 32) -> bytes:
-    """Finds faces at one stride, where the picture is red: score = sigmoid(20 · (red - blue) - 20), means over the cell."""
+    """Finds faces at one stride, where the picture is red: score = sigmoid(20 · (red - blue) - 20), means over the
+    cell."""
     nodes, weights, outputs = [], [], []
     for part, width in enumerate(WIDTHS):
         for s in STRIDES:
             name = f"out{part}_{s}"
-            weights.append(
-                numpy_helper.from_array(np.array([1, 0, -1], np.float32).reshape(1, 3, 1, 1), f"{name}_w")
-            )
+            weights.append(numpy_helper.from_array(np.array([1, 0, -1], np.float32).reshape(1, 3, 1, 1), f"{name}_w"))
             nodes.append(helper.make_node("Conv", ["input", f"{name}_w"], [f"{name}_red"]))
             nodes.append(
-                helper.make_node(
-                    "AveragePool", [f"{name}_red"], [f"{name}_cell"], kernel_shape=[s, s], strides=[s, s]
-                )
+                helper.make_node("AveragePool", [f"{name}_red"], [f"{name}_cell"], kernel_shape=[s, s], strides=[s, s])
             )
             values = {0: (20.0, -20.0), 1: (0.0, 0.0), 2: (0.0, 0.0)}[part]
             scale = np.full((1, 2 * width, 1, 1), values[0], np.float32)
@@ -73,9 +71,7 @@ def recogniser(seed: int = 0, normalises: bool = False, width: int = 512) -> byt
     matrix = rng.standard_normal((3 * 49, width)).astype(np.float32)
     weights.append(numpy_helper.from_array(matrix, "matrix"))
     nodes += [
-        helper.make_node(
-            "AveragePool", [last], ["pooled"], name="pool", kernel_shape=[16, 16], strides=[16, 16]
-        ),
+        helper.make_node("AveragePool", [last], ["pooled"], name="pool", kernel_shape=[16, 16], strides=[16, 16]),
         helper.make_node("Flatten", ["pooled"], ["flat"], name="flatten"),
         helper.make_node("MatMul", ["flat", "matrix"], ["embedding"], name="fc"),
     ]

@@ -1,7 +1,7 @@
 """Reads hostile files by the thousand: ``python -m tests.hostile COUNT [SEED]``.
 
-Each is opened by every reader of this package. Nothing of a file may run, no other path may be opened, nothing may hang,
-memory stays below a bound, and all that is ever raised is one of the package's errors. Exit code 1 otherwise.
+Each is opened by every reader of this package. Nothing of a file may run, no other path may be opened, nothing may
+hang, memory stays below a bound, and all that is ever raised is one of the package's errors. Exit code 1 otherwise.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def encoder(path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "tensors": lambda path: open_tensors(path).tensors(), "adapter": Adapter.load, "inspect": report, "encoder": encoder,
+    "tensors": lambda path: open_tensors(path).tensors(), "adapter": Adapter.load, "inspect": report,
+    "encoder": encoder,
     "library": looks_like_adapter, "state": load_state, "embeds": read,
 }  # fmt: skip
 
@@ -135,16 +136,10 @@ def run(count: int, seed: int) -> dict[str, Any]:
         watch.path = ""
         slowest = max(slowest, (round(time.process_time() - begun, 2), f"{kind} {index}"))
         outcomes.update(f"{kind}: {outcome}" for _, outcome in results)
-        faults += [
-            f"{kind} {index}: {name}: {outcome}" for name, outcome in results if outcome.startswith("fault")
-        ]
+        faults += [f"{kind} {index}: {name}: {outcome}" for name, outcome in results if outcome.startswith("fault")]
         faults += [f"{kind} {index}: {what}" for what in watch.seen]
         faults += [f"{kind} {index}: its code ran"] if trap.exists() else []
-        faults += (
-            [f"{kind} {index}: {peak() - before:.0f} MB"]
-            if peak() - before > MEMORY and peak() > memory
-            else []
-        )
+        faults += [f"{kind} {index}: {peak() - before:.0f} MB"] if peak() - before > MEMORY and peak() > memory else []
         trap.unlink(missing_ok=True)
         watch.seen.clear()
         (shutil.rmtree if path.is_dir() and not path.is_symlink() else os.unlink)(path)

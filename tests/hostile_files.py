@@ -31,9 +31,7 @@ def good(rng: random.Random) -> bytes:
     if way == 0:
         return save(flat)
     buffer = io.BytesIO()
-    torch.save(
-        nested(flat), buffer, _use_new_zipfile_serialization=way != 2, pickle_protocol=4 if way == 3 else 2
-    )
+    torch.save(nested(flat), buffer, _use_new_zipfile_serialization=way != 2, pickle_protocol=4 if way == 3 else 2)
     return buffer.getvalue()
 
 
@@ -82,13 +80,18 @@ def header_lies(rng, path, trap):
     big = rng.choice([2**31, 2**40, 2**62, 2**63, 2**64, 10**30])
     header: dict = {"image_proj.a": entry(), "__metadata__": {"format": "pt"}}
     change: dict = rng.choice([
-        {"image_proj.a": entry(shape=[big])}, {"image_proj.a": entry(shape=[big, 0])}, {"image_proj.a": entry(shape=[2] * 70)},
-        {"image_proj.a": entry(data_offsets=[0, big])}, {"image_proj.a": entry(data_offsets=[16, 0])}, {"a": entry(shape=[-4])},
-        {"image_proj.a": entry(data_offsets=[-16, 0])}, {"image_proj.a": entry(dtype=rng.choice(["F99", "I4", "", 5, None,
+        {"image_proj.a": entry(shape=[big])}, {"image_proj.a": entry(shape=[big, 0])},
+        {"image_proj.a": entry(shape=[2] * 70)},
+        {"image_proj.a": entry(data_offsets=[0, big])}, {"image_proj.a": entry(data_offsets=[16, 0])},
+        {"a": entry(shape=[-4])},
+        {"image_proj.a": entry(data_offsets=[-16, 0])},
+        {"image_proj.a": entry(dtype=rng.choice(["F99", "I4", "", 5, None,
         ["F32"]]))},
-        {"image_proj.a": entry(shape=rng.choice([None, "4", [None], [4.5], {"0": 4}, [[4]]]))}, {"b": entry()}, {"b": 5},
+        {"image_proj.a": entry(shape=rng.choice([None, "4", [None], [4.5], {"0": 4}, [[4]]]))}, {"b": entry()},
+        {"b": 5},
         {"image_proj.a": entry(data_offsets=rng.choice([None, [], [0], [0, 8, 16], ["0", "16"], [0.0, 16.0]]))},
-        {"__metadata__": rng.choice([None, 5, [], {"a": 5}, {"a": None}, {"a": {"b": "c"}}])}, {"": entry()}, {"\x00": entry()},
+        {"__metadata__": rng.choice([None, 5, [], {"a": 5}, {"a": None}, {"a": {"b": "c"}}])}, {"": entry()},
+        {"\x00": entry()},
         {"b": entry(data_offsets=[8, 24])}, {"b": entry(data_offsets=[32, 48])}, {"image_proj.a": entry(dtype="F8_E4M3",
         shape=[16])},
         {"image_proj.a": entry(dtype="BOOL", shape=[16])}, {"image_proj.a": entry(extra=1)}, {"image_proj.a": {}},
@@ -102,8 +105,10 @@ def header_lies(rng, path, trap):
 def strange_headers(rng, path, trap):
     a = b'"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}'
     data = rng.choice([
-        b"{" + a + b"," + a + b"}", b"{" * 9_000, b"{" + b"[" * 9_000, b'{"a":' * 2_000, b"{" + a[:-1] + b',"dtype":"F16"}}',
-        b'{"\\ud800":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', b"{}", b"{}" + b" " * 10_000, b"{" + a + b"}\x00\x00",
+        b"{" + a + b"," + a + b"}", b"{" * 9_000, b"{" + b"[" * 9_000, b'{"a":' * 2_000,
+        b"{" + a[:-1] + b',"dtype":"F16"}}',
+        b'{"\\ud800":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}', b"{}", b"{}" + b" " * 10_000,
+        b"{" + a + b"}\x00\x00",
         b"{" + b",".join(b'"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % n for n in range(2_000)) + b"}",
         b'{"a":{"dtype":"U8","shape":[' + b"1," * 3_000 + b'16],"data_offsets":[0,16]}}', b"{'a': 1}",
         b"{" + rng.randbytes(200),
@@ -125,12 +130,17 @@ def a_huge_header(rng, path, trap):
 CALLS = [
     ("posix", "system"), ("os", "system"), ("nt", "system"), ("subprocess", "Popen"), ("builtins", "eval"), ("builtins",
     "exec"),
-    ("__builtin__", "getattr"), ("builtins", "open"), ("builtins", "__import__"), ("pathlib", "Path.touch"), ("torch", "load"),
-    ("torch.serialization", "load"), ("torch.jit", "load"), ("torch.hub", "load"), ("torch.storage", "_load_from_bytes"),
-    ("numpy", "load"), ("runpy", "run_path"), ("importlib", "import_module"), ("shutil", "rmtree"), ("torch", "FloatTensor"),
-    ("torch._utils", "_rebuild_sparse_tensor"), ("collections", "OrderedDict.fromkeys"), ("torch._utils", "__builtins__"),
+    ("__builtin__", "getattr"), ("builtins", "open"), ("builtins", "__import__"), ("pathlib", "Path.touch"),
+    ("torch", "load"),
+    ("torch.serialization", "load"), ("torch.jit", "load"), ("torch.hub", "load"),
+    ("torch.storage", "_load_from_bytes"),
+    ("numpy", "load"), ("runpy", "run_path"), ("importlib", "import_module"), ("shutil", "rmtree"),
+    ("torch", "FloatTensor"),
+    ("torch._utils", "_rebuild_sparse_tensor"), ("collections", "OrderedDict.fromkeys"),
+    ("torch._utils", "__builtins__"),
     ("torch.nn.parameter", "Parameter.__init__"), ("collections", "namedtuple"), ("torch", "Size.__class__"),
-    ("timeit", "timeit"), ("code", "interact"), ("pty", "spawn"), ("webbrowser", "open"), ("antigravity", "x"), ("this", "s"),
+    ("timeit", "timeit"), ("code", "interact"), ("pty", "spawn"), ("webbrowser", "open"), ("antigravity", "x"),
+    ("this", "s"),
 ]  # fmt: skip
 
 
@@ -150,7 +160,8 @@ def code(rng, path, trap):
         + b"\x93"
     )
     run = rng.choice([
-        call + argument + b"\x85R", stacked + argument + b"\x85R", b"(" + argument + f"i{module}\n{attribute}\n".encode(),
+        call + argument + b"\x85R", stacked + argument + b"\x85R",
+        b"(" + argument + f"i{module}\n{attribute}\n".encode(),
         b"(" + call + argument + b"o", call + argument + b"\x85\x81", call + argument + b"\x85}\x92",
         call + b")R" + argument + b"b",
         b"\x82\x01", b"\x83\x01\x00", f"P{module}\n".encode(), call + argument + b"\x85Q", b"\x97", b"\x98",
@@ -158,8 +169,10 @@ def code(rng, path, trap):
         name("torch.nn.parameter", "Parameter") + call + argument + b"\x85R\x85\x81", call, stacked,
     ])  # fmt: skip
     pickle = rng.choice([
-        run, items((text("image_proj"), run)), items((run, tensor())), items((text("a"), tensor(hooks=run))), b"]" + run + b"a",
-        items((text("a"), tensor())) + run + b"b", name("collections", "OrderedDict") + run + b"\x85R", run + b"0" + items(),
+        run, items((text("image_proj"), run)), items((run, tensor())), items((text("a"), tensor(hooks=run))),
+        b"]" + run + b"a",
+        items((text("a"), tensor())) + run + b"b", name("collections", "OrderedDict") + run + b"\x85R",
+        run + b"0" + items(),
     ])  # fmt: skip
     path.write_bytes(rng.choice([either(rng, pickle), b"\x80\x02" + pickle + b"."]))
 
@@ -196,9 +209,7 @@ def torchscript(trap: Path) -> dict[str, bytes]:
     return {entry: data.replace(b'"THE TRAP"', path) for entry, data in _torchscript().items()}
 
 
-def write_torchscript(
-    path: Path, trap: Path, root: str = "archive", more: dict[str, bytes] | None = None
-) -> Path:
+def write_torchscript(path: Path, trap: Path, root: str = "archive", more: dict[str, bytes] | None = None) -> Path:
     with zipfile.ZipFile(path, "w") as made:
         for entry, data in {**torchscript(trap), **(more or {})}.items():
             made.writestr(f"{root}/{entry.partition('/')[2]}" if entry not in (more or {}) else entry, data)
@@ -236,10 +247,13 @@ def heavy_pickles(rng, path, trap):
         b"L" + b"9" * 400_000 + b"L\n",
         b"I" + b"9" * 400_000 + b"\n", b"r\xff\xff\xff\xff", b"F" + b"1" * 400_000 + b"\n", b"]" + b"(]t" * 30_000,
         items((number(2**1000), tensor())), items((text("a\ud800".encode("utf-8", "surrogatepass")), tensor())),
-        items((text("a\x1b[2J\n"), tensor())), items((text("a.b"), tensor()), (text("a"), items((text("b"), tensor())))),
-        tensor() + text("x") + number(1) + b"s", tensor() + b")" + b"G\x3f\xf0" + bytes(6) + b"s", b"0" * many, b"a", b"s",
+        items((text("a\x1b[2J\n"), tensor())),
+        items((text("a.b"), tensor()), (text("a"), items((text("b"), tensor())))),
+        tensor() + text("x") + number(1) + b"s", tensor() + b")" + b"G\x3f\xf0" + bytes(6) + b"s", b"0" * many, b"a",
+        b"s",
         b"t", b".",
-        name("torch", "FloatStorage") + number(10**10) + b"\x85R", name("torch", "FloatTensor") + number(10**10) + b"\x85R",
+        name("torch", "FloatStorage") + number(10**10) + b"\x85R",
+        name("torch", "FloatTensor") + number(10**10) + b"\x85R",
     ])  # fmt: skip
     path.write_bytes(either(rng, pickle))
 
@@ -250,13 +264,16 @@ def tensors_that_lie(rng, path, trap):
     made = rng.choice([
         tensor(shape=(big,)), tensor(shape=(big,), stride=(0,)), tensor(shape=(2**20, 2**20), stride=(0, 0)),
         tensor(offset=big),
-        tensor(stride=(big,)), tensor(count=big), tensor(count=big, shape=(big,)), tensor(shape=(0, big), stride=(1, 1)),
-        tensor(shape=(1,) * 40, stride=(1,) * 40), tensor(shape=(4,), stride=()), tensor(shape=(), stride=()), tensor(key="1"),
+        tensor(stride=(big,)), tensor(count=big), tensor(count=big, shape=(big,)),
+        tensor(shape=(0, big), stride=(1, 1)),
+        tensor(shape=(1,) * 40, stride=(1,) * 40), tensor(shape=(4,), stride=()), tensor(shape=(), stride=()),
+        tensor(key="1"),
         tensor(key="../../../../etc/passwd"), tensor(key="/etc/passwd"), tensor(kind="ByteStorage"),
         tensor(kind="QInt8Storage"),
         tensor(kind="ComplexDoubleStorage", count=1, shape=(1,)), tensor(kind="BoolStorage"), tensor(kind="LongStorage",
         count=2, shape=(2,)),
-        name("torch._utils", "_rebuild_tensor_v2") + b")R", name("torch._utils", "_rebuild_parameter") + text("x") + b"\x85R",
+        name("torch._utils", "_rebuild_tensor_v2") + b")R",
+        name("torch._utils", "_rebuild_parameter") + text("x") + b"\x85R",
         tensor().replace(text("storage"), text("module")), tensor().replace(text("cpu"), text("cuda:99")),
         name("torch._utils", "_rebuild_tensor_v2") + group(text("x"), number(0), b")", b")", b"\x89", b"}") + b"R",
     ])  # fmt: skip

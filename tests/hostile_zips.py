@@ -83,9 +83,7 @@ def strange_entries(rng, path, trap):
 
 @kind
 def overlapping_entries(rng, path, trap):
-    data = bytearray(
-        archive(items((text("image_proj"), tensor())), {"0": bytes(16), "1": bytes(16), "2": bytes(5000)})
-    )
+    data = bytearray(archive(items((text("image_proj"), tensor())), {"0": bytes(16), "1": bytes(16), "2": bytes(5000)}))
     heads = [at for at in range(len(data)) if data[at : at + 4] == b"PK\x01\x02"]
     for at in heads[1:]:
         data[at + 20 : at + 28] = struct.pack("<II", 5000, 5000)
@@ -136,9 +134,7 @@ def not_a_file(rng, path, trap):
         path.mkdir()
     elif what == 3:
         path.symlink_to(
-            rng.choice(
-                ["/dev/zero", "/dev/stdin", "/dev/tty", "/dev/full", "/proc/self/mem", "/proc/self/environ"]
-            )
+            rng.choice(["/dev/zero", "/dev/stdin", "/dev/tty", "/dev/full", "/proc/self/mem", "/proc/self/environ"])
         )
     elif what == 4:
         path.symlink_to(path)

@@ -169,8 +169,7 @@ class Mutants(ast.NodeVisitor):
     def visit_If(self, node: ast.If | ast.While | ast.IfExp) -> None:
         # The one comparison of a condition is swapped anyway.
         if not (
-            isinstance(node.test, ast.Compare)
-            and type(node.test.ops[0]) not in (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+            isinstance(node.test, ast.Compare) and type(node.test.ops[0]) not in (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
         ):
             self._add("negate", node.test, f"(not ({self._text(node.test)}))")
         self.generic_visit(node)
@@ -219,11 +218,7 @@ class Mutants(ast.NodeVisitor):
             if name.attr in OTHER_NAMES:
                 self._add("function", name, f"({self._text(name.value)}).{OTHER_NAMES[name.attr]}")
         symmetric = getattr(name, "id", getattr(name, "attr", "")) in ("min", "max", "minimum", "maximum")
-        if (
-            len(node.args) == 2
-            and not symmetric
-            and not any(isinstance(arg, ast.Starred) for arg in node.args)
-        ):
+        if len(node.args) == 2 and not symmetric and not any(isinstance(arg, ast.Starred) for arg in node.args):
             first, second = node.args
             between = self._source[self._span(first)[1] : self._span(second)[0]].decode()
             text = self._text(second) + between + self._text(first)
@@ -363,12 +358,8 @@ def run_target(home: Path, path: Path, tests: list[str], args: argparse.Namespac
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "targets", nargs="*", help="targets of the table, or files; all targets when none is given"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("targets", nargs="*", help="targets of the table, or files; all targets when none is given")
     parser.add_argument("--tests", nargs="+", help="the tests to run, instead of the table's")
     parser.add_argument("--count", type=int, default=20, help="mutants per file (default: %(default)s)")
     parser.add_argument("--seed", default="0", help="chooses the sample (default: %(default)s)")

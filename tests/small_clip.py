@@ -15,9 +15,7 @@ SMALL_CLIP = {
 }
 
 
-def write_clip(
-    folder: Path, config: dict[str, Any] | None = None, suffix: str = ".safetensors"
-) -> tuple[Path, Any]:
+def write_clip(folder: Path, config: dict[str, Any] | None = None, suffix: str = ".safetensors") -> tuple[Path, Any]:
     """Random weights of a small CLIP with its config beside it, and open_clip's own model of them."""
     import open_clip
     from safetensors.torch import save_file

@@ -39,9 +39,7 @@ def adapter_tensors(
         else:
             module = Resampler(feature_width, tokens, dim, inner, 4 * dim, depth, context)
         # Norms start as the identity, which would hide norms that are mixed up: every vector is moved off it.
-        state = {
-            key: v + 0.3 * torch.randn_like(v) if v.ndim == 1 else v for key, v in module.state_dict().items()
-        }
+        state = {key: v + 0.3 * torch.randn_like(v) if v.ndim == 1 else v for key, v in module.state_dict().items()}
         flat = {f"image_proj.{key}": value for key, value in state.items()}
         for i, width in enumerate(widths):
             for kind in ("to_k_ip", "to_v_ip"):

@@ -83,10 +83,7 @@ class FakeAdapter:
             widths=tuple(layer.width for layer in layers),
         )
         self._weights = [
-            tuple(
-                torch.randn(layer.width, layer.context, generator=generator) / layer.context**0.5
-                for _ in range(2)
-            )
+            tuple(torch.randn(layer.width, layer.context, generator=generator) / layer.context**0.5 for _ in range(2))
             for layer in layers
         ]
 
@@ -97,9 +94,7 @@ class FakeAdapter:
 
 def prompt(unet: nn.Module, seed: int = 0, tokens: int = 4, **fields: object) -> ImagePrompt:
     """A random image prompt for ``unet``; fields as ImagePrompt's and Timing's."""
-    timing = {
-        name: fields.pop(name) for name in ("start", "end", "curve", "first", "hires") if name in fields
-    }
+    timing = {name: fields.pop(name) for name in ("start", "end", "curve", "first", "hires") if name in fields}
     adapter = FakeAdapter(unet, seed)
     generator = torch.Generator().manual_seed(seed + 100)
     values: dict[str, object] = {
@@ -111,9 +106,7 @@ def prompt(unet: nn.Module, seed: int = 0, tokens: int = 4, **fields: object) ->
     return ImagePrompt(**{**values, **fields})  # type: ignore[arg-type]
 
 
-def inputs(
-    rows: int, length: int = 9, width: int = 16, text: int = 5, seed: int = 1
-) -> tuple[Tensor, Tensor]:
+def inputs(rows: int, length: int = 9, width: int = 16, text: int = 5, seed: int = 1) -> tuple[Tensor, Tensor]:
     """(hidden states [rows, length, width], text tokens [rows, text, CONTEXT])."""
     generator = torch.Generator().manual_seed(seed)
     return (

@@ -64,7 +64,8 @@ def pictures(root: Path, count: int, broken: tuple[int, ...] = ()) -> Path:
 
 
 def take(source: Source, steps: int, start: int = 0, world: int = 1, rank: int = 0, batch: int = 2,
-         accumulate: int = 1, workers: int = 0, seed: int = 3, cache: Cache | None = None) -> list[list[Sample]]:  # fmt: skip
+         accumulate: int = 1, workers: int = 0, seed: int = 3,
+         cache: Cache | None = None) -> list[list[Sample]]:  # fmt: skip
     sampler = PositionSampler(start, world, rank, batch, accumulate)
     batches = loader(Positions(source, PREPARE, seed, cache), sampler, workers, 2)
     return list(islice(batches, steps * accumulate))

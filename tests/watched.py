@@ -83,9 +83,7 @@ def plain(layer, prompt: ImagePrompt, query: Tensor, text: Tensor, references: i
         at = slice(head * d, (head + 1) * d)
         attention = (query[:, at] @ key[:, at].T / d**0.5).softmax(-1)
         each = len(tokens) // references
-        masses.append(
-            torch.stack([attention[:, r * each : (r + 1) * each].sum(1) for r in range(references)])
-        )
+        masses.append(torch.stack([attention[:, r * each : (r + 1) * each].sum(1) for r in range(references)]))
         terms.append(attention @ value[:, at])
     term = (prompt.weight * torch.cat(terms, 1)).norm(dim=1)
     return torch.stack(masses).mean(0) * term / (term + text.norm(dim=1))
@@ -100,9 +98,7 @@ def upsampled(values: Tensor, size: tuple[int, int]) -> Tensor:
     return grid[:, rows][:, :, columns]
 
 
-def expected(
-    unet, watch: Watch, prompt: ImagePrompt, row: int, references: int, size, part: str = ""
-) -> Tensor:
+def expected(unet, watch: Watch, prompt: ImagePrompt, row: int, references: int, size, part: str = "") -> Tensor:
     layers = [layer for layer in cross_attention_layers(unet) if part in ("", layer.part)]
     found = [
         upsampled(plain(la, prompt, watch.query[la.position][row], watch.text[la.position][row], references), size)

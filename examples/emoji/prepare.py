@@ -55,9 +55,7 @@ class Package:
 PICTURES = Package(
     "@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
 )
-WORDS = Package(
-    "emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"
-)
+WORDS = Package("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
 
 
 def fetch(package: Package, folder: Path) -> Path:
@@ -66,9 +64,7 @@ def fetch(package: Package, folder: Path) -> Path:
     if not path.is_file():
         npm = shutil.which("npm")
         if npm is None:
-            raise DownloadError(
-                f"npm is not installed, and {package.file} is not in {folder}; put either there"
-            )
+            raise DownloadError(f"npm is not installed, and {package.file} is not in {folder}; put either there")
         folder.mkdir(parents=True, exist_ok=True)
         command = [
             npm,
@@ -80,13 +76,9 @@ def fetch(package: Package, folder: Path) -> Path:
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not path.is_file():
-            raise DownloadError(
-                f"npm pack {package.name}@{package.version} failed: {done.stderr.strip()[-300:]}"
-            )
+            raise DownloadError(f"npm pack {package.name}@{package.version} failed: {done.stderr.strip()[-300:]}")
     if sha256(path) != package.sha256:
-        raise DownloadError(
-            f"{path.name} is not the file that was expected (its sha256 differs); delete it, try again"
-        )
+        raise DownloadError(f"{path.name} is not the file that was expected (its sha256 differs); delete it, try again")
     return path
 
 
@@ -179,9 +171,7 @@ def write(data: Path, downloads: Path) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.emoji.prepare", description=__doc__)
     parser.add_argument("--data", type=Path, default=RUN / "data")
-    parser.add_argument(
-        "--downloads", type=Path, default=RUN / "downloads", help="folder of the two tarballs"
-    )
+    parser.add_argument("--downloads", type=Path, default=RUN / "downloads", help="folder of the two tarballs")
     args = parser.parse_args(argv)
     return ended(lambda: _prepare(args.data, args.downloads))
 

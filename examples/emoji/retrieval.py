@@ -29,9 +29,7 @@ def references(folder: Path, count: int) -> list[Item]:
     for item in read_items(folder):
         of_concept.setdefault(concept(item.key), item)
     if len(of_concept) < count:
-        raise DataError(
-            folder, f"{len(of_concept)} concepts in it, expected {count}; lower --count, or run prepare.py"
-        )
+        raise DataError(folder, f"{len(of_concept)} concepts in it, expected {count}; lower --count, or run prepare.py")
     # Not the hash that selects the held-out concepts
     chosen = sorted(of_concept, key=lambda name: share(f"reference {name}"))[:count]
     return [of_concept[name] for name in chosen]
@@ -64,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--precision", choices=("float32", "float16"), help="default: float16 on a GPU, else float32"
-    )
+    parser.add_argument("--precision", choices=("float32", "float16"), help="default: float16 on a GPU, else float32")
     args = parser.parse_args(argv)
     return ended(lambda: _measure(args))
 

@@ -75,9 +75,7 @@ def train_clip(run: Path, steps: int) -> None:
     emoji.pictures()
     torch.manual_seed(0)
     model = models.make_clip()
-    model.load_state_dict(
-        load_file(models.CLIP_FILE), strict=False
-    )  # without the causal mask, which is not a weight
+    model.load_state_dict(load_file(models.CLIP_FILE), strict=False)  # without the causal mask, which is not a weight
     small = towers.clip_pictures(run, model.visual.image_size[0])
 
     def seen(chosen: Indices, rng: np.random.Generator) -> Tensor:

@@ -166,9 +166,7 @@ def draw(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((canvas.clip(0, 1) * 255 + 0.5).astype(np.uint8))
 
 
-def _object(
-    thing: Thing, x: Floats, y: Floats, apart: float, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
+def _object(thing: Thing, x: Floats, y: Floats, apart: float, rng: np.random.Generator) -> tuple[Floats, Floats]:
     """(coverage [H, W] in 0..1, colours [H, W, 3])."""
     dx, dy = OFFSETS[thing.place]
     x, y = x - dx * apart - rng.uniform(-4, 4), y - dy * apart - rng.uniform(-4, 4)

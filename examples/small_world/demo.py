@@ -77,9 +77,7 @@ def draw(folder: Path, adapter: str, show: Callable[[int], None] = lambda count:
         for weight in WEIGHTS:
             weighted = dataclasses.replace(prompt, weight=weight)
             cells.append(
-                drawer.draw(
-                    row.prompt, [weighted], SEED, init_image=row.begin, strength=row.strength, mask=row.mask
-                )
+                drawer.draw(row.prompt, [weighted], SEED, init_image=row.begin, strength=row.strength, mask=row.mask)
             )
             show(1)
         drawn.append((row, cells))
@@ -93,7 +91,8 @@ def _sheet(drawn: Sequence[tuple[Row, Sequence[Image.Image]]]) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     pen.text((GAP, GAP), "IP-Adapter on the small world: the larger the weight, the more the sample follows the "
              "reference.", fill=INK, font=_font(16))  # fmt: skip
-    pen.text((GAP, GAP + 22), "Left: label and start image of a row. These combinations of shape, colour and texture were "
+    pen.text((GAP, GAP + 22), "Left: label and start image of a row. These combinations of shape, colour and "
+                              "texture were "
              "excluded from training.", fill=FAINT, font=_font(14))  # fmt: skip
     heads = ["begins with", "reference", *(f"weight {weight:g}" for weight in WEIGHTS)]
     for column, text in enumerate(heads):
@@ -119,7 +118,8 @@ def _cells(row: Row, cells: Sequence[Image.Image]) -> Iterator[tuple[int, Image.
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans from the system or from matplotlib; otherwise Pillow's built-in font, which has one size and Latin only."""
+    """DejaVu Sans from the system or from matplotlib; otherwise Pillow's built-in font, which has one size and Latin
+    only."""
     names = ["DejaVuSans.ttf"]
     if found := importlib.util.find_spec("matplotlib"):
         names.append(str(Path(found.origin or "").parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"))

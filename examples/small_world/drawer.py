@@ -27,7 +27,8 @@ SIZE = (data.SIDE, data.SIDE)
 
 
 class Drawer:
-    """The models in the folder ``weights`` with one of its adapters. steps: DDIM steps. Raises FileError, ModelError."""
+    """The models in the folder ``weights`` with one of its adapters. steps: DDIM steps. Raises FileError,
+    ModelError."""
 
     def __init__(self, weights: Path, adapter: str = models.BASE_ADAPTER.name, steps: int = 15) -> None:
         files = (models.CHECKPOINT, models.CHECKPOINT_CONFIG, models.CLIP_FILE, models.CLIP_CONFIG)
@@ -56,6 +57,4 @@ class Drawer:
         self, text: str, prompts: Sequence[ImagePrompt], seed: int, size: tuple[int, int] = SIZE, **begin: Any
     ) -> Image.Image:
         """One sample. begin: init_image, strength and mask of Standalone.generate."""
-        return self.host.generate(
-            text, prompts=prompts, steps=self.steps, cfg=CFG, seed=seed, size=size, **begin
-        )[0]
+        return self.host.generate(text, prompts=prompts, steps=self.steps, cfg=CFG, seed=seed, size=size, **begin)[0]

@@ -42,16 +42,12 @@ def write_held_out(folder: Path, count: int = HELD_OUT) -> None:
             "file_name": name, "text": sample.full_caption, "full": sample.full_caption, "contradicts": attribute,
             "wanted": value, "contradiction": prompt, **asdict(thing),
         })  # fmt: skip
-    (folder / "metadata.jsonl").write_text(
-        "".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8"
-    )
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
 
 
 def contradiction(thing: data.Thing, index: int) -> tuple[str, str]:
     """The next attribute in turn, and a value of it that the object does not have."""
-    attribute, names = (("colour", data.COLOURS), ("shape", data.SHAPES), ("texture", data.TEXTURES))[
-        index % 3
-    ]
+    attribute, names = (("colour", data.COLOURS), ("shape", data.SHAPES), ("texture", data.TEXTURES))[index % 3]
     others = [name for name in names if name != getattr(thing, attribute)]
     return attribute, others[index // 3 % len(others)]
 

@@ -54,10 +54,7 @@ def regions(drawer: Drawer, items: Sequence[Item]) -> list[list[str]]:
                     count[name] += 1
                     own[name] += getattr(seen, name) == mine
                     other[name] += getattr(seen, name) == theirs
-    return [
-        [name, _share(own[name], count[name]), _share(other[name], count[name]), str(count[name])]
-        for name in own
-    ]
+    return [[name, _share(own[name], count[name]), _share(other[name], count[name]), str(count[name])] for name in own]
 
 
 def types(drawer: Drawer, items: Sequence[Item], kinds: Iterable[str] = TYPES) -> list[list[str]]:

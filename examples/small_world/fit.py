@@ -1,9 +1,9 @@
 """Initialises the plus adapter from the base one: python -m examples.small_world.fit ADAPTER OUT
 
 The noise that a UNet predicts says little about a resampler's many weights, and in the steps that a CPU has time for a
-resampler learns hardly anything of it. The base adapter's tokens say what it has to tell: a fresh resampler, of plus.yaml's
-sizes, is fitted to them, each of the base's tokens four times, which is the same attention. It takes no UNet and a minute
-or two; the trainer goes on from there, as plus.yaml says.
+resampler learns hardly anything of it. The base adapter's tokens say what it has to tell: a fresh resampler, of
+plus.yaml's sizes, is fitted to them, each of the base's tokens four times, which is the same attention. It takes no
+UNet and a minute or two; the trainer goes on from there, as plus.yaml says.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ BATCH, LR, WARM_UP = 128, 3e-3, 50
 
 def fit(start: Path, out: Path, config: TrainConfig, steps: int) -> float:
     """Writes OUT: K' and V' of ``start`` and a resampler fitted to its tokens. Returns the fraction of the tokens'
-    variance over the images that the resampler does not explain. Raises FileError, EncoderError, DataError, ConfigError."""
+    variance over the images that the resampler does not explain. Raises FileError, EncoderError, DataError,
+    ConfigError."""
     file, adapter = open_adapter(start), Adapter.load(start)
     encoder = ImageEncoder.load(config.encoder, torch.device("cpu"))
     seen = _features(encoder, open_source(config.data), ("pooled", "penultimate"))

@@ -37,8 +37,8 @@ def sample(index: int) -> Image.Image:
 
 
 def pictures(run: Path, draw: Callable[[int], Image.Image] = sample) -> NDArray[np.uint8]:
-    """The training images [PICTURES, SIDE, SIDE, 3], rendered once and cached in the run's folder. Parts that start at the
-    same time may each render them."""
+    """The training images [PICTURES, SIDE, SIDE, 3], rendered once and cached in the run's folder. Parts that start at
+    the same time may each render them."""
     path = run / "pictures.npy"
     if not path.is_file():
         run.mkdir(parents=True, exist_ok=True)
@@ -61,9 +61,7 @@ def scenes() -> list[data.Scene]:
     return [data.scene_of(SEED, index) for index in range(PICTURES)]
 
 
-def batches(
-    size: int, start: int, steps: int
-) -> Iterator[tuple[int, NDArray[np.int64], np.random.Generator]]:
+def batches(size: int, start: int, steps: int) -> Iterator[tuple[int, NDArray[np.int64], np.random.Generator]]:
     """(step, image indices [size], generator) from step ``start`` on; deterministic."""
     per_epoch = PICTURES // size
     for step in range(start, steps):
@@ -154,9 +152,7 @@ class Training:
                     group["lr"] = optimizer.defaults["lr"] * rate(step, self.steps)
             loss = loss_of(step, indices, rng)
             if not loss.isfinite():
-                raise SystemExit(
-                    f"{self.name}: the loss of step {step} is {float(loss)}; lower the learning rate"
-                )
+                raise SystemExit(f"{self.name}: the loss of step {step} is {float(loss)}; lower the learning rate")
             self.model.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._share_gradients()

@@ -58,9 +58,7 @@ def measure(part: str, references: Path, out: Path, weights: Path, lambdas: Sequ
     clip_file = weights / models.CLIP_FILE.name
     base, encoders, metric = BaseModel(studio), Encoders([clip_file]), Clip.load(clip_file)
     files = {"base": models.BASE_ADAPTER, "plus": models.PLUS_ADAPTER, "concat": models.CONCAT_ADAPTER}
-    methods: list[Method] = [
-        adapter_method(name, weights / path.name, base, encoders) for name, path in files.items()
-    ]
+    methods: list[Method] = [adapter_method(name, weights / path.name, base, encoders) for name, path in files.items()]
     if part == "alone":
         methods.append(TextBaseline(studio, "full"))
         prompt = "none"

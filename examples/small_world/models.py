@@ -64,8 +64,8 @@ def make_unet() -> Any:
 
 
 def text_state(clip: Any) -> dict[str, Tensor]:
-    """The text tower's tensors that a prompt uses, by open_clip's names. The UNet gets the last block's input, so the last
-    block and the text projection are left out."""
+    """The text tower's tensors that a prompt uses, by open_clip's names. The UNet gets the last block's input, so the
+    last block and the text projection are left out."""
     state: dict[str, Tensor] = clip.state_dict()
     last = f"transformer.resblocks.{len(clip.transformer.resblocks) - 1}."
     unused = ("visual.", "attn_mask", last, "text_projection", "logit_scale")
@@ -80,9 +80,7 @@ def checkpoint_state(unet: nn.Module, autoencoder: nn.Module, clip: Any) -> dict
         "cond_stage_model.model.": text_state(clip),
     }
     return {
-        f"{prefix}{key}": value.half().contiguous()
-        for prefix, part in parts.items()
-        for key, value in part.items()
+        f"{prefix}{key}": value.half().contiguous() for prefix, part in parts.items() for key, value in part.items()
     }
 
 

@@ -18,9 +18,7 @@ def main() -> int:
     for name, path in ADAPTERS.items():
         file = open_adapter(RUNS / f"adapter-{name}" / "ip_adapter.safetensors")
         save_adapter({key: value.half() for key, value in file.tensors().items()}, path, file.metadata)
-    files = sorted(
-        path for path in models.WEIGHTS.iterdir() if path.suffix in (".safetensors", ".yaml", ".json")
-    )
+    files = sorted(path for path in models.WEIGHTS.iterdir() if path.suffix in (".safetensors", ".yaml", ".json"))
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     SUMS.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
     for path in files:

@@ -34,13 +34,12 @@ def train_clip(run: Path, steps: int) -> None:
         seen = model.encode_image(clip_pixels(small[indices]))
         return contrast(model, seen, [scenes[i] for i in indices], rng)
 
-    save_clip(
-        loop.Training("clip", model, run, steps, lr=1e-3, average=0.99).run(256, loss_of), models.CLIP_FILE
-    )
+    save_clip(loop.Training("clip", model, run, steps, lr=1e-3, average=0.99).run(256, loss_of), models.CLIP_FILE)
 
 
 class Named(torch.nn.Module):
-    """A CLIP with a linear classification head per attribute on a feature of ``width``; the heads serve training only."""
+    """A CLIP with a linear classification head per attribute on a feature of ``width``; the heads serve training
+    only."""
 
     def __init__(self, clip: Any, width: int) -> None:
         super().__init__()
@@ -94,9 +93,9 @@ def train_vision(run: Path, steps: int) -> None:
 
 
 def train_words(run: Path, steps: int) -> None:
-    """Trains the text tower alone, on the features that the UNet gets. In its few steps CLIP hardly separates shapes, and
-    a UNet cannot separate what the text tower does not. The tower learns to predict the named attributes from the last
-    token and from the padding after it, because the UNet attends to all tokens."""
+    """Trains the text tower alone, on the features that the UNet gets. In its few steps CLIP hardly separates shapes,
+    and a UNet cannot separate what the text tower does not. The tower learns to predict the named attributes from the
+    last token and from the padding after it, because the UNet attends to all tokens."""
     clip = models.make_clip()
     clip.load_state_dict(loop.trained(run, "clip"))
     clip.visual.requires_grad_(False)
@@ -157,7 +156,8 @@ def both_ways(logits: Tensor) -> Tensor:
 
 
 def encode_text(model: Any, texts: Sequence[str]) -> Tensor:
-    """``model.encode_text``, cut at the end of the longest text: attention is causal, so the padding changes nothing."""
+    """``model.encode_text``, cut at the end of the longest text: attention is causal, so the padding changes
+    nothing."""
     tokens = tokenize(texts, pad_with_end=False)
     ends = ends_of(tokens)
     read = read_text(model, tokens[:, : int(ends.max()) + 1], model.transformer.resblocks)

@@ -72,10 +72,7 @@ def train_decoder(run: Path, steps: int) -> None:
         seen = torch.stack(
             [latents[i, :, y : y + side, x : x + side] for i, x, y in zip(indices, left, top, strict=True)]
         )
-        crops = [
-            drawn[i, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64]
-            for i, x, y in zip(indices, left, top, strict=True)
-        ]
+        crops = [drawn[i, 8 * y : 8 * y + 64, 8 * x : 8 * x + 64] for i, x, y in zip(indices, left, top, strict=True)]
         noise = 0.4 * torch.rand(len(seen), 1, 1, 1) * torch.randn_like(seen)
         part = loop.part(len(crops))
         wanted = loop.values(np.stack(crops[part]))
@@ -86,8 +83,9 @@ def train_decoder(run: Path, steps: int) -> None:
 
 
 def train_base(run: Path, steps: int) -> None:
-    """Noise prediction on cached latents, with "debiased" weighting, which emphasises the noise levels that decide shapes.
-    Four fifths of the captions name all attributes; the UNet learns least from a caption that leaves them open."""
+    """Noise prediction on cached latents, with "debiased" weighting, which emphasises the noise levels that decide
+    shapes. Four fifths of the captions name all attributes; the UNet learns least from a caption that leaves them
+    open."""
     torch.manual_seed(0)
     model = models.make_unet()
     scenes = loop.scenes()

@@ -24,9 +24,7 @@ class Adapter:
     """An adapter in the file's dtype, on the CPU; a safetensors file is memory-mapped, so RAM holds what was used
     and the system can take it back. key: equal keys mean equal weights; by default no other adapter has it."""
 
-    def __init__(
-        self, spec: VariantSpec, tensors: Mapping[str, Tensor], path: Path, key: Hashable = None
-    ) -> None:
+    def __init__(self, spec: VariantSpec, tensors: Mapping[str, Tensor], path: Path, key: Hashable = None) -> None:
         self.spec = spec
         self.path = path
         self.key = key if key is not None else ("adapter", next(_numbers))
@@ -49,14 +47,10 @@ class Adapter:
         return self._projection
 
     def _build(self) -> nn.Module:
-        state = {
-            k[len(PROJECTION) :]: v.float() for k, v in self._tensors.items() if k.startswith(PROJECTION)
-        }
+        state = {k[len(PROJECTION) :]: v.float() for k, v in self._tensors.items() if k.startswith(PROJECTION)}
         broken = [f"{PROJECTION}{key}" for key, value in state.items() if not value.isfinite().all()]
         if broken:
-            raise BrokenAdapter(
-                self.path, f"NaN or infinite weights in {', '.join(broken[:6])}; download it again"
-            )
+            raise BrokenAdapter(self.path, f"NaN or infinite weights in {', '.join(broken[:6])}; download it again")
         with torch.device("meta"):
             module = build(self.spec, {key: tuple(value.shape) for key, value in state.items()})
         assign(module, state)

@@ -16,7 +16,8 @@ from .variant import identify
 
 
 def report(path: Path | str) -> dict[str, Any]:
-    """Describes one adapter file, JSON-safe; ``unused``: the keys beside the adapter, by what they are. Raises FileError."""
+    """Describes one adapter file, JSON-safe; ``unused``: the keys beside the adapter, by what they are. Raises
+    FileError."""
     path = Path(path)
     file = open_adapter(path)
     spec = asdict(identify(file.shapes, path, file.encoder))
@@ -67,11 +68,7 @@ def _text(entry: dict[str, Any]) -> str:
         "layers": f"{entry['layers']} cross-attention layers",
         "weights": f"{entry['dtype']}, {entry['format']}, {entry['size'] / 1e6:.1f} MB",
         "sha256": entry["sha256"],
-        **(
-            {"not used": "; ".join(_beside(*item) for item in entry["unused"].items())}
-            if entry["unused"]
-            else {}
-        ),
+        **({"not used": "; ".join(_beside(*item) for item in entry["unused"].items())} if entry["unused"] else {}),
         **{f"metadata {key}": value for key, value in entry["metadata"].items()},
     }
     return "\n".join([entry["file"], *(f"  {name:<12} {value}" for name, value in rows.items())])

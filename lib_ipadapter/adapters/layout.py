@@ -84,9 +84,7 @@ class _Sorted:
 
     standard: dict[str, str] = field(default_factory=dict)  # by standard key
     hidden: dict[str, str] = field(default_factory=dict)  # by diffusers' name below encoder_hid_proj
-    layers: dict[tuple[str, str], str] = field(
-        default_factory=dict
-    )  # by the layer's name and to_k_ip or to_v_ip
+    layers: dict[tuple[str, str], str] = field(default_factory=dict)  # by the layer's name and to_k_ip or to_v_ip
     rest: dict[str, str] = field(default_factory=dict)  # by name without wrappers
 
 
@@ -134,9 +132,7 @@ def _sorted(shapes: Mapping[str, Shape], path: Path | str) -> _Sorted:
         else:
             place, key = keys.rest, name
         if key in place and place is not keys.rest:
-            raise BrokenAdapter(
-                path, f"two sets of weights: {place[key]} and {own}; keep one of them", value=own
-            )
+            raise BrokenAdapter(path, f"two sets of weights: {place[key]} and {own}; keep one of them", value=own)
         place[own if key in place else key] = own
     return keys
 

@@ -33,9 +33,7 @@ class MLPProjection(nn.Module):
 
     def __init__(self, width: int, context: int) -> None:
         super().__init__()
-        self.proj = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.Linear(width, context), nn.LayerNorm(context)
-        )
+        self.proj = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, context), nn.LayerNorm(context))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.proj(features)
@@ -56,9 +54,7 @@ class PerceiverAttention(nn.Module):
     def forward(self, features: Tensor, latents: Tensor) -> Tensor:
         features, latents = self.norm1(features), self.norm2(latents)
         key, value = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
-        q, k, v = (
-            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), key, value)
-        )
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), key, value))
         out = F.scaled_dot_product_attention(q, k, v)
         return self.to_out(out.transpose(1, 2).flatten(2))
 
@@ -66,9 +62,7 @@ class PerceiverAttention(nn.Module):
 class Resampler(nn.Module):
     """plus: penultimate [B, N, W] to tokens [B, T, context] by learned latents."""
 
-    def __init__(
-        self, width: int, tokens: int, dim: int, inner: int, hidden: int, depth: int, context: int
-    ) -> None:
+    def __init__(self, width: int, tokens: int, dim: int, inner: int, hidden: int, depth: int, context: int) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(1, tokens, dim) / dim**0.5)
         self.proj_in = nn.Linear(width, dim)

@@ -92,9 +92,7 @@ def _plus_shapes(found: Shapes, context: int) -> dict[str, Shape]:
     inner = found.get("layers.0.0.to_q.weight", (dim, dim))[0] // DIM_HEAD * DIM_HEAD
     hidden = found.get("layers.0.1.1.weight", (4 * dim, dim))[0]
     depth = 1 + max((int(key.split(".")[1]) for key in found if _is_layer(key)), default=-1)
-    depth = min(
-        depth, len(found) + 1
-    )  # a number beyond any key makes a file broken, and no table of that size
+    depth = min(depth, len(found) + 1)  # a number beyond any key makes a file broken, and no table of that size
     shapes: dict[str, Shape] = {
         "latents": (1, tokens, dim), "proj_in.weight": (dim, width), "proj_in.bias": (dim,),
         "proj_out.weight": (context, dim), "proj_out.bias": (context,),
@@ -231,9 +229,7 @@ def identify(shapes: Shapes, path: Path | str, encoder: str = "") -> VariantSpec
     try:
         wanted = variant.expected(projection, context)
     except (KeyError, ValueError) as error:
-        raise BrokenAdapter(
-            path, f"the image projection ({variant.label}) is incomplete: {error} is missing"
-        ) from None
+        raise BrokenAdapter(path, f"the image projection ({variant.label}) is incomplete: {error} is missing") from None
     expected |= {f"{PROJECTION}{key}": shape for key, shape in wanted.items()}
     _account_for_all(shapes, expected, path)
     spec = _spec(variant, projection, context, widths)
@@ -265,11 +261,7 @@ def _encoder(feature: Feature, width: int) -> str:
 
 def _layer_shapes(shapes: Shapes, path: Path | str) -> tuple[int, tuple[int, ...], dict[str, Shape]]:
     """(context, widths in file order, expected shapes of all layers up to the last one that the file has)."""
-    keys = {
-        key: shape
-        for key, shape in shapes.items()
-        if key.startswith(LAYERS) and key.endswith(".to_k_ip.weight")
-    }
+    keys = {key: shape for key, shape in shapes.items() if key.startswith(LAYERS) and key.endswith(".to_k_ip.weight")}
     numbers = sorted(int(n) for key in keys if _NUMBER.fullmatch(n := key.split(".")[1]))
     if not numbers:
         raise BrokenAdapter(
@@ -278,19 +270,13 @@ def _layer_shapes(shapes: Shapes, path: Path | str) -> tuple[int, tuple[int, ...
             "(image tokens appended to the text's), which is for `python -m lib_ipadapter evaluate` only",
         )
     if numbers[-1] > _LAST:
-        raise BrokenAdapter(
-            path, f"a layer has the number {numbers[-1]}, expected at most {_LAST}; download it again"
-        )
+        raise BrokenAdapter(path, f"a layer has the number {numbers[-1]}, expected at most {_LAST}; download it again")
     first = keys[f"{LAYERS}{numbers[0]}.to_k_ip.weight"]
     if len(first) != 2:
         key = f"{LAYERS}{numbers[0]}.to_k_ip.weight"
-        raise BrokenAdapter(
-            path, f"misshapen: {key} is {list(first)}, expected [width, context]; download it again"
-        )
+        raise BrokenAdapter(path, f"misshapen: {key} is {list(first)}, expected [width, context]; download it again")
     context = first[1]
-    widths = tuple(
-        (keys.get(f"{LAYERS}{n}.to_k_ip.weight") or first)[0] for n in range(1, numbers[-1] + 1, 2)
-    )
+    widths = tuple((keys.get(f"{LAYERS}{n}.to_k_ip.weight") or first)[0] for n in range(1, numbers[-1] + 1, 2))
     expected: dict[str, Shape] = {
         f"{LAYERS}{2 * i + 1}.{kind}.weight": (width, context)
         for i, width in enumerate(widths)
@@ -337,7 +323,5 @@ def _foreign(shapes: Shapes) -> str:
             return name
     keys = ", ".join(list(shapes)[:3])
     return (
-        f"a file of {len(shapes)} tensors ({keys}{', ...' if len(shapes) > 3 else ''})"
-        if shapes
-        else "an empty file"
+        f"a file of {len(shapes)} tensors ({keys}{', ...' if len(shapes) > 3 else ''})" if shapes else "an empty file"
     )

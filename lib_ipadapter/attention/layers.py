@@ -63,9 +63,7 @@ def cross_attention_layers(unet: nn.Module) -> list[Layer]:
     for child_name, part in PARTS.items():
         child = getattr(unet, child_name, None)
         if child is not None:
-            found[part] += [
-                (f"{child_name}.{name}", m) for name, m in child.named_modules() if _is_cross(name, m)
-            ]
+            found[part] += [(f"{child_name}.{name}", m) for name, m in child.named_modules() if _is_cross(name, m)]
     ordered = [(part, name, module) for part in FILE_ORDER for name, module in found[part]]
     if not ordered:
         raise UnsupportedModel(
@@ -155,7 +153,8 @@ def execution_order(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], LayerCo
 
 
 def layer_weights(rule: LayerRule, weight: float, layers: Sequence[Layer]) -> tuple[LayerWeight, ...]:
-    """What ``rule`` makes of λ = ``weight`` at each layer, by its position in file order. Raises as ``LayerRule.at``."""
+    """What ``rule`` makes of λ = ``weight`` at each layer, by its position in file order. Raises as
+    ``LayerRule.at``."""
     order, counts = execution_order(tuple(layers))
     weights = rule.at(weight, counts)
     return tuple(weights[t] for t in order)

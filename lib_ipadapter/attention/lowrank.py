@@ -41,9 +41,7 @@ def add_low_rank(layers: Sequence[Layer], additions: Additions) -> list[Removabl
     """Registers the additions as forward hooks. Raises UnsupportedModel for a layer that the model has not, and then
     none is registered."""
     modules = {layer.number: layer.module for layer in layers}
-    modules |= {
-        layer.number - 1: layer.self_attention for layer in layers if layer.self_attention is not None
-    }
+    modules |= {layer.number - 1: layer.self_attention for layer in layers if layer.self_attention is not None}
     targets = [(_projection(modules, *place), addition) for place, addition in additions.items()]
     return [module.register_forward_hook(_hook(addition)) for module, addition in targets]
 

@@ -105,9 +105,7 @@ class Session:
         self._size: Size | None = None  # of the step's latents; None: of each call's
         self._called: Size = (0, 0)
         self._hooks: Hooks | None = None
-        self._target: nn.Module | None = (
-            None  # the UNet to which it is attached, with hooks if any prompt acts
-        )
+        self._target: nn.Module | None = None  # the UNet to which it is attached, with hooks if any prompt acts
 
     @property
     def projections(self) -> int:

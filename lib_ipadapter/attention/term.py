@@ -67,8 +67,8 @@ def add_term(hidden: Tensor, term: Tensor) -> Tensor:
 
 
 class Term(NamedTuple):
-    """What an image prompt adds to a layer: T [B, N, C], which may be overwritten, and how it is merged with the layer's
-    own output Z [B, N, C]."""
+    """What an image prompt adds to a layer: T [B, N, C], which may be overwritten, and how it is merged with the
+    layer's own output Z [B, N, C]."""
 
     value: Tensor
     merge: Merge = add_term

@@ -144,9 +144,7 @@ def identify(rows: Sequence[Row], known: Content, given: Content, strict: bool =
     found: dict[int, Row] = {}
     for match, members in groups.items():
         if not match or not (_alike(rows, match) or len(members) % len(match) == 0):
-            raise unexplained(
-                len(matches), f"rows of the {len(rows)} of this step, by their text and latents"
-            )
+            raise unexplained(len(matches), f"rows of the {len(rows)} of this step, by their text and latents")
         found |= {i: rows[match[j % len(match)]] for j, i in enumerate(members)}
     return tuple(found[i] for i in range(len(matches)))
 
@@ -168,15 +166,13 @@ def _matches(rows: Sequence[Row], known: Content, given: Content, strict: bool) 
 
 
 def _by_text(text: Tensor, known: Sequence[Tensor]) -> tuple[int, ...]:
-    """The known texts that a row's text is: the very same memory where there is such, else equal ones. Prompt and negative
-    prompt are often equal, and then only the memory tells cond from uncond."""
+    """The known texts that a row's text is: the very same memory where there is such, else equal ones. Prompt and
+    negative prompt are often equal, and then only the memory tells cond from uncond."""
     same = tuple(i for i, one in enumerate(known) if one.data_ptr() == text.data_ptr())
     return same or tuple(i for i, one in enumerate(known) if same_text(text, one))
 
 
-def _nearest(
-    rows: Sequence[Row], match: tuple[int, ...], apart: Sequence[float], strict: bool
-) -> tuple[int, ...]:
+def _nearest(rows: Sequence[Row], match: tuple[int, ...], apart: Sequence[float], strict: bool) -> tuple[int, ...]:
     """Those of ``match`` whose latents are the given row's, or much nearer than any others; else all of them, none if
     ``strict``."""
     least = min((apart[i] for i in match), default=1.0)

@@ -31,8 +31,8 @@ class Catalog:
         forget_configs()
 
     def find(self, name: str) -> Recognised:
-        """The file of an encoder. Raises BrokenEncoder if it is there with a config that cannot be used, EncoderMissing,
-        which names the folders, what is in them, and the download."""
+        """The file of an encoder. Raises BrokenEncoder if it is there with a config that cannot be used,
+        EncoderMissing, which names the folders, what is in them, and the download."""
         seen = []
         for entry in self._entries():
             if entry.spec is not None and entry.spec.name == name:
@@ -53,8 +53,8 @@ class Catalog:
         return found
 
     def name_of(self, need: Need) -> str:
-        """The encoder that gives a feature: the one that the adapter names; where that one is not known, or none is named,
-        the only custom one of that width (a renamed file). Raises EncoderMissing."""
+        """The encoder that gives a feature: the one that the adapter names; where that one is not known, or none is
+        named, the only custom one of that width (a renamed file). Raises EncoderMissing."""
         if need.encoder in ENCODERS or need.encoder in self._custom_stems():
             return need.encoder
         custom = {
@@ -80,8 +80,10 @@ class Catalog:
         if not need.encoder:
             return f"the adapter takes {need}, which no known image encoder gives; known are {known}"
         return (
-            f"the adapter was trained with the image encoder {need.encoder}, which is not among the known ones ({known}); "
-            f"put its weights and its open_clip config, {need.encoder}.json, side by side into the folder of the encoders"
+            f"the adapter was trained with the image encoder {need.encoder}, which is not among the known ones "
+            f"({known}); "
+            f"put its weights and its open_clip config, {need.encoder}.json, side by side into the folder of the "
+            "encoders"
         )
 
     def _missing(self, name: str, seen: Sequence[str], most: int = 12) -> str:

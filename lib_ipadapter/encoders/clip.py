@@ -52,9 +52,7 @@ class ImageEncoder:
         self._tower: Any = tower.eval().requires_grad_(False)
 
     @classmethod
-    def load(
-        cls, path: Path | str, device: Device = "cpu", dtype: torch.dtype = torch.float32
-    ) -> ImageEncoder:
+    def load(cls, path: Path | str, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> ImageEncoder:
         """The encoder of a weight file, recognised by its config or its shapes; only the vision tower is read.
 
         Raises BrokenEncoder (no tower, unknown tower, missing or misshapen keys), EncoderMissing, UnsafeFile.

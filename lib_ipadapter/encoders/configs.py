@@ -5,7 +5,8 @@
 ``preprocess_cfg`` (``mean``, ``std``) where those differ from CLIP's. Towers from timm: timm_tower.py.
 
 Downloads keep their own configs: Hugging Face's ``config.json`` and ``preprocessor_config.json`` beside
-``model.safetensors``, open_clip's ``open_clip_config.json`` beside ``open_clip_*``. They state activation, mean and std.
+``model.safetensors``, open_clip's ``open_clip_config.json`` beside ``open_clip_*``. They state activation, mean and
+std.
 """
 
 from __future__ import annotations
@@ -178,9 +179,7 @@ def _by_open_clip(path: Path, shape: TowerShape) -> Stated | None:
 
 def _agrees(config: Mapping[str, Any], sizes: Mapping[str, int]) -> bool:
     """Whether the config is that of a tower of these sizes; Hugging Face leaves out what is the default."""
-    return any(name in config for name in sizes) and all(
-        config.get(name, size) == size for name, size in sizes.items()
-    )
+    return any(name in config for name in sizes) and all(config.get(name, size) == size for name, size in sizes.items())
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
@@ -208,8 +207,8 @@ def _parsed(path: Path) -> Any:
 
 def register_archs(folders: Iterable[Path]) -> list[str]:
     """Adds the open_clip configs of both towers in these folders and below to open_clip's list, under the files' names;
-    returns the new names. A checkpoint's yaml may then name one as its text tower (``arch``). Other JSON files and broken
-    ones are passed over; without any such config nothing is imported."""
+    returns the new names. A checkpoint's yaml may then name one as its text tower (``arch``). Other JSON files and
+    broken ones are passed over; without any such config nothing is imported."""
     new = []
     for path in sorted(path for folder in folders for path in walk(folder).files if path.suffix == ".json"):
         if _has_both_towers(path) and register_arch(path):

@@ -49,9 +49,7 @@ class TowerKeys:
     ``sources`` maps a tower key to one file key, or to the three (q, k, v) that are stacked for it.
     """
 
-    def __init__(
-        self, sources: Mapping[str, tuple[str, ...]], unknown: Iterable[str], shapes: Mapping[str, Shape]
-    ):
+    def __init__(self, sources: Mapping[str, tuple[str, ...]], unknown: Iterable[str], shapes: Mapping[str, Shape]):
         self.sources = dict(sources)
         self.unknown = sorted(unknown)
         self.shapes = {key: _shape(key, names, shapes) for key, names in self.sources.items()}
@@ -92,11 +90,7 @@ class TowerKeys:
         names = self.sources[key]
         tensor = torch.cat([read(name) for name in names]) if len(names) == 3 else read(names[0])
         # nn.Linear keeps [out, in]; open_clip's ``proj`` is applied as x @ proj
-        return (
-            tensor.t().contiguous()
-            if names == ("visual_projection.weight",) or _is_hf_proj(names)
-            else tensor
-        )
+        return tensor.t().contiguous() if names == ("visual_projection.weight",) or _is_hf_proj(names) else tensor
 
 
 def _is_hf_proj(names: tuple[str, ...]) -> bool:
@@ -192,6 +186,4 @@ def tower_shapes(spec: EncoderSpec) -> dict[str, Shape]:
     }
     shapes |= {f"{name}.{kind}": (width,) for name in ("ln_pre", "ln_post") for kind in ("weight", "bias")}
     blocks = range(spec.layers)
-    return shapes | {
-        f"transformer.resblocks.{n}.{key}": shape for n in blocks for key, shape in block.items()
-    }
+    return shapes | {f"transformer.resblocks.{n}.{key}": shape for n in blocks for key, shape in block.items()}

@@ -21,10 +21,7 @@ class Listing:
 
     def is_current(self) -> bool:
         """Whether nothing was added, removed or renamed since. Costs one ``stat`` per folder."""
-        return all(
-            _changed(folder) == changed and abs(changed - self.made) > _RACY
-            for folder, changed in self.folders
-        )
+        return all(_changed(folder) == changed and abs(changed - self.made) > _RACY for folder, changed in self.folders)
 
 
 def walk(folder: Path) -> Listing:
@@ -32,9 +29,7 @@ def walk(folder: Path) -> Listing:
     circles). Folders named NOT_SEARCHED are left out. A folder that is a file stands for itself."""
     made = time.time_ns()
     if folder.is_file():
-        return Listing(
-            (folder, *_beside(folder)), ((str(folder.parent), _changed(str(folder.parent))),), made
-        )
+        return Listing((folder, *_beside(folder)), ((str(folder.parent), _changed(str(folder.parent))),), made)
     files: list[Path] = []
     folders: dict[str, int] = {str(folder): _changed(str(folder))}
     visited = set()

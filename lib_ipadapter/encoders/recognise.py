@@ -109,8 +109,10 @@ def _by_shape(path: Path) -> EncoderSpec:
     fitting = [spec for spec in same if config is None or not config.differences(spec)]
     if config is not None and not fitting:
         raise BrokenEncoder(
-            f"{path.name}: a tower of the shapes of {same[0].name}, but with {', '.join(config.differences(same[0]))} by "
-            f"its {config.file}, so it is another encoder. To use it, put its open_clip config beside it as {path.stem}.json"
+            f"{path.name}: a tower of the shapes of {same[0].name}, but with "
+            f"{', '.join(config.differences(same[0]))} by "
+            f"its {config.file}, so it is another encoder. To use it, put its open_clip config beside it as "
+            f"{path.stem}.json"
         )
     _whole(keys, fitting[0], path)
     return fitting[0]
@@ -133,13 +135,12 @@ def _assumed(path: Path, spec: EncoderSpec) -> str:
     if stated(path, spec.shape) or (hint is not None and hint.size == path.stat().st_size):
         return ""
     return (
-        f"{path.name} was recognised by its shapes; that it has {spec.name}'s activation ({spec.activation}), mean and std "
+        f"{path.name} was recognised by its shapes; that it has {spec.name}'s activation ({spec.activation}), "
+        "mean and std "
         "is assumed"
     )
 
 
 def _differing(custom: EncoderSpec, known: EncoderSpec) -> list[str]:
     names = ("shape", "image_size", "heads", "activation", "mean", "std", "prefix", "timm")
-    return [
-        f"{name} {getattr(custom, name)}" for name in names if getattr(custom, name) != getattr(known, name)
-    ]
+    return [f"{name} {getattr(custom, name)}" for name in names if getattr(custom, name) != getattr(known, name)]

@@ -43,8 +43,9 @@ class EncoderPool:
         device: Device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Features:
-        """Features of ``picture``, or with None the unconditional ones, by the encoder in ``path``. If they are not finite
-        in half precision, they are computed in float32. Raises BrokenEncoder if they are not finite there either."""
+        """Features of ``picture``, or with None the unconditional ones, by the encoder in ``path``. If they are not
+        finite in half precision, they are computed in float32. Raises BrokenEncoder if they are not finite there
+        either."""
         with self._lock:
             file = identity(path)
             if dtype != torch.float32 and file not in self._float32_only:

@@ -32,8 +32,8 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Need:
-    """One feature that an adapter takes: its kind, its width, and the name of the encoder, "" where the adapter does not
-    say."""
+    """One feature that an adapter takes: its kind, its width, and the name of the encoder, "" where the adapter does
+    not say."""
 
     feature: Feature
     width: int
@@ -114,13 +114,15 @@ class EncoderSpec:
             or min(*self.std, self.mlp_ratio) <= 0
         ):
             raise BrokenEncoder(
-                f"encoder {self.name!r}: mean {self.mean} and std {self.std} must be three numbers each, std and mlp_ratio "
+                f"encoder {self.name!r}: mean {self.mean} and std {self.std} must be three numbers each, std and "
+                "mlp_ratio "
                 f"({self.mlp_ratio}) above 0"
             )
         if not self.name or not whole:
             raise BrokenEncoder(
                 f"encoder {self.name!r}: image_size {self.image_size} must be a multiple of patch {self.patch}, "
-                f"width {self.width} one of heads {self.heads}, and all sizes whole numbers from 1 to {_MOST}, with a name"
+                f"width {self.width} one of heads {self.heads}, and all sizes whole numbers from 1 to {_MOST}, "
+                "with a name"
             )
         return self
 

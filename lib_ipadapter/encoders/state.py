@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 
 def assign(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """The tensors of ``state`` become the module's parameters and buffers, none missing and none left over. Before torch
-    2.1 ``load_state_dict`` has no ``assign``. Raises RuntimeError for other keys."""
+    """The tensors of ``state`` become the module's parameters and buffers, none missing and none left over. Before
+    torch 2.1 ``load_state_dict`` has no ``assign``. Raises RuntimeError for other keys."""
     expected = set(module.state_dict())
     if expected != set(state):
         raise RuntimeError(f"expected the keys {sorted(expected)[:6]}, got {sorted(state)[:6]}")

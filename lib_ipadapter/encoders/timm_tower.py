@@ -28,13 +28,9 @@ class TimmTower(nn.Module):
         import timm
 
         if name not in timm.list_models():
-            raise BrokenEncoder(
-                f"timm {timm.__version__} has no tower {name}; run: pip install -U timm", value=name
-            )
+            raise BrokenEncoder(f"timm {timm.__version__} has no tower {name}; run: pip install -U timm", value=name)
         if projection not in ("", "none", "linear"):
-            raise BrokenEncoder(
-                f"timm_proj is {projection!r}, expected none, linear or null", value=projection
-            )
+            raise BrokenEncoder(f"timm_proj is {projection!r}, expected none, linear or null", value=projection)
         # Without a projection in open_clip's head, timm's classifier is the projection.
         options: dict[str, Any] = {"num_classes": 0 if projection else embed_dim}
         options |= {"global_pool": pool} if pool else {}
@@ -114,7 +110,8 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
         if wrong or (prefix and set(names) - set(wanted)):
             left = sorted(set(names) - set(wanted))
             raise BrokenEncoder(
-                f"{path.name}: not a whole {spec.timm[0]}: {len(wrong)} keys missing or misshapen, {len(left)} left over "
+                f"{path.name}: not a whole {spec.timm[0]}: {len(wrong)} keys missing or misshapen, {len(left)} "
+                "left over "
                 f"({', '.join([*wrong, *left][:4])}, ...); use the file that open_clip publishes"
             )
         tower.load_state_dict({key: read(names[key]) for key in wanted})

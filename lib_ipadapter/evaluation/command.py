@@ -25,8 +25,8 @@ measures:
   CLIP-T   cosine of the CLIP embeddings of picture and caption (with a --prompt template: and that text);
            results.json also has CLIPScore, 2.5 * max(cosine, 0) with "A photo depicts " before the text
   top-1    fraction of the pictures closer to their own reference than to all others; top-5: among the five closest
-Means over references, with 95 % intervals (Student's t; of top-1 and top-5 Wilson's), and the differences between methods,
-paired by reference. The row "reference" has the real pictures' own values.
+Means over references, with 95 % intervals (Student's t; of top-1 and top-5 Wilson's), and the differences between
+methods, paired by reference. The row "reference" has the real pictures' own values.
 
 Pictures are kept in OUT/pictures with the settings that made them: stop it at any time (Ctrl-C), the same
 command goes on; other settings in the same OUT are refused.
@@ -57,9 +57,7 @@ def run(args: argparse.Namespace) -> int:
     items = read_items(options.references, options.coco, options.limit)
     remote = remote_methods(options)
     device, _ = device_of(options)
-    metric = Clip.load(
-        options.clip, options.clip_arch, device
-    )  # first: it makes its architecture known to open_clip
+    metric = Clip.load(options.clip, options.clip_arch, device)  # first: it makes its architecture known to open_clip
     results = evaluate(items, [*standalone_methods(options), *remote], metric, options.out, options)
     print(results.markdown())
     print(f"pictures, results.json, results.md and figures: {options.out}")
@@ -70,9 +68,7 @@ def standalone_methods(options: EvaluateOptions) -> list[Method]:
     """Those of --adapter and --text-baseline; the base model alone where λ = 0 is all that is asked."""
     if not options.checkpoint:
         if options.adapter or options.text_baseline:
-            raise ConfigError(
-                "checkpoint", None, "a Stable Diffusion checkpoint, for --adapter and --text-baseline"
-            )
+            raise ConfigError("checkpoint", None, "a Stable Diffusion checkpoint, for --adapter and --text-baseline")
         return []
     device, dtype = device_of(options)
     sampling = {

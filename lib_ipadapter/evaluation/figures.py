@@ -87,9 +87,7 @@ def curve(results: Results, out: Path) -> bool:
         )  # fmt: skip
         for row, a, b in zip(rows, x, y, strict=True):
             if row.weight is not None:
-                axes.annotate(
-                    f"λ={row.weight:g}", (a.mean, b.mean), (4, 4), textcoords="offset points", fontsize=8
-                )
+                axes.annotate(f"λ={row.weight:g}", (a.mean, b.mean), (4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("CLIP-T (the text)")
     axes.set_ylabel("CLIP-I (the reference)")
     axes.grid(alpha=0.3)

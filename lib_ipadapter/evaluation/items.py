@@ -115,9 +115,7 @@ def _coco(path: Path, folder: Path) -> list[_Row]:
             path, f"not COCO's captions ({error!r}); expected images (id, file_name) and annotations "
             "(image_id, caption), as in captions_val2017.json",
         ) from None  # fmt: skip
-    rows: list[_Row] = [
-        (folder / name, first.get(i, ""), {}) for name, i in names.items() if (folder / name).is_file()
-    ]
+    rows: list[_Row] = [(folder / name, first.get(i, ""), {}) for name, i in names.items() if (folder / name).is_file()]
     if not rows:
         raise FileError(folder, f"none of the {len(names)} pictures that {path.name} names is in it")
     return [row for row in rows if row[1]]

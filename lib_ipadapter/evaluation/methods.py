@@ -197,9 +197,7 @@ class AdapterMethod:
         return self.studio.draw(jobs, prompts=[together], sets=sets)
 
     def _prepare(self, job: Job) -> ImagePrompt:
-        return self._prepared.get(
-            job.digest, lambda: self._pipeline.prompt(self._resolved(job), self.adapter)
-        )
+        return self._prepared.get(job.digest, lambda: self._pipeline.prompt(self._resolved(job), self.adapter))
 
     def _resolved(self, job: Job) -> ResolvedUnit:
         unit = Unit(images=(Reference(job.reference),), model=self.name, fit=self.fit)
@@ -228,9 +226,7 @@ class ConcatMethod(AdapterMethod):
         return image_tokens(self.adapter, self._resolved(job), self._pipeline)
 
 
-def adapter_method(
-    name: str, path: Path, base: BaseModel, encoders: Encoders, fit: str = "crop"
-) -> AdapterMethod:
+def adapter_method(name: str, path: Path, base: BaseModel, encoders: Encoders, fit: str = "crop") -> AdapterMethod:
     """The method of an adapter file: decoupled, or the concat ablation, as its header says. Raises FileError,
     EncoderError."""
     concat = is_concat(open_adapter(path))

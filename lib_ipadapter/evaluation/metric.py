@@ -74,9 +74,7 @@ class Clip:
     @torch.no_grad()
     def images(self, pictures: Sequence[Image.Image]) -> Tensor:
         """[B, E]"""
-        return self._batched(
-            pictures, lambda part: self.model.encode_image(self.pixels(part).to(self.device))
-        )
+        return self._batched(pictures, lambda part: self.model.encode_image(self.pixels(part).to(self.device)))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -91,9 +89,7 @@ class Clip:
         parts = [embed(values[i : i + BATCH]).float().cpu() for i in range(0, len(values), BATCH)]
         whole = torch.cat(parts)
         if not whole.isfinite().all():
-            raise BrokenEncoder(
-                f"{self.path.name}: its embeddings have NaN in them; download or train it again"
-            )
+            raise BrokenEncoder(f"{self.path.name}: its embeddings have NaN in them; download or train it again")
         return F.normalize(whole, dim=-1)
 
 
@@ -157,9 +153,7 @@ def _fill(model: Any, state: dict[str, Tensor], path: Path) -> None:
         "of another shape": [key for key in own if key in state and state[key].shape != own[key]],
     }
     if any(wrong.values()):
-        differences = "; ".join(
-            f"{len(keys)} keys {what} ({keys[0]}, ...)" for what, keys in wrong.items() if keys
-        )
+        differences = "; ".join(f"{len(keys)} keys {what} ({keys[0]}, ...)" for what, keys in wrong.items() if keys)
         raise BrokenEncoder(
             f"{path.name}: does not fit its architecture: {differences}. Expected open_clip's layout with both towers"
         )

@@ -75,9 +75,7 @@ class EvaluateOptions(Options):
         group=DATA,
     )
     coco: Path | None = path("Captions in COCO's format; the first of each picture is used.", group=DATA)
-    limit: int | None = whole(
-        None, "Only the first of the references, by name.", 1, 10**9, metavar="K", group=DATA
-    )
+    limit: int | None = whole(None, "Only the first of the references, by name.", 1, 10**9, metavar="K", group=DATA)
     out: Path = path(
         "Folder of pictures, results.json, results.md, scores.jsonl, grid.png, curve.png.",
         required=True,
@@ -100,8 +98,7 @@ class EvaluateOptions(Options):
     adapter: tuple[str, ...] = declare(
         "string",
         (),
-        "Adapter file, under its own name or another; may be repeated. A concat ablation has only the "
-        "weights 0 and 1.",
+        "Adapter file, under its own name or another; may be repeated. A concat ablation has only the weights 0 and 1.",
         many="repeat",
         metavar="[NAME=]FILE",
         group=ADAPTERS,

@@ -46,7 +46,8 @@ class Pictures:
         found = json.loads(text) if text else {}
         if found.get("hash") != settings_hash(settings):
             raise FileError(
-                path, f"in {self.folder} was drawn with other settings: {_changes(found.get('settings', {}), settings)}. "
+                path, f"in {self.folder} was drawn with other settings: "
+                      f"{_changes(found.get('settings', {}), settings)}. "
                 "Choose another --out, or delete that folder",
             )  # fmt: skip
         return True
@@ -54,9 +55,7 @@ class Pictures:
     def save(self, path: Path, picture: Image.Image, settings: Mapping[str, Any]) -> None:
         """Writes a picture; never a part of one under its name. Raises FileError."""
         info = PngInfo()
-        info.add_text(
-            CHUNK, json.dumps({"hash": settings_hash(settings), "settings": settings}, sort_keys=True)
-        )
+        info.add_text(CHUNK, json.dumps({"hash": settings_hash(settings), "settings": settings}, sort_keys=True))
         with replacing(path) as part:
             picture.save(part, "PNG", pnginfo=info)
 
@@ -70,9 +69,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Which settings differ, with their values."""
     now = json.loads(json.dumps(now))  # tuples to lists, as they come back
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    told = [
-        f"{name} was {_short(before.get(name))}, is now {_short(now.get(name))}" for name in sorted(names)
-    ]
+    told = [f"{name} was {_short(before.get(name))}, is now {_short(now.get(name))}" for name in sorted(names)]
     return "; ".join(told) or "they are not in the file"
 
 

@@ -105,17 +105,13 @@ class WebUIMethod:
         try:
             return images.load(self._first(answer))
         except ImageError as error:
-            raise IPAdapterError(
-                f"{self.name}: {self.url} sent a picture that cannot be read: {error}"
-            ) from None
+            raise IPAdapterError(f"{self.name}: {self.url} sent a picture that cannot be read: {error}") from None
 
     def _first(self, answer: Any) -> Any:
         """The first picture of an answer: a grid may stand before it, and ControlNet's maps behind it."""
         pictures = answer.get("images") if isinstance(answer, dict) else None
         if not pictures:
-            raise IPAdapterError(
-                f"{self.name}: {self.url} answered without a picture; try the payload by hand"
-            )
+            raise IPAdapterError(f"{self.name}: {self.url} answered without a picture; try the payload by hand")
         try:
             first = json.loads(answer.get("info") or "{}").get("index_of_first_image", 0)
             return pictures[first]

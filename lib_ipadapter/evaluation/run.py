@@ -99,7 +99,8 @@ def _check(items: Sequence[Item], methods: Sequence[Method], extra: Extra) -> No
         plain = re.fullmatch(r"\w([\w.+-]*[\w+-])?", method.name) and not is_device(method.name)
         if count > 1 or method.name == REFERENCE or not plain:
             raise ConfigError(
-                "name of a method", method.name, "a folder's name on any system, of letters, digits, . + - _, not taken by "
+                "name of a method", method.name, "a folder's name on any system, of letters, digits, . + - _, not "
+                                                 "taken by "
                 f"another and not {REFERENCE}; "
                 "choose one as NAME=FILE",
             )  # fmt: skip
@@ -123,9 +124,7 @@ def plan_columns(methods: Sequence[Method], weights: Sequence[float], say: Say =
                 own.append(Column(method, weight))
     columns = [*shared.values(), *(c for c in own if c.weight != 0 or c.method.name not in shared)]
     if not columns:
-        raise ConfigError(
-            "weights", list(weights), "a λ that a method can draw; the base model alone has only 0"
-        )
+        raise ConfigError("weights", list(weights), "a λ that a method can draw; the base model alone has only 0")
     return columns
 
 
@@ -188,9 +187,7 @@ def _draw(
         raise
 
 
-def _job(
-    task: _Task, items: Sequence[Item], loaded: Mapping[int, Image.Image], references: References
-) -> Job:
+def _job(task: _Task, items: Sequence[Item], loaded: Mapping[int, Image.Image], references: References) -> Job:
     place = task.place
     weight = task.column.weight
     return Job(items[place], loaded[place], references.digests[place], task.prompt, weight, task.seed)
@@ -234,9 +231,7 @@ def _measure(
     return Results(tuple(rows), _settings(items, columns, options, metric), at_zero)
 
 
-def _settings(
-    items: Sequence[Item], columns: Sequence[Column], options: Options, metric: Metric
-) -> dict[str, Any]:
+def _settings(items: Sequence[Item], columns: Sequence[Column], options: Options, metric: Metric) -> dict[str, Any]:
     """The settings of a run, for results.json."""
     text = "the caption" if options.prompt in ("caption", "none") else "the prompt's template, filled in"
     return {
@@ -266,9 +261,7 @@ def _figures(
     def path_of(column: int, row: int) -> Path:
         return store.path(columns[column].method.name, columns[column].weight, items[row].key, 0)
 
-    figures.grid(
-        items[: options.rows], [(c.method.name, c.weight) for c in columns], path_of, out / "grid.png"
-    )
+    figures.grid(items[: options.rows], [(c.method.name, c.weight) for c in columns], path_of, out / "grid.png")
     try:
         if not figures.curve(results, out / "curve.png"):
             (out / "curve.png").unlink(missing_ok=True)  # of an earlier sweep into the same folder

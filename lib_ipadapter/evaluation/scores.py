@@ -89,9 +89,7 @@ class Scores:
         for place, picture, vector, seed in zip(places, pictures, vectors, seeds, strict=True):
             measured = self._of(place, picture, vector)
             self._column.append((place, measured))
-            numbers = {
-                name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()
-            }
+            numbers = {name: None if math.isnan(value) else round(value, 6) for name, value in measured.items()}
             line = {
                 "method": method,
                 "weight": weight,

@@ -54,8 +54,8 @@ class Estimate:
 def estimate(values: Sequence[float], rate: bool = False) -> Estimate | None:
     """The mean of one value per reference. NaN is a reference without a value; None when all are.
 
-    rate: the values are hits and misses, or the fraction of hits among a reference's pictures, in 0..1. Their interval is
-    Wilson's with the references as the trials, which is on the safe side for several pictures per reference.
+    rate: the values are hits and misses, or the fraction of hits among a reference's pictures, in 0..1. Their interval
+    is Wilson's with the references as the trials, which is on the safe side for several pictures per reference.
     """
     known = _known(values)
     if not len(known):
@@ -85,7 +85,8 @@ def _student(values: Numbers) -> Estimate:
 
 
 def _wilson(values: Numbers) -> Estimate:
-    """Wilson, J. Am. Stat. Assoc. 22 (1927): the rates p that the observed one is no further from than z errors of p."""
+    """Wilson, J. Am. Stat. Assoc. 22 (1927): the rates p that the observed one is no further from than z errors of
+    p."""
     n, p = len(values), float(values.mean())
     scale = 1 + _Z**2 / n
     centre = (p + _Z**2 / (2 * n)) / scale

@@ -54,9 +54,7 @@ class Difference:
     @classmethod
     def of(cls, row: Row, minus: Row) -> Difference:
         """Of the measures that both have."""
-        pairs = {
-            name: row.values[name].minus(minus.values[name]) for name in row.values if name in minus.values
-        }
+        pairs = {name: row.values[name].minus(minus.values[name]) for name in row.values if name in minus.values}
         return cls(row, minus, {name: found for name, found in pairs.items() if found is not None})
 
 
@@ -96,7 +94,8 @@ class Results:
             for r in self.rows
         ]
         differences = [
-            {"method": d.row.method, "weight": d.row.weight, "minus": {"method": d.minus.method, "weight": d.minus.weight},
+            {"method": d.row.method, "weight": d.row.weight,
+            "minus": {"method": d.minus.method, "weight": d.minus.weight},
              "measures": _as_json(d.measures)}
             for d in self.differences()
         ]  # fmt: skip
@@ -111,8 +110,7 @@ class Results:
         found = [
             Difference.of(row, minus)
             for minus, row in combinations(own, 2)
-            if row.method != minus.method
-            and (row.weight == minus.weight or {None, 0} & {row.weight, minus.weight})
+            if row.method != minus.method and (row.weight == minus.weight or {None, 0} & {row.weight, minus.weight})
         ]
         return [difference for difference in found if difference.measures]
 
@@ -126,7 +124,9 @@ class Results:
             cells = [*_label(row), *_cells(row.measures, names), str(count), str(row.pictures)]
             lines.append(_line(cells))
         legend = [f"- {TITLES[name]}: {MEANINGS[name]}" for name in names if name in MEANINGS]
-        intervals = f"Means over references, with {LEVEL:.0%} confidence intervals in brackets: {INTERVALS['means']}; of "
+        intervals = (
+            f"Means over references, with {LEVEL:.0%} confidence intervals in brackets: {INTERVALS['means']}; of "
+        )
         intervals += f"top-1 and top-5 {INTERVALS['hit rates']}."
         return "\n".join([*lines, "", intervals, "", *legend, "", *self._differences(names)])
 

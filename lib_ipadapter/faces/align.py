@@ -33,7 +33,8 @@ def template(size: int) -> Array:
 
 def similarity(points: Array, target: Array) -> Array:
     """The similarity transform [2, 3] (rotation, scale, shift; no reflection) from ``points`` [N, 2] to ``target``
-    [N, 2] with the least squared error (Umeyama 1991, in two dimensions). Raises ValueError for points that coincide."""
+    [N, 2] with the least squared error (Umeyama 1991, in two dimensions). Raises ValueError for points that
+    coincide."""
     source, target = np.asarray(points, np.float64), np.asarray(target, np.float64)
     centre, goal = source.mean(0), target.mean(0)
     s, t = source - centre, target - goal

@@ -26,9 +26,7 @@ PASSES: tuple[tuple[str, tuple[int, ...], float], ...] = (
     ("with a white margin", (128, 640), 0.5),
 )
 MAX_CHOICE = 999
-CHOICE_EXPECTED = (
-    f"one of {', '.join(CHOICES)}, or a number from 0 to {MAX_CHOICE}: faces counted from the left"
-)
+CHOICE_EXPECTED = f"one of {', '.join(CHOICES)}, or a number from 0 to {MAX_CHOICE}: faces counted from the left"
 
 
 def choose(faces: Sequence[Face], choice: str | int, size: tuple[int, int]) -> Face:
@@ -74,7 +72,8 @@ class FaceAnalyser:
         if not found:
             tried = ", ".join(what for what, _, _ in PASSES)
             raise FaceMissing(
-                f"no face was found in {name} ({picture.width} x {picture.height} pixels; tried {tried}). Use a picture in "
+                f"no face was found in {name} ({picture.width} x {picture.height} pixels; tried {tried}). Use a "
+                "picture in "
                 "which the whole face is seen from the front, larger than a tenth of the picture",
                 picture=name,
             )

@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models", action="append", type=Path, metavar="FOLDER",
         help=f"folder with face models or buffalo_l.zip; may be repeated (default: {HOME})",
     )  # fmt: skip
-    parser.add_argument(
-        "--recogniser", choices=tuple(RECOGNISERS), help="also compare the faces of all pictures"
-    )
+    parser.add_argument("--recogniser", choices=tuple(RECOGNISERS), help="also compare the faces of all pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
 
 

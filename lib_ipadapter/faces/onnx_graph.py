@@ -61,9 +61,7 @@ def _shape(value: memoryview) -> tuple[int, ...]:
 
 
 def _dimension(value: memoryview) -> int:
-    return next(
-        (size for number, size in _fields(value) if number == _DIM_VALUE and isinstance(size, int)), 0
-    )
+    return next((size for number, size in _fields(value) if number == _DIM_VALUE and isinstance(size, int)), 0)
 
 
 def _text(message: memoryview, wanted: int) -> str:

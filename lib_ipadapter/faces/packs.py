@@ -40,8 +40,8 @@ LICENCE = "research and non-commercial use only (InsightFace's terms for its mod
 
 @dataclass(frozen=True)
 class ModelFile:
-    """An ONNX file on the disk, or ``member`` of a zip archive. role: DETECTOR or a name of RECOGNISERS; exact: its hash
-    is that of the published file."""
+    """An ONNX file on the disk, or ``member`` of a zip archive. role: DETECTOR or a name of RECOGNISERS; exact: its
+    hash is that of the published file."""
 
     path: Path
     role: str
@@ -72,8 +72,8 @@ class ModelFile:
 
 
 class FacePacks:
-    """The face models in the folders that ``folders`` gives, which need not exist. The first of a role wins; files with a
-    published hash come before others."""
+    """The face models in the folders that ``folders`` gives, which need not exist. The first of a role wins; files with
+    a published hash come before others."""
 
     def __init__(self, folders: Callable[[], Sequence[Path]]) -> None:
         self._folders = folders
@@ -110,9 +110,7 @@ def _files_below(folder: Path) -> list[Path]:
         if len(Path(root).relative_to(folder).parts) >= _DEPTH:
             below.clear()
         archives = {f"{pack}.zip" for pack in RECOGNISERS}
-        found += [
-            Path(root, n) for n in sorted(names) if n.lower().endswith(".onnx") or n.lower() in archives
-        ]
+        found += [Path(root, n) for n in sorted(names) if n.lower().endswith(".onnx") or n.lower() in archives]
     return found
 
 
@@ -136,8 +134,7 @@ def _identified_once(path: Path, _time: int, _size: int) -> tuple[ModelFile, ...
         with zipfile.ZipFile(path) as archive:
             members = [one for one in archive.infolist() if one.filename.rpartition("/")[2] in _NAMES]
             roles = [
-                (one.filename, _role(one.filename.rpartition("/")[2], _read_member(archive, one)))
-                for one in members
+                (one.filename, _role(one.filename.rpartition("/")[2], _read_member(archive, one))) for one in members
             ]
     except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, IPAdapterError):
         return ()

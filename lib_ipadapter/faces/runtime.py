@@ -49,7 +49,5 @@ def run(model: Any, name: str, blob: Any) -> list[Any]:
         outputs: list[Any] = model.run(None, {model.get_inputs()[0].name: blob})
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise FaceModelError(
-            f"{name}: the model cannot be run ({reason}); download it again", file=name
-        ) from None
+        raise FaceModelError(f"{name}: the model cannot be run ({reason}); download it again", file=name) from None
     return outputs

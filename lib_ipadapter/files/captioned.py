@@ -64,9 +64,7 @@ def caption(root: Path, entry: Entry) -> str:
     except FileNotFoundError:
         return ""
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            root / entry.text, f"this caption cannot be read ({error}); expected text in UTF-8"
-        ) from None
+        raise DataError(root / entry.text, f"this caption cannot be read ({error}); expected text in UTF-8") from None
 
 
 def from_metadata(root: Path) -> list[Entry]:

@@ -31,12 +31,7 @@ def open_regular(path: Path) -> BinaryIO:
     """
     try:
         _require_regular(path, os.stat(path))
-        flags = (
-            os.O_RDONLY
-            | getattr(os, "O_BINARY", 0)
-            | getattr(os, "O_NONBLOCK", 0)
-            | getattr(os, "O_CLOEXEC", 0)
-        )
+        flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise FileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -57,7 +52,8 @@ def _require_regular(path: Path, found: os.stat_result) -> None:
     on_disk = getattr(found, "st_blocks", 0) * 512  # 0 where the system does not say
     if found.st_size >= _SPARSE and 0 < on_disk < found.st_size // 16:
         raise UnsafeFile(
-            path, f"only {on_disk / 1e6:.1f} MB of its {found.st_size / 1e6:.0f} MB are on the disk, the rest is a hole: "
+            path, f"only {on_disk / 1e6:.1f} MB of its {found.st_size / 1e6:.0f} MB are on the disk, the rest is "
+                  "a hole: "
             "a download that was cut off; download it again",
         )  # fmt: skip
 
@@ -73,13 +69,9 @@ def read_head(path: Path) -> bytes:
     if not head:
         raise UnsafeFile(path, "the file is empty; download it again")
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UnsafeFile(
-            path, "this is a web page, not a model: the download went wrong; download the file itself"
-        )
+        raise UnsafeFile(path, "this is a web page, not a model: the download went wrong; download the file itself")
     if start.startswith(b"version https://git-lfs"):
-        raise UnsafeFile(
-            path, "this is a Git LFS pointer, not the model itself; run git lfs pull or download it"
-        )
+        raise UnsafeFile(path, "this is a Git LFS pointer, not the model itself; run git lfs pull or download it")
     for first, kind in _OTHER_KINDS.items():
         if head.startswith(first) and head[8:9] != b"{":
             raise UnsafeFile(path, f"this is {kind}, expected a safetensors file or a pickle of torch")

@@ -1,7 +1,7 @@
 """Fetches a file: resumable, verified, and never partial under its final name.
 
-The bytes go to ``NAME.part``. A cut connection leaves it there, and the next call resumes it. Only when size and SHA-256
-agree is it renamed.
+The bytes go to ``NAME.part``. A cut connection leaves it there, and the next call resumes it. Only when size and
+SHA-256 agree is it renamed.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ def download(
 class _Fetch:
     """One file on its way. ``size`` and ``sha256`` are None until somebody states them."""
 
-    def __init__(
-        self, url: str, target: Path, size: int | None, sha256: str | None, progress: Progress | None
-    ) -> None:
+    def __init__(self, url: str, target: Path, size: int | None, sha256: str | None, progress: Progress | None) -> None:
         self.url, self.target, self.size, self.sha256 = url, target, size, sha256
         self.part = target.with_name(f"{target.name}.part")
         self.progress: Progress = progress or (lambda _done, _total: None)
@@ -85,7 +83,8 @@ class _Fetch:
             except _Cut as cut:
                 if attempt == attempts - 1:
                     raise DownloadError(
-                        f"{self.target.name}: the connection to {urlsplit(self.url).netloc} failed ({cut}); {self.done} "
+                        f"{self.target.name}: the connection to {urlsplit(self.url).netloc} failed ({cut}); "
+                        f"{self.done} "
                         f"bytes are kept in {self.part.name}, try again to resume the download"
                     ) from cut
                 time.sleep(min(2.0**attempt - 1, 8.0))
@@ -155,14 +154,13 @@ class _Fetch:
         self.size = total if self.size is None else self.size
         if total != self.size:
             raise DownloadError(
-                f"{self.target.name}: the server offers {total} bytes, expected {self.size}; {self.url} is not the right "
+                f"{self.target.name}: the server offers {total} bytes, expected {self.size}; {self.url} is not "
+                "the right "
                 "file"
             )
         missing, free = (total or 0) - start, shutil.disk_usage(self.target.parent).free
         if missing > free:
-            raise DownloadError(
-                _no_space(self.target, f"{missing / 1e9:.2f} GB are needed, {free / 1e9:.2f} are free")
-            )
+            raise DownloadError(_no_space(self.target, f"{missing / 1e9:.2f} GB are needed, {free / 1e9:.2f} are free"))
         with self.part.open("ab" if start else "wb") as file:
             self.progress(start, total)
             for chunk in response.iter_content(CHUNK):

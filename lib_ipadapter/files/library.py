@@ -26,8 +26,8 @@ ASIDE = ("embeds", "references")  # folders beside the adapters that hold none
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder to search. ``shared``: it holds other kinds of models too, so each file is looked into. ``create``: it is
-    made if it does not exist, for users to put their files into."""
+    """A folder to search. ``shared``: it holds other kinds of models too, so each file is looked into. ``create``: it
+    is made if it does not exist, for users to put their files into."""
 
     path: Path
     shared: bool = False
@@ -78,9 +78,7 @@ class Library:
     def names(self) -> list[str]:
         """Names as the panel and the API list them: without extension where that is unambiguous."""
         stems = [_stem(name) for name in self._files]
-        return [
-            stem if stems.count(stem) == 1 else name for stem, name in zip(stems, self._files, strict=True)
-        ]
+        return [stem if stems.count(stem) == 1 else name for stem, name in zip(stems, self._files, strict=True)]
 
     def find(self, name: str) -> Path:
         """The file of a listed name, with or without extension, in any case. Raises AdapterMissing."""

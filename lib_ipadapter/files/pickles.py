@@ -62,7 +62,8 @@ def zip_entries(file: BinaryIO) -> list[zipfile.ZipInfo]:
 
 
 def pickle_entry(file: BinaryIO, size: int) -> tuple[zipfile.ZipInfo, dict[str, zipfile.ZipInfo]]:
-    """The entry ``data.pkl`` of a file of ``size`` bytes, and those beside and below it by name. Raises PickleRefused."""
+    """The entry ``data.pkl`` of a file of ``size`` bytes, and those beside and below it by name. Raises
+    PickleRefused."""
     entries = zip_entries(file)
     names = [entry.filename for entry in entries]
     pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
@@ -80,9 +81,7 @@ def entry_begin(data: mmap.mmap, entry: zipfile.ZipInfo) -> int:
     if entry.flag_bits & 0x41:
         raise PickleRefused("its zip archive is encrypted")
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-        raise PickleRefused(
-            "its zip archive is compressed, which torch never does; unpack it and zip it without"
-        )
+        raise PickleRefused("its zip archive is compressed, which torch never does; unpack it and zip it without")
     header = data[entry.header_offset : entry.header_offset + 30]
     if len(header) != 30 or header[:4] != b"PK\x03\x04":
         raise PickleRefused("its zip archive is damaged (an entry is not where the directory says)")
@@ -107,9 +106,7 @@ def _from_zip(file: BinaryIO, data: mmap.mmap, inert: frozenset[str]) -> Any:
         if key not in storages:
             record = beside.get(f"data/{key}")
             if record is None or record.file_size < found.bytes:
-                raise PickleRefused(
-                    f"storage {key[:40]} has fewer bytes than the {found.bytes} that it should have"
-                )
+                raise PickleRefused(f"storage {key[:40]} has fewer bytes than the {found.bytes} that it should have")
             found.begin = entry_begin(data, record)
             storages[key] = found
         return _same(storages[key], found)

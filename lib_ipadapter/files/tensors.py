@@ -1,4 +1,5 @@
-"""Files of tensors, from disk and back, whoever made them: the one reader of adapters, encoders, checkpoints and states.
+"""Files of tensors, from disk and back, whoever made them: the one reader of adapters, encoders, checkpoints and
+states.
 
 A safetensors file is read by its library, a pickle by pickles.py. Nothing in a file is ever run, no other file is
 opened, memory stays small, and tensors are mapped and not copied.
@@ -102,9 +103,7 @@ def _check_header_length(path: Path) -> None:
     if length > size - 8:
         raise UnsafeFile(path, "neither a safetensors file nor a pickle, or cut off; download it again")
     if length > MAX_HEADER:
-        raise UnsafeFile(
-            path, f"its header has {length >> 20} MB, more than {MAX_HEADER >> 20}; download it again"
-        )
+        raise UnsafeFile(path, f"its header has {length >> 20} MB, more than {MAX_HEADER >> 20}; download it again")
 
 
 def _read_safetensors(path: Path, names: list[str]) -> dict[str, Tensor]:
@@ -157,9 +156,7 @@ def _read_stored(stored: list[StoredTensor], data: mmap.mmap) -> list[Tensor]:
     """Views of one storage, expanded ones too, would make a small file a huge adapter; a little of it is common."""
     total = sum(tensor.bytes for tensor in stored)
     if total > 2 * len(data) + _SLACK:
-        raise PickleRefused(
-            f"its tensors have {total / 1e6:.0f} MB, and the file only {len(data) / 1e6:.1f} MB"
-        )
+        raise PickleRefused(f"its tensors have {total / 1e6:.0f} MB, and the file only {len(data) / 1e6:.1f} MB")
     return [tensor.read(data) for tensor in stored]
 
 
@@ -177,9 +174,7 @@ def _refusing(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except PickleRefused as reason:
-        raise UnsafeFile(
-            path, f"refused: {reason}. Use a .safetensors file from a source that you trust"
-        ) from None
+        raise UnsafeFile(path, f"refused: {reason}. Use a .safetensors file from a source that you trust") from None
 
 
 # What accelerate's random_states_N.pkl names beside tensors: the states of Python's and numpy's generators
@@ -225,9 +220,7 @@ def _read_in(content: Any, data: mmap.mmap, done: dict[int, Any], depth: int) ->
 # writing
 
 
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str] | None = None
-) -> None:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file, whole or not at all. The same tensors and metadata make the same bytes, so that a hash
     says whether a training was repeated exactly. Raises FileError."""
     from safetensors.torch import save_file

@@ -28,7 +28,8 @@ _ELEMENTS = {
 }  # fmt: skip
 # No quantised, sub-byte or bit types: reading those crashes torch
 _PLAIN = (
-    "float64", "double", "float32", "float", "float16", "half", "bfloat16", "int64", "long", "int32", "int", "int16", "short",
+    "float64", "double", "float32", "float", "float16", "half", "bfloat16", "int64", "long", "int32", "int", "int16",
+    "short",
     "int8", "uint8", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2",
 )  # fmt: skip
 _DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _PLAIN if hasattr(torch, name)}
@@ -99,11 +100,7 @@ class _Inert:
 
 def _view(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype) -> StoredTensor:
     sizes = (*shape, *stride, offset)
-    if (
-        len(shape) != len(stride)
-        or len(shape) > 32
-        or not all(type(n) is int and 0 <= n < 1 << 50 for n in sizes)
-    ):
+    if len(shape) != len(stride) or len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 50 for n in sizes):
         raise PickleRefused("a tensor's shape, stride or offset is no list of whole numbers")
     available = storage.bytes // itemsize(dtype)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))

@@ -23,9 +23,7 @@ def eight_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if array.dtype == np.uint16:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if not np.issubdtype(array.dtype, np.floating):
-        raise ImageError(
-            f"an array of {array.dtype} is no picture; expected uint8, uint16, bool or floats from 0 to 1"
-        )
+        raise ImageError(f"an array of {array.dtype} is no picture; expected uint8, uint16, bool or floats from 0 to 1")
     low, high = float(array.min()), float(array.max())
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # true for NaN as well
         raise ImageError(f"an array of floats from {low:g} to {high:g} is no picture; expected 0 to 1")
@@ -110,8 +108,6 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
     if space == "RGB" and image.mode == "L":
         image = image.convert("RGB")
     intent = ImageCms.Intent.RELATIVE_COLORIMETRIC if space != "CMYK" else ImageCms.Intent.PERCEPTUAL
-    converted = ImageCms.profileToProfile(
-        image, source, ImageCms.createProfile("sRGB"), intent, outputMode="RGB"
-    )
+    converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), intent, outputMode="RGB")
     assert converted is not None  # only with inPlace
     return converted

@@ -24,7 +24,8 @@ def opened(data: bytes) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise ImageError(
-            "the picture is a HEIC picture, as iPhones save them, which cannot be read here; save it as JPEG or PNG, or "
+            "the picture is a HEIC picture, as iPhones save them, which cannot be read here; save it as JPEG or "
+            "PNG, or "
             "install pillow-heif in this Python (pip install pillow-heif)"
         ) from None
     image: Image.Image = HeifImageFile(io.BytesIO(data))

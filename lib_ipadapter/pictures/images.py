@@ -106,9 +106,7 @@ def _from_file(path: Path) -> bytes:
 def _from_text(text: str) -> bytes:
     shown = text if len(text) <= 40 else f"{text[:37]}..."
     if re.match(r"\s*(https?|ftp|file):", text, re.IGNORECASE):
-        raise ImageError(
-            f"{shown!r} is an address; addresses are not opened here, send the picture itself as base64"
-        )
+        raise ImageError(f"{shown!r} is an address; addresses are not opened here, send the picture itself as base64")
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
@@ -151,9 +149,7 @@ def _decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # our own bound stands instead of Pillow's warning
             image = heif.opened(data) if heif.is_heif(data) else _opened(data)
     except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"the picture is too large: {error}; at most {MAX_PIXELS / 1e6:.0f} megapixels"
-        ) from error
+        raise ImageError(f"the picture is too large: {error}; at most {MAX_PIXELS / 1e6:.0f} megapixels") from error
     except ImageError:
         raise
     except Exception as error:  # decoders raise all kinds on malformed headers
@@ -215,9 +211,7 @@ def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (2, 3, 4)):
-        raise ImageError(
-            f"an array of shape {list(array.shape)} is no picture; expected [H, W] or [H, W, 1 to 4]"
-        )
+        raise ImageError(f"an array of shape {list(array.shape)} is no picture; expected [H, W] or [H, W, 1 to 4]")
     _check_size(array.shape[1], array.shape[0])
     return Image.fromarray(np.ascontiguousarray(colour.eight_bits(array)))
 

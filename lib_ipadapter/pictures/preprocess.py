@@ -67,8 +67,8 @@ def _toward(picture: Image.Image, position: str) -> Image.Image:
 
 
 def _tiles(picture: Image.Image) -> list[Tile]:
-    """Squares that together cover the picture: 2 x 2 of a square picture; of a longer one as many of its shorter side as
-    cover it, with even overlap, at most MAX_TILES."""
+    """Squares that together cover the picture: 2 x 2 of a square picture; of a longer one as many of its shorter side
+    as cover it, with even overlap, at most MAX_TILES."""
     width, height = picture.size
     side = min(width, height)
     if width == height:

@@ -15,7 +15,8 @@ from .encode import FeatureMap, Features
 
 @dataclass(frozen=True)
 class Combined:
-    """conds: what is projected, side by side; weights: of each, a scale of its V'; uncond: of the unconditional side."""
+    """conds: what is projected, side by side; weights: of each, a scale of its V'; uncond: of the unconditional
+    side."""
 
     conds: tuple[Lazy[FeatureMap], ...]
     weights: tuple[float, ...]

@@ -85,9 +85,7 @@ class Embeds:
 
     def report(self) -> dict[str, Any]:
         """The header, JSON-safe. Kind, width and encoder of the first feature stand in it by themselves, too."""
-        pictures = [
-            {"hash": name, "weight": weight} for name, weight in zip(self.hashes, self.weights, strict=True)
-        ]
+        pictures = [{"hash": name, "weight": weight} for name, weight in zip(self.hashes, self.weights, strict=True)]
         features = [vars(need) for need in self.needs]
         first = vars(self.needs[0])
         return {"title": self.title, **first, "features": features, "fit": self.fit, "pictures": pictures}
@@ -99,9 +97,7 @@ class Embeds:
                 EncodedReference(features, self.unconditional, self.needs, id_, (self.key, i), self.name),
                 weight,
             )
-            for i, (features, id_, weight) in enumerate(
-                zip(self.features, self.hashes, self.weights, strict=True)
-            )
+            for i, (features, id_, weight) in enumerate(zip(self.features, self.hashes, self.weights, strict=True))
         ]
 
     def save(self, path: Path) -> None:
@@ -109,10 +105,7 @@ class Embeds:
         tensors = {f"{_UNCONDITIONAL}.{name}": feature for name, feature in self.unconditional.items()}
         for i, features in enumerate(self.features):
             tensors |= {f"{_REFERENCE}.{i}.{name}": feature for name, feature in features.items()}
-        header = {
-            key: value if isinstance(value, str) else json.dumps(value)
-            for key, value in self.report().items()
-        }
+        header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.report().items()}
         save_tensors(tensors, path, {_MARK: VERSION, **header})
 
 
@@ -180,12 +173,8 @@ def _filled(header: Embeds, file: TensorFile) -> Embeds:
         if not tensor.is_floating_point() or not tensor.float().isfinite().all():
             raise ValueError(f"NaN, infinite or whole numbers in {key}")
     names = [need.feature for need in header.needs]
-    features = tuple(
-        {name: tensors[f"{_REFERENCE}.{i}.{name}"] for name in names} for i in range(len(header.hashes))
-    )
-    nothing = {
-        name: tensors[f"{_UNCONDITIONAL}.{name}"] for name in names if f"{_UNCONDITIONAL}.{name}" in tensors
-    }
+    features = tuple({name: tensors[f"{_REFERENCE}.{i}.{name}"] for name in names} for i in range(len(header.hashes)))
+    nothing = {name: tensors[f"{_UNCONDITIONAL}.{name}"] for name in names if f"{_UNCONDITIONAL}.{name}" in tensors}
     return Embeds(**{**vars(header), "features": features, "unconditional": nothing})
 
 

@@ -47,7 +47,8 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True)
 class Features:
-    """Of one unit. references: in its order; unconditional: of the unconditional side. Computed when they are needed."""
+    """Of one unit. references: in its order; unconditional: of the unconditional side. Computed when they are
+    needed."""
 
     references: tuple[Lazy[FeatureMap], ...]
     unconditional: Lazy[FeatureMap]
@@ -57,23 +58,17 @@ class FeatureCache(Cache[FeatureMap]):
     """Features up to a number of bytes."""
 
     def __init__(self, limit: Callable[[], int]) -> None:
-        super().__init__(
-            limit, lambda features: sum(part.numel() * part.element_size() for part in features.values())
-        )
+        super().__init__(limit, lambda features: sum(part.numel() * part.element_size() for part in features.values()))
 
 
-def encode(
-    preprocessed: Mapping[Need, Preprocessed], source: FeatureSource, cache: Cache[FeatureMap]
-) -> Features:
+def encode(preprocessed: Mapping[Need, Preprocessed], source: FeatureSource, cache: Cache[FeatureMap]) -> Features:
     """The features that an adapter takes. preprocessed: for each of its needs. Raises EncoderError, and FileError for
     embeds that the adapter does not take."""
     first = next(iter(preprocessed.values()))
     references = [
         _saved(reference, tuple(preprocessed))
         if isinstance(reference, EncodedReference)
-        else _together(
-            [_feature(each.references[i], need, source, cache) for need, each in preprocessed.items()]
-        )
+        else _together([_feature(each.references[i], need, source, cache) for need, each in preprocessed.items()])
         for i, reference in enumerate(first.references)
     ]
     sides = [_unconditional(each, need, source, cache) for need, each in preprocessed.items()]
@@ -83,9 +78,7 @@ def encode(
 def check_noise(unit: Unit, first: Preprocessed) -> None:
     """Raises UnitError for noise where there is no picture to fade."""
     if unit.noise and not first.unconditional:
-        raise UnitError(
-            "noise", unit.noise, "0, or negative references: saved embeds hold no picture to fade"
-        )
+        raise UnitError("noise", unit.noise, "0, or negative references: saved embeds hold no picture to fade")
 
 
 def _saved(reference: EncodedReference, needs: tuple[Need, ...]) -> Lazy[FeatureMap]:
@@ -114,9 +107,7 @@ def _unconditional(
     if preprocessed.unconditional:
         parts = [_feature(squares, need, source, cache) for squares in preprocessed.unconditional]
         key = ("mean", *(part.key for part in parts))
-        return Lazy(
-            key, lambda: {need.feature: torch.stack([part()[need.feature] for part in parts]).mean(0)}
-        )
+        return Lazy(key, lambda: {need.feature: torch.stack([part()[need.feature] for part in parts]).mean(0)})
     saved = [part for part in preprocessed.references if isinstance(part, EncodedReference)]
     if len(saved) == len(preprocessed.references) and need.feature in saved[0].unconditional:
         empty: FeatureMap = {need.feature: saved[0].unconditional[need.feature]}
@@ -142,17 +133,15 @@ def _together(parts: Sequence[Lazy[FeatureMap]]) -> Lazy[FeatureMap]:
     """The features of several needs as one mapping."""
     if len(parts) == 1:
         return parts[0]
-    return Lazy(
-        tuple(part.key for part in parts), lambda: {k: v for part in parts for k, v in part().items()}
-    )
+    return Lazy(tuple(part.key for part in parts), lambda: {k: v for part in parts for k, v in part().items()})
 
 
 def merged(features: Sequence[Tensor], places: Sequence[tuple[float, float]]) -> Tensor:
     """The features of tiles as one of the same shape. places: left and top edge of each, in sides of a tile.
 
-    Pooled [1, E]: the mean. Penultimate [1, T, W]: the patches' tokens, a square grid behind the prefix tokens (CLIP: the
-    class token), are laid side by side as the tiles are, averaged where tiles overlap, and averaged over the area to the
-    size of one grid; of the prefix tokens the mean.
+    Pooled [1, E]: the mean. Penultimate [1, T, W]: the patches' tokens, a square grid behind the prefix tokens (CLIP:
+    the class token), are laid side by side as the tiles are, averaged where tiles overlap, and averaged over the area
+    to the size of one grid; of the prefix tokens the mean.
     """
     tiles = torch.cat(list(features))
     if tiles.dim() == 2:
@@ -172,8 +161,8 @@ def merged(features: Sequence[Tensor], places: Sequence[tuple[float, float]]) ->
 
 
 def _touching(starts: Sequence[tuple[int, int]], side: int) -> list[tuple[int, int]]:
-    """Left and top of tiles, moved together where there is a gap between neighbours: of a picture that is much longer than
-    its tiles reach, the gaps would make a canvas of any size."""
+    """Left and top of tiles, moved together where there is a gap between neighbours: of a picture that is much longer
+    than its tiles reach, the gaps would make a canvas of any size."""
     moved: list[dict[int, int]] = []
     for axis in (0, 1):
         at, before, places = 0, None, {}

@@ -31,8 +31,8 @@ DEFAULT_BYTES = 256 * 2**20
 
 
 class Caches:
-    """What is kept between jobs: content ids of pictures, features and tokens. limit: bytes of the last two together, of
-    which tokens take a quarter at most."""
+    """What is kept between jobs: content ids of pictures, features and tokens. limit: bytes of the last two together,
+    of which tokens take a quarter at most."""
 
     def __init__(self, limit: Callable[[], int] = lambda: DEFAULT_BYTES) -> None:
         self.features = FeatureCache(lambda: limit() - limit() // 4)

@@ -33,8 +33,8 @@ class TokenCache(Cache[Tensor]):
 
 
 def project(combined: Combined, adapter: Adapter, cache: Cache[Tensor]) -> Tokens:
-    """The image tokens. The unconditional ones are repeated for each of several references, so that one attention serves
-    cond and uncond rows: attention over copies is attention over one, here with the mean weight."""
+    """The image tokens. The unconditional ones are repeated for each of several references, so that one attention
+    serves cond and uncond rows: attention over copies is attention over one, here with the mean weight."""
 
     def tokens(features: Lazy[FeatureMap]) -> Tensor:
         return cache.get((adapter.key, features.key), lambda: adapter.tokens(features()))

@@ -44,9 +44,7 @@ class PictureFolders:
     def names(self) -> list[str]:
         """In alphabetical order."""
         found = self.root.iterdir() if self.root.is_dir() else ()
-        return sorted(
-            (path.name for path in found if path.is_dir() and path.name[0] != "."), key=str.casefold
-        )
+        return sorted((path.name for path in found if path.is_dir() and path.name[0] != "."), key=str.casefold)
 
     def pictures(self, name: Any) -> list[Path]:
         """By name, as the WebUI sorts files: 2 before 10. Raises UnitError."""

@@ -38,19 +38,15 @@ class ResolvedUnit:
         return [reference.id for reference in self.references]
 
 
-def resolve(
-    unit: Unit, store: ReferenceStore, pictures: Pictures, allow: Allow = lambda image: None
-) -> ResolvedUnit:
-    """allow: called with each reference that is decoded, to refuse it. Raises UnitError, FileError for saved references,
-    ImageError for a URL; a picture that cannot be decoded raises ImageError when it is needed."""
+def resolve(unit: Unit, store: ReferenceStore, pictures: Pictures, allow: Allow = lambda image: None) -> ResolvedUnit:
+    """allow: called with each reference that is decoded, to refuse it. Raises UnitError, FileError for saved
+    references, ImageError for a URL; a picture that cannot be decoded raises ImageError when it is needed."""
     unit = without_embeds(without_folders(unit, store), store)
 
     def many(field: str) -> list[Any]:
         values = [reference.image for reference in getattr(unit, field)]
         return [
-            value
-            if isinstance(value, EncodedReference)
-            else pictures.reference(value, f"{field}[{i}]", allow)
+            value if isinstance(value, EncodedReference) else pictures.reference(value, f"{field}[{i}]", allow)
             for i, value in enumerate(values)
         ]
 
@@ -67,9 +63,7 @@ def without_folders(unit: Unit, store: ReferenceStore) -> Unit:
         if isinstance(saved, Named) and saved.kind == "folder":
             paths = store.folder(saved.name)
             if not paths:
-                raise UnitError(
-                    "folder", saved.name, f"a folder with pictures ({', '.join(images.SUFFIXES)})"
-                )
+                raise UnitError("folder", saved.name, f"a folder with pictures ({', '.join(images.SUFFIXES)})")
             found += [replace(reference, image=path) for path in paths]
         else:
             found.append(reference)
@@ -109,8 +103,6 @@ def one_per_picture(unit: Unit, indices: Sequence[int], store: ReferenceStore) -
     references = without_folders(unit, store).images
     chosen = [index % len(references) for index in indices[: len(references)]]
     return [
-        replace(
-            unit, images=(references[i],), box=box_at(unit.box, i, len(references)), distribute="together"
-        )
+        replace(unit, images=(references[i],), box=box_at(unit.box, i, len(references)), distribute="together")
         for i in chosen
     ]

@@ -56,17 +56,13 @@ def read_config(path: Path | str) -> Config:
             scale_factor=float(params.get("scale_factor", 1.0)),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(
-            path, f"a field is missing or no number ({error}); use the yaml of the checkpoint"
-        ) from None
+        raise FileError(path, f"a field is missing or no number ({error}); use the yaml of the checkpoint") from None
     return _supported(config, path)
 
 
 def _supported(config: Config, path: Path) -> Config:
     if config.parameterization not in ("eps", "v"):
-        raise UnsupportedModel(
-            f"{path.name}: parameterization is {config.parameterization}, expected eps or v"
-        )
+        raise UnsupportedModel(f"{path.name}: parameterization is {config.parameterization}, expected eps or v")
     if config.unet.get("in_channels") != config.unet.get("out_channels"):
         raise UnsupportedModel(
             f"{path.name}: a UNet of {config.unet.get('in_channels')} input channels (inpainting, depth or "
@@ -81,9 +77,7 @@ def _yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileError(
-            path, f"cannot be read: {error.strerror or error}; give the checkpoint's yaml"
-        ) from None
+        raise FileError(path, f"cannot be read: {error.strerror or error}; give the checkpoint's yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         raise FileError(path, "not a plain yaml file; give the checkpoint's yaml") from None
 

@@ -89,12 +89,9 @@ def read_units(options: UnitOptions) -> list[Unit]:
 def _plain_unit(options: UnitOptions) -> dict[str, Any]:
     weights = options.image_weight or (1.0,) * len(options.image)
     if len(weights) != len(options.image):
-        raise UnitError(
-            "image-weight", weights, f"{len(options.image)} weights, one for each --image, or none"
-        )
+        raise UnitError("image-weight", weights, f"{len(options.image)} weights, one for each --image, or none")
     pictures = [
-        {"image": images.load(path), "weight": weight}
-        for path, weight in zip(options.image, weights, strict=True)
+        {"image": images.load(path), "weight": weight} for path, weight in zip(options.image, weights, strict=True)
     ]
     pictures += [{"embeds": str(path)} for path in options.embeds]
     fields = ("weight", "start", "end", "fit", "combine")
@@ -138,7 +135,8 @@ class _OneEncoder(EncoderSource):
         found = identify_encoder(self.file)
         if found is None or found.name not in (need.encoder, self.named(need).encoder):
             raise BrokenEncoder(
-                f"{self.file.name}: it is {found.name if found else 'no CLIP image encoder'}, but the adapter takes {need}"
+                f"{self.file.name}: it is {found.name if found else 'no CLIP image encoder'}, but the adapter "
+                f"takes {need}"
                 f"{'' if need.encoder else ' of an unknown encoder'}"
             )
         return Recognised(self.file, found)
@@ -157,9 +155,7 @@ def image_prompts(units: Sequence[Unit], options: GenerateOptions, device: torch
     return prompts
 
 
-def encoder_source(
-    units: Sequence[Unit], options: UnitOptions, device: torch.device | str = "cpu"
-) -> EncoderSource:
+def encoder_source(units: Sequence[Unit], options: UnitOptions, device: torch.device | str = "cpu") -> EncoderSource:
     """Where features come from, by --encoder and --encoder-dir."""
     folders = [*options.encoder_dir, *([options.encoder.parent] if options.encoder else [])]
     folders = folders or list(dict.fromkeys(Path(unit.model).parent for unit in units))

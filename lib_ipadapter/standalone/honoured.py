@@ -79,7 +79,5 @@ def _region(unit: Unit, size: tuple[int, int], inpaint: Image.Image | None) -> R
     if not area.any():
         field = "mask" if unit.region == "mask" else "region"
         colour = "white" if unit.invert else "black"
-        raise UnitError(
-            field, f"a mask that is {colour} all over", "a mask that leaves a part where the unit acts"
-        )
+        raise UnitError(field, f"a mask that is {colour} all over", "a mask that leaves a part where the unit acts")
     return Region(area)

@@ -110,9 +110,7 @@ class Standalone:
         seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(batch)]
         self._check(steps, cfg, seeds, size, batch, strength, texts)
         if mask is not None and init_image is None:
-            raise UnitError(
-                "mask", "a mask without an init image", "an init image, whose unmasked pixels stay"
-            )
+            raise UnitError("mask", "a mask without an init image", "an init image, whose unmasked pixels stay")
         schedule = Schedule.make(self.parts.config, steps)
         noise = self._noise(seeds, size)
         x, keep = noise, None
@@ -125,9 +123,7 @@ class Standalone:
             keep = Keep(x0, noise, self._latent_mask(area)) if area is not None else None
         cond, uncond = self.encode_text(texts), self.encode_text([negative] * batch)
         if appended is not None:
-            cond, uncond = (
-                append(text, tokens) for text, tokens in zip((cond, uncond), appended, strict=True)
-            )
+            cond, uncond = (append(text, tokens) for text, tokens in zip((cond, uncond), appended, strict=True))
         session = Session(prompts)
         with session.attached(self.parts.unet):
             x = ddim(self.unet, session, schedule, x, cond, uncond, cfg, keep, progress, sets)

@@ -20,9 +20,7 @@ from ..files.tensors import open_tensors
 from .config import Config, read_config
 from .text import TextTower, build_text, load
 
-INSTALL = (
-    "pip install --no-deps stable-diffusion-sdkit==2.1.5 && pip install einops open-clip-torch transformers"
-)
+INSTALL = "pip install --no-deps stable-diffusion-sdkit==2.1.5 && pip install einops open-clip-torch transformers"
 T = TypeVar("T", bound=nn.Module)
 
 
@@ -78,11 +76,7 @@ def _load(checkpoint: Path, read: Config, device: torch.device, dtype: torch.dty
     unet.dtype = dtype
     stage = _made(
         lambda: Autoencoder(read.autoencoder, read.embed_dim),
-        {
-            k: v
-            for k, v in _part(state, "first_stage_model.").items()
-            if not k.startswith(("loss.", "model_ema."))
-        },
+        {k: v for k, v in _part(state, "first_stage_model.").items() if not k.startswith(("loss.", "model_ema."))},
         "first_stage_model.",
     )
     text = build_text(read, _part(state, "cond_stage_model."))
@@ -106,9 +100,7 @@ def quick(unet: T) -> T:
 def _attend(module: Any, x: Tensor, context: Tensor | None = None, mask: None = None) -> Tensor:
     """CrossAttention.forward of ldm, which is never called with a mask."""
     context = x if context is None else context
-    q, k, v = (
-        split_heads(t, module.heads) for t in (module.to_q(x), module.to_k(context), module.to_v(context))
-    )
+    q, k, v = (split_heads(t, module.heads) for t in (module.to_q(x), module.to_k(context), module.to_v(context)))
     output: Tensor = module.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     return output
 
@@ -125,9 +117,7 @@ def _require_ldm() -> None:
 def _state(path: Path) -> dict[str, Tensor]:
     """The checkpoint's tensors; safely read, mapped and not copied."""
     tensors = open_tensors(path).tensors()
-    plain = {
-        key[len("state_dict.") :] if key.startswith("state_dict.") else key: v for key, v in tensors.items()
-    }
+    plain = {key[len("state_dict.") :] if key.startswith("state_dict.") else key: v for key, v in tensors.items()}
     if not any(key.startswith("model.diffusion_model.") for key in plain):
         raise ModelError(
             f"{path.name}: no model.diffusion_model.* in it, so not a checkpoint of Stable Diffusion 1.x or 2.x; "

@@ -69,12 +69,8 @@ class GenerateOptions(UnitOptions):
         2**63 - 1,
         group=SAMPLING,
     )
-    width: int | None = whole(
-        None, "Width in pixels. Default: the init image's, else 512.", 8, 4096, group=SAMPLING
-    )
-    height: int | None = whole(
-        None, "Height in pixels. Default: the init image's, else 512.", 8, 4096, group=SAMPLING
-    )
+    width: int | None = whole(None, "Width in pixels. Default: the init image's, else 512.", 8, 4096, group=SAMPLING)
+    height: int | None = whole(None, "Height in pixels. Default: the init image's, else 512.", 8, 4096, group=SAMPLING)
     batch: int = whole(1, "Number of pictures.", 1, MAX_IMAGES, group=SAMPLING)
     init_image: Path | None = path("Start from this picture (img2img).", group=SAMPLING)
     strength: float = number(
@@ -83,9 +79,7 @@ class GenerateOptions(UnitOptions):
     mask: Path | None = path("Inpaint the white area of this picture, keep the black one.", group=SAMPLING)
     device: str = choice("auto", "Where to compute.", DEVICES, group=SAMPLING)
     precision: str | None = choice(None, PRECISION_HELP, PRECISIONS, group=SAMPLING)
-    out: Path = path(
-        "PNG file to write; a batch writes OUT-1.png, OUT-2.png, ...", Path("out.png"), group=OUTPUT
-    )
+    out: Path = path("PNG file to write; a batch writes OUT-1.png, OUT-2.png, ...", Path("out.png"), group=OUTPUT)
 
 
 @dataclass(frozen=True)

@@ -101,9 +101,7 @@ def _clip_config(state: Mapping[str, Tensor]) -> Any:
         vocabulary, width = state["text_model.embeddings.token_embedding.weight"].shape
         inner = state["text_model.encoder.layers.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
-        raise ModelError(
-            f"the checkpoint has no {error} below cond_stage_model; does the yaml belong to it?"
-        ) from None
+        raise ModelError(f"the checkpoint has no {error} below cond_stage_model; does the yaml belong to it?") from None
     layers = {key.split(".")[3] for key in state if key.startswith("text_model.encoder.layers.")}
     return CLIPTextConfig(
         vocab_size=vocabulary,
@@ -146,9 +144,7 @@ class OpenClipText(TextTower):
             unused = f"transformer.resblocks.{len(blocks) - 1}."
             state = {key: value for key, value in state.items() if not key.startswith(unused)}
             del blocks[-1]
-        load(
-            model, state, "cond_stage_model.model.", optional=("logit_scale", "text_projection", "attn_mask")
-        )
+        load(model, state, "cond_stage_model.model.", optional=("logit_scale", "text_projection", "attn_mask"))
         self.register_buffer("mask", torch.full((LENGTH, LENGTH), float("-inf")).triu_(1), persistent=False)
         self.blocks = blocks
         # open_clip before 2.24 takes the tokens first: [77, B, context]

@@ -45,9 +45,7 @@ class TrainableAdapter(nn.Module):
     def adapter(self, path: Path) -> Adapter:
         """As it is now, as the rest of the package uses adapters; ``path`` is only a name."""
         tensors = self.tensors()
-        return Adapter(
-            identify({key: tuple(value.shape) for key, value in tensors.items()}, path), tensors, path
-        )
+        return Adapter(identify({key: tuple(value.shape) for key, value in tensors.items()}, path), tensors, path)
 
 
 def make(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) -> TrainableAdapter:
@@ -108,12 +106,14 @@ def _opened(path: Path, layers: Sequence[Layer]) -> Adapter:
 def _check_encoder(spec: VariantSpec, config: TrainConfig, encoder: EncoderSpec, path: Path) -> None:
     if spec.variant != config.variant:
         raise WrongBase(
-            f"{path.name} is of variant {spec.variant}, the config says {config.variant}; change one, or begin with its K' "
+            f"{path.name} is of variant {spec.variant}, the config says {config.variant}; change one, or begin "
+            "with its K' "
             "and V' only: init_layers instead of init"
         )
     given = encoder.feature_width(spec.feature)
     if spec.feature_width != given or (spec.encoder and spec.encoder != encoder.name):
         raise WrongBase(
-            f"{path.name} takes {spec.feature} features of {spec.encoder or 'some encoder'}, {spec.feature_width} wide, but "
+            f"{path.name} takes {spec.feature} features of {spec.encoder or 'some encoder'}, {spec.feature_width} "
+            "wide, but "
             f"the encoder {encoder.name} gives {given}; give the one it was trained with"
         )

@@ -169,9 +169,7 @@ class DiffusersBase(Base):
             )
         self.vae = self._frozen(AutoencoderKL.from_pretrained(folder / "vae", **local))
         self.scale = float(self.vae.config.scaling_factor)
-        self.towers = [
-            self._tower(suffix) for suffix in ("", "_2") if (folder / f"text_encoder{suffix}").is_dir()
-        ]
+        self.towers = [self._tower(suffix) for suffix in ("", "_2") if (folder / f"text_encoder{suffix}").is_dir()]
         self.sdxl = self.unet.config.addition_embed_type == "text_time"
         if not self.towers or (self.sdxl and len(self.towers) < 2):
             raise FileError(folder, "text encoders are missing; give the whole folder that diffusers saved")
@@ -197,9 +195,7 @@ class DiffusersBase(Base):
             config = json.loads(path.read_text(encoding="utf-8"))
             start, end, count = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
         except (OSError, ValueError, KeyError) as error:
-            raise FileError(
-                path, f"no scheduler config with betas ({error}); give the whole folder"
-            ) from None
+            raise FileError(path, f"no scheduler config with betas ({error}); give the whole folder") from None
         if config.get("beta_schedule") != "scaled_linear":
             raise UnsupportedModel(f"beta_schedule is {config.get('beta_schedule')}, expected scaled_linear")
         betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
@@ -231,9 +227,7 @@ class DiffusersBase(Base):
         added = None
         if self.sdxl:
             if sizes is None or text.pooled is None:
-                raise ModelError(
-                    "SDXL was called without its size conditions; this is a fault of this package"
-                )
+                raise ModelError("SDXL was called without its size conditions; this is a fault of this package")
             added = {
                 "text_embeds": text.pooled.to(self.stored),
                 "time_ids": sizes.ids.to(self.device, self.stored),

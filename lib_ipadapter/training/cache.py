@@ -61,9 +61,7 @@ class Cache:
 
     def _create(self) -> None:
         rows = {**self._shapes, "done": ((), "uint8")}
-        size = sum(
-            self._count * int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in rows.values()
-        )
+        size = sum(self._count * int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in rows.values())
         self.folder.mkdir(exist_ok=True)
         for name in rows:
             self._path(name).unlink(missing_ok=True)  # left by an interrupted start
@@ -121,10 +119,7 @@ class Cache:
             raise BrokenPicture(key, "could not be read when the cache was made")
         if state == MISSING:
             raise FileError(self.folder, f"{key} is not in the cache yet; fill it first")
-        return {
-            name: torch.from_numpy(np.array(self._rows(name)[index], dtype=np.float32))
-            for name in self._shapes
-        }
+        return {name: torch.from_numpy(np.array(self._rows(name)[index], dtype=np.float32)) for name in self._shapes}
 
 
 def _reserve(path: Path) -> None:

@@ -90,25 +90,17 @@ class TrainConfig:
         1024,
         group=ADAPTER,
     )
-    resampler_dim: int = whole(
-        768, "plus: width of the resampler, 64 for each head.", 64, 8192, group=ADAPTER
-    )
-    resampler_depth: int = whole(
-        4, "plus: layers of the resampler; diffusers reads 4 only.", 1, 32, group=ADAPTER
-    )
+    resampler_dim: int = whole(768, "plus: width of the resampler, 64 for each head.", 64, 8192, group=ADAPTER)
+    resampler_depth: int = whole(4, "plus: layers of the resampler; diffusers reads 4 only.", 1, 32, group=ADAPTER)
     resampler_heads: int = whole(12, "plus: attention heads, each of width 64.", 1, 128, group=ADAPTER)
-    resolution: int | None = whole(
-        None, "Pixels, a multiple of 8. Default: 512, SDXL 1024.", 32, 4096, group=TRAINING
-    )
+    resolution: int | None = whole(None, "Pixels, a multiple of 8. Default: 512, SDXL 1024.", 32, 4096, group=TRAINING)
     steps: int = whole(100_000, "Optimizer steps in all.", 1, _FOREVER, group=TRAINING)
     batch: int = whole(8, "Pictures per process and micro step.", 1, 65_536, group=TRAINING)
     accumulate: int = whole(1, "Micro steps per optimizer step.", 1, 65_536, group=TRAINING)
     lr: float = number(1e-4, "Learning rate.", 0, 1, above=True, group=TRAINING)
     weight_decay: float = number(0.01, "Weight decay of AdamW.", 0, 1, group=TRAINING)
     warmup: int = whole(0, "Steps over which the learning rate rises.", 0, _FOREVER, group=TRAINING)
-    schedule: str = choice(
-        "constant", "Learning rate after the warm-up.", ("constant", "cosine"), group=TRAINING
-    )
+    schedule: str = choice("constant", "Learning rate after the warm-up.", ("constant", "cosine"), group=TRAINING)
     weighting: str = choice(
         "none",
         "Loss weight of the timesteps: min-snr gives low noise less weight, debiased gives high noise more.",
@@ -121,13 +113,9 @@ class TrainConfig:
     )
     precision: str = choice("no", "Mixed precision.", ("no", "bf16", "fp16"), group=TRAINING)
     checkpointing: bool = switch(False, "Gradient checkpointing: less memory, more time.", group=TRAINING)
-    drop_image: float = number(
-        0.05, "Fraction of the pictures whose image prompt is dropped.", 0, 1, group=TRAINING
-    )
+    drop_image: float = number(0.05, "Fraction of the pictures whose image prompt is dropped.", 0, 1, group=TRAINING)
     drop_text: float = number(0.05, "Fraction of the pictures whose text is dropped.", 0, 1, group=TRAINING)
-    drop_both: float = number(
-        0.05, "Fraction of the pictures of which both are dropped.", 0, 1, group=TRAINING
-    )
+    drop_both: float = number(0.05, "Fraction of the pictures of which both are dropped.", 0, 1, group=TRAINING)
     cache: bool = switch(
         False, "Store latents and features on disk once; no encoder is needed afterwards.", group=LOADING
     )
@@ -153,9 +141,7 @@ class TrainConfig:
         """Checks every field. Raises ConfigError."""
         numbers = {option.name: option for option in options.fields_of(cls) if option.kind == "number"}
         # YAML reads 1e-4 as text.
-        read = {
-            name: numbers[name].read(value) if name in numbers else value for name, value in values.items()
-        }
+        read = {name: numbers[name].read(value) if name in numbers else value for name, value in values.items()}
         config = options.parse(cls, read)
         config._check_together()
         return config
@@ -173,9 +159,7 @@ class TrainConfig:
         if self.ema == 1:
             raise ConfigError("ema", self.ema, "below 1: the averaged weights would never change")
         if self.variant == "full" and self.tokens is not None:
-            raise ConfigError(
-                "tokens", self.tokens, "nothing: variant full has a token for each of the encoder's"
-            )
+            raise ConfigError("tokens", self.tokens, "nothing: variant full has a token for each of the encoder's")
         if self.resolution is not None and self.resolution % 8:
             raise ConfigError("resolution", self.resolution, "a multiple of 8 pixels")
 
@@ -223,9 +207,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            "config", str(path), f"a file that can be read ({error.strerror or error})"
-        ) from None
+        raise ConfigError("config", str(path), f"a file that can be read ({error.strerror or error})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("config", str(path), f"plain YAML ({' '.join(str(error).split())[:160]})") from None
     if content is None:

@@ -97,14 +97,10 @@ class Positions(Dataset[Sample]):
             index = int(self._order[1][(at + offset) % len(self.source)])
             try:
                 tensors = self._tensors(index)
-                return Sample(
-                    position, self.source.key(index), self.source.caption(index), tensors, tuple(broken)
-                )
+                return Sample(position, self.source.key(index), self.source.caption(index), tensors, tuple(broken))
             except BrokenPicture as error:
                 broken.append((error.key, error.reason))
-        return Sample(
-            position, "", "", {}, tuple(broken)
-        )  # an exception would lose its type between processes
+        return Sample(position, "", "", {}, tuple(broken))  # an exception would lose its type between processes
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         if self.cache is None:
@@ -126,9 +122,7 @@ class PositionSampler(Sampler[int]):
             at += self.world * self.batch
 
 
-def loader(
-    positions: Positions, sampler: PositionSampler, workers: int, prefetch: int
-) -> Iterator[list[Sample]]:
+def loader(positions: Positions, sampler: PositionSampler, workers: int, prefetch: int) -> Iterator[list[Sample]]:
     """Endless batches, independent of ``workers``. Raises DataError when no picture can be read."""
     batches: DataLoader[Any] = DataLoader(
         positions, batch_size=sampler.batch, sampler=sampler, num_workers=workers, collate_fn=list,

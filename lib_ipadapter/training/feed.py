@@ -81,9 +81,7 @@ class Feed:
     def batches(self, step: int) -> Iterator[Batch]:
         """This process's micro batches from an optimizer step on, without end."""
         config, world = self.config, self.accelerator
-        sampler = PositionSampler(
-            step, world.num_processes, world.process_index, config.batch, config.accumulate
-        )
+        sampler = PositionSampler(step, world.num_processes, world.process_index, config.batch, config.accumulate)
         positions = Positions(self.source, self._preparation, config.seed, self.cache)
         for samples in loader(positions, sampler, config.workers, config.prefetch):
             self._list_broken(samples)

@@ -14,7 +14,8 @@ from .run_folder import RunFolder
 
 # Files of the config, and what the message calls them
 _FILES = {
-    "base": "the base model", "base_config": "the base model's yaml", "encoder": "the encoder", "init": "the adapter of init",
+    "base": "the base model", "base_config": "the base model's yaml", "encoder": "the encoder",
+    "init": "the adapter of init",
     "init_layers": "the adapter of init_layers",
 }  # fmt: skip
 
@@ -48,7 +49,8 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], root: Path) ->
     changed = [words for name, words in names.items() if name in before and before[name] != now[name]]
     if changed:
         raise ConfigError(
-            "out", str(root), f"a new folder: the training in it began with other content of {', '.join(changed)}. Give that "
+            "out", str(root), "a new folder: the training in it began with other content of "
+                              f"{', '.join(changed)}. Give that "
             "back to resume it",
         )  # fmt: skip
 
@@ -67,7 +69,8 @@ def agreed_step(accelerator: Any, folder: RunFolder) -> int | None:
     count = int(accelerator.reduce(lacking, reduction="sum"))
     if count:
         raise TrainingError(
-            f"{count} of {accelerator.num_processes} processes do not see the checkpoint of step {step} in {folder.root}; "
+            f"{count} of {accelerator.num_processes} processes do not see the checkpoint of step {step} in "
+            f"{folder.root}; "
             "put out on a disk that all nodes share, or copy the folder to each node"
         )
     return int(step)

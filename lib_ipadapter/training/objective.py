@@ -32,9 +32,7 @@ class Draws:
     no_text: Tensor
 
 
-def draw(
-    generators: Sequence[torch.Generator], shape: Sequence[int], timesteps: int, config: TrainConfig
-) -> Draws:
+def draw(generators: Sequence[torch.Generator], shape: Sequence[int], timesteps: int, config: TrainConfig) -> Draws:
     """From one generator per picture; ``shape``: of one latent. On the CPU, so that all devices draw the same."""
     noise = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
     spread = torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
@@ -92,10 +90,7 @@ def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[st
     x = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if base.v else noise
     text = base.text(
-        [
-            "" if dropped else caption
-            for caption, dropped in zip(captions, draws.no_text.tolist(), strict=True)
-        ]
+        ["" if dropped else caption for caption, dropped in zip(captions, draws.no_text.tolist(), strict=True)]
     )
     keep = ~draws.no_image.to(device).reshape(-1, *[1] * (features.ndim - 1))
     seen = torch.where(keep, features.to(device), nothing.to(device))
@@ -104,10 +99,12 @@ def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[st
 
 
 def weights_of(alphas: Tensor, v: bool, weighting: str) -> Tensor:
-    """The weight of the squared error of ε, or of v, at ᾱ [B]. Except for none, ε and v count an error of the latents alike.
+    """The weight of the squared error of ε, or of v, at ᾱ [B]. Except for none, ε and v count an error of the latents
+    alike.
 
-    none: 1; min-snr: min(SNR, 5) times the latents' squared error (arXiv 2303.09556), less for the last details; debiased: √SNR
-    times it, 1/√SNR times that of ε (arXiv 2310.08442), more where the noise is high, which decides on the whole.
+    none: 1; min-snr: min(SNR, 5) times the latents' squared error (arXiv 2303.09556), less for the last details;
+    debiased: √SNR times it, 1/√SNR times that of ε (arXiv 2310.08442), more where the noise is high, which decides on
+    the whole.
     """
     if weighting == "none":
         return torch.ones_like(alphas)

@@ -68,8 +68,6 @@ def _board(root: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        print(
-            "tensorboard is not installed, so OUT/tensorboard is not written; OUT/log.jsonl has the same numbers"
-        )
+        print("tensorboard is not installed, so OUT/tensorboard is not written; OUT/log.jsonl has the same numbers")
         return None
     return SummaryWriter(str(root / "tensorboard"))

@@ -53,9 +53,7 @@ class RunFolder:
         other = TrainConfig.parse(read_yaml(path))
         if other.hash != self.config.hash:
             old, new = other.as_dict(), self.config.as_dict()
-            changed = [
-                f"{name} was {old[name]!r}" for name in new if new[name] != old[name] and name != "out"
-            ]
+            changed = [f"{name} was {old[name]!r}" for name in new if new[name] != old[name] and name != "out"]
             raise ConfigError(
                 "out", str(self.root), f"a new folder: another training is in it ({', '.join(changed)}). "
                 "Give those values back to resume it",
@@ -69,9 +67,7 @@ class RunFolder:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise FileError(
-                path, f"cannot be read ({error}); delete it to resume without this check"
-            ) from None
+            raise FileError(path, f"cannot be read ({error}); delete it to resume without this check") from None
         return found if isinstance(found, dict) else {}
 
     def write(self, identity: Mapping[str, Any]) -> None:
@@ -150,7 +146,8 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _check_whole(folder: Path) -> None:
-    """torch.save passes over a failed write of a file's last bytes, where the list of its content is. Raises OSError."""
+    """torch.save passes over a failed write of a file's last bytes, where the list of its content is. Raises
+    OSError."""
     for path in folder.rglob("*"):
         if path.is_file() and not zipfile.is_zipfile(path):
             with path.open("rb") as file:

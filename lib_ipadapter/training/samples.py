@@ -54,11 +54,7 @@ class Sampler:
         if not self.config.sample_references:
             return self.feed.first_pictures(ROWS)
         folder = Path(self.config.sample_references)
-        found = (
-            sorted(p for p in folder.glob("*") if p.suffix.lower() in images.SUFFIXES)
-            if folder.is_dir()
-            else []
-        )
+        found = sorted(p for p in folder.glob("*") if p.suffix.lower() in images.SUFFIXES) if folder.is_dir() else []
         if not found:
             raise TrainingError(f"sample_references: {folder} holds no pictures; give a folder with some")
         return [images.load(path) for path in found[:ROWS]]
@@ -67,10 +63,7 @@ class Sampler:
     def draw(self, adapter: TrainableAdapter, step: int) -> Path:
         """Writes OUT/samples/step-N.png."""
         side = self.feed.resolution
-        rows = [
-            [picture, *self._row(adapter, self.features[i : i + 1])]
-            for i, picture in enumerate(self.references)
-        ]
+        rows = [[picture, *self._row(adapter, self.features[i : i + 1])] for i, picture in enumerate(self.references)]
         grid = Image.new("RGB", (side * len(rows[0]), side * len(rows)))
         for y, row in enumerate(rows):
             for x, picture in enumerate(row):
@@ -101,14 +94,8 @@ class Sampler:
                 session = Session([_prompt(adapter, tokens.float().cpu(), weight)])
 
         def call(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-            pooled = (
-                None
-                if cond.pooled is None or uncond.pooled is None
-                else torch.cat([cond.pooled, uncond.pooled])
-            )
-            sizes = Sizes(
-                torch.tensor([[self.feed.resolution] * 2 + [0, 0] + [self.feed.resolution] * 2] * len(x))
-            )
+            pooled = None if cond.pooled is None or uncond.pooled is None else torch.cat([cond.pooled, uncond.pooled])
+            sizes = Sizes(torch.tensor([[self.feed.resolution] * 2 + [0, 0] + [self.feed.resolution] * 2] * len(x)))
             return base.predict(x, t, Text(context, pooled), sizes)
 
         noise = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(self.config.seed))

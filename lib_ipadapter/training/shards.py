@@ -51,12 +51,8 @@ def expand(pattern: str) -> list[Path]:
     while match := _BRACES.search(names[0]):
         first, last, digits = int(match[1]), int(match[2]), len(match[1])
         if first > last:
-            raise DataError(
-                pattern, f"{match[0]} counts from {first} down to {last}; give the lower number first"
-            )
-        names = [
-            _BRACES.sub(f"{n:0{digits}d}", name, count=1) for name in names for n in range(first, last + 1)
-        ]
+            raise DataError(pattern, f"{match[0]} counts from {first} down to {last}; give the lower number first")
+        names = [_BRACES.sub(f"{n:0{digits}d}", name, count=1) for name in names for n in range(first, last + 1)]
     found: set[Path] = set()
     for name in names:
         literal = Path(name).is_file() or not set(name) & set("*?[")
@@ -78,9 +74,7 @@ class ShardSource(Source):
             self.firsts.append(len(self.samples))
             self.samples += _index(number, path)
         if not self.samples:
-            raise DataError(
-                self.paths[0], "no pictures in the shards; expected members such as 0001.jpg, 0001.txt"
-            )
+            raise DataError(self.paths[0], "no pictures in the shards; expected members such as 0001.jpg, 0001.txt")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": {}}  # open files stay with their process

@@ -22,9 +22,7 @@ def open_source(path: Path | str) -> Source:
     if path.suffix == ".tar":
         return ShardSource([path])
     if not path.is_dir():
-        raise DataError(
-            path, "no such folder or .tar file; give a folder of pictures with captions, or shards"
-        )
+        raise DataError(path, "no such folder or .tar file; give a folder of pictures with captions, or shards")
     entries = captioned.entries(path)
     if entries:
         return FolderSource(path, entries)

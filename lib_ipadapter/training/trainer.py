@@ -91,8 +91,10 @@ class Trainer:
         count = sum(p.numel() for p in self.denoiser.parameters())
         config = self.config
         return (
-            f"training a {config.variant} adapter ({count / 1e6:.1f} M parameters) on {len(self.feed.source)} pictures at "
-            f"{self.feed.resolution} pixels, {config.steps} steps of {self.pictures} pictures, on {self.accelerator.device}"
+            f"training a {config.variant} adapter ({count / 1e6:.1f} M parameters) on {len(self.feed.source)} "
+            "pictures at "
+            f"{self.feed.resolution} pixels, {config.steps} steps of {self.pictures} pictures, on "
+            f"{self.accelerator.device}"
         )
 
     @property
@@ -103,9 +105,7 @@ class Trainer:
     def run(self) -> Outcome:
         """Trains to the last step or until a signal stops it. Raises TrainingError, FileError."""
         begun = self._resume()
-        sampler = (
-            Sampler(self.config, self.base, self.feed) if self.config.sample_every and self.main else None
-        )
+        sampler = Sampler(self.config, self.base, self.feed) if self.config.sample_every and self.main else None
         saved = begun
         try:
             with (
@@ -165,7 +165,8 @@ class Trainer:
         latest = self.folder.latest()
         kept = f"the checkpoint of step {latest[0]} is kept" if latest else "there is no checkpoint yet"
         return (
-            f"the loss of step {step + 1} is not a finite number (pictures: {', '.join(batch.keys[:4])}); {kept}. Lower "
+            f"the loss of step {step + 1} is not a finite number (pictures: {', '.join(batch.keys[:4])}); {kept}. "
+            "Lower "
             "lr, or choose precision bf16 or no"
         )
 
@@ -248,9 +249,7 @@ def _accelerator(config: TrainConfig) -> Any:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ImportError:
-        raise TrainingError(
-            "accelerate is not installed; run: pip install accelerate tensorboard tqdm"
-        ) from None
+        raise TrainingError("accelerate is not installed; run: pip install accelerate tensorboard tqdm") from None
     AcceleratorState._reset_state()  # a training before this one, in the same process, may have had another precision
     return Accelerator(mixed_precision=config.precision, gradient_accumulation_steps=config.accumulate)
 

@@ -45,9 +45,7 @@ def _numbers(part: str, text: str) -> list[float] | None:
 
 
 def _checked(box: Any, value: Any) -> Box:
-    numbers = isinstance(box, Sequence) and all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) for x in box
-    )
+    numbers = isinstance(box, Sequence) and all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in box)
     if not numbers or len(box) != 4:
         raise UnitError("box", value, BOX_EXPECTED)
     if not all(-1 <= x <= 2 for x in box):  # an integer may be larger than any float

@@ -43,11 +43,10 @@ class Reference:
 
 
 def text(help: str, normalize: Callable[[Any], str], hint: str, **more: Any) -> Any:
-    """A field of text with a grammar: ``normalize`` gives its normal form or raises UnitError, ``hint`` describes it."""
+    """A field of text with a grammar: ``normalize`` gives its normal form or raises UnitError, ``hint`` describes
+    it."""
     json = {"type": ["string", "object", "array"]}
-    return declare(
-        "text", "", help, normalize=lambda value, _: normalize(value), hint=hint, json=json, **more
-    )
+    return declare("text", "", help, normalize=lambda value, _: normalize(value), hint=hint, json=json, **more)
 
 
 def picture(help: str, **more: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Presets: a unit's settings without its pictures, as FOLDER/NAME.json with the fields that differ from the defaults."""
+"""Presets: a unit's settings without its pictures, as FOLDER/NAME.json with the fields that differ from the
+defaults."""
 
 from __future__ import annotations
 

@@ -49,9 +49,7 @@ class Unit:
     start: float = number(
         0.0, "When the image starts to act: 0 is the first step, 1 the last.", 0.0, 1.0, label="Start"
     )
-    end: float = number(
-        1.0, "When the image stops acting: 0 is the first step, 1 the last.", 0.0, 1.0, label="End"
-    )
+    end: float = number(1.0, "When the image stops acting: 0 is the first step, 1 the last.", 0.0, 1.0, label="End")
     fit: str = choice(
         "crop",
         "The encoder sees a square: crop, pad or stretch the picture, or split it into tiles.",
@@ -86,13 +84,10 @@ class Unit:
         group=PREPROCESS,
         aliases=("crop",),
     )
-    sharpen: float = number(
-        0.0, "Sharpen the image before it is encoded.", 0.0, 1.0, label="Sharpen", group=PREPROCESS
-    )
+    sharpen: float = number(0.0, "Sharpen the image before it is encoded.", 0.0, 1.0, label="Sharpen", group=PREPROCESS)
     noise: float = number(
         0.0,
-        "How far the negative images (without any, the images themselves) fade into noise on the unconditional "
-        "side.",
+        "How far the negative images (without any, the images themselves) fade into noise on the unconditional side.",
         0.0,
         1.0,
         label="Noise",

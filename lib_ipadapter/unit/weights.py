@@ -116,15 +116,14 @@ class LayerRule:
         named = _NAMED.get((self.kind, counts))
         if named is None:
             raise UnsupportedModel(
-                f"weight_type {self.kind!r} is defined for the {SD.count} layers of SD1.x and SD2.x and the {SDXL.count} "
+                f"weight_type {self.kind!r} is defined for the {SD.count} layers of SD1.x and SD2.x and the "
+                f"{SDXL.count} "
                 f"of SDXL; the loaded model has {counts.count}. Choose another type, or give the layers' weights",
                 value=self.kind,
                 field="weight_type",
             )
         weights = named(weight, self.composition)
-        return tuple(
-            LayerWeight(weights.get(t, 0.0), self._is_precise(t, counts)) for t in range(counts.count)
-        )
+        return tuple(LayerWeight(weights.get(t, 0.0), self._is_precise(t, counts)) for t in range(counts.count))
 
     def _from_table(self, weight: float, counts: LayerCounts) -> tuple[LayerWeight, ...]:
         highest = max(t for t, _ in self.table)
@@ -202,9 +201,7 @@ def layers_text(table: Sequence[tuple[int, float]]) -> str:
             runs[-1][1] = t
         else:
             runs.append([t, t, factor])
-    return ", ".join(
-        f"{a}:{_format(factor)}" if a == b else f"{a}-{b}:{_format(factor)}" for a, b, factor in runs
-    )
+    return ", ".join(f"{a}:{_format(factor)}" if a == b else f"{a}-{b}:{_format(factor)}" for a, b, factor in runs)
 
 
 def layers_table(text: str) -> tuple[tuple[int, float], ...]:

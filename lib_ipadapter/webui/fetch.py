@@ -30,9 +30,7 @@ def data(url: str) -> bytes:
     from modules.api.api import verify_url
 
     if not shared.opts.api_enable_requests:
-        raise ImageError(
-            f"{url[:200]}: the WebUI's option to fetch images from URLs is off; send the image as base64"
-        )
+        raise ImageError(f"{url[:200]}: the WebUI's option to fetch images from URLs is off; send the image as base64")
     if shared.opts.api_forbid_local_requests and not verify_url(url):
         raise ImageError(
             f"{url[:200]}: the WebUI's options forbid requests to local resources; send the image as base64"

@@ -21,7 +21,9 @@ _UPSCALE, _LOOPBACK = "upscal", "loopback"  # what a script's title has
 Size = tuple[int, int]  # width, height
 Part = tuple[tuple[Box, ...], Size]  # the boxes of a job's images, and the size of the whole picture
 _TILED = ("tile_methods", "lib_multidiffusion")  # packages of Tiled Diffusion and of Forge
-PLACE_UNKNOWN = "IP-Adapter: which part of the picture this script samples is not known, so the mask was applied to each part"
+PLACE_UNKNOWN = (
+    "IP-Adapter: which part of the picture this script samples is not known, so the mask was applied to each part"
+)
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Following:
 
 
 def _script(frames: Sequence[FrameType]) -> tuple[str, Any]:
-    """Of the script chosen under the panel, where one is running: its title in lower case, and an object that exists once
-    per run."""
+    """Of the script chosen under the panel, where one is running: its title in lower case, and an object that exists
+    once per run."""
     for frame in frames:
         if is_in(frame, "modules.scripts", "run"):
             local = variables(frame)
@@ -106,8 +108,8 @@ def _tile(frames: Sequence[FrameType], p: Any) -> Part | None:
 
 
 def _grids(frames: Sequence[FrameType]) -> Iterator[Any]:
-    """The grids in the variables of the running script's functions, which lie between the WebUI's call of the script and
-    the script's call of the job."""
+    """The grids in the variables of the running script's functions, which lie between the WebUI's call of the script
+    and the script's call of the job."""
     inside = False
     for frame in frames:
         if is_in(frame, "modules.scripts", "run"):

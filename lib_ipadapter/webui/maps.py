@@ -24,14 +24,15 @@ _LEFT_OUT = (
     "extension samples in tiles or changes the attention"
 )
 _NONE = (
-    "IP-Adapter: there are no maps of where the references acted, because they acted nowhere in the last pass, or another "
+    "IP-Adapter: there are no maps of where the references acted, because they acted nowhere in the last pass, or "
+    "another "
     "extension replaces the attention"
 )
 
 
 def scripted(p: Any) -> bool:
-    """Whether a script of the dropdown runs the job. Those scripts make grids and join tiles of all the pictures that a run
-    returns, so a sheet among them would spoil what they make."""
+    """Whether a script of the dropdown runs the job. Those scripts make grids and join tiles of all the pictures that a
+    run returns, so a sheet among them would spoil what they make."""
     args = list(getattr(p, "script_args", None) or ())
     return bool(args) and isinstance(args[0], int) and args[0] > 0  # the script's number
 
@@ -139,9 +140,7 @@ class Sheets:
                 found.append((number, maps))
         return found
 
-    def _sheet(
-        self, number: int, maps: Maps, place: int, picture: Image.Image, box: Box, font: Font
-    ) -> Image.Image:
+    def _sheet(self, number: int, maps: Maps, place: int, picture: Image.Image, box: Box, font: Font) -> Image.Image:
         index, unit, prompt = self._shown[number]
         title = f"IP-Adapter unit {index + 1}, {unit.model}: where it acted in picture {place + 1}"
         labels = [f"reference {i + 1}" for i in range(prompt.maps)]

@@ -137,9 +137,7 @@ class Models:
             found, note = False, ""
             error = None if encoder else str(failure)
         state = "found" if found else "missing"
-        text = (
-            f"{spec.label} · {spec.base} · {spec.tokens} tokens · encoder {encoder or 'not known'}: {state}"
-        )
+        text = f"{spec.label} · {spec.base} · {spec.tokens} tokens · encoder {encoder or 'not known'}: {state}"
         return {"title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
                 "text": f"{text} · {note}" if note else text}  # fmt: skip
 
@@ -192,8 +190,8 @@ class Models:
         return Pipeline(self.source(), self.caches)
 
     def encoding(self) -> AbstractContextManager[None]:
-        """Around encoding: the host makes room on the device when the encoder is first needed, and the encoder leaves it
-        afterwards, unless the setting keeps it there."""
+        """Around encoding: the host makes room on the device when the encoder is first needed, and the encoder leaves
+        it afterwards, unless the setting keeps it there."""
         return self.pool.room(self.host.room, settings.encoder_stays())
 
     def release(self) -> None:

@@ -53,9 +53,7 @@ def idle(p: Any, unit: Unit) -> str:
     """Why a unit acts in no pass of the job, "" if it acts in one."""
     timing = prompt_fields(unit)[1]
     hires = bool(getattr(p, "enable_hr", False))
-    if any(
-        timing.of_pass(one) for one in ((True,) if only_hires(p) else (False, True) if hires else (False,))
-    ):
+    if any(timing.of_pass(one) for one in ((True,) if only_hires(p) else (False, True) if hires else (False,))):
         return ""
     if unit.passes == "hires" and not hires:
         return "it acts in the hires pass only, and this job has no hires fix, so the picture is without it"

@@ -8,7 +8,8 @@ from .infotext import Hashes
 
 
 def hashes(resolved: ResolvedUnit, asked: Unit) -> Hashes:
-    """What the infotext keeps, for the unit that was asked for, whose references may be saved ones. Raises ImageError."""
+    """What the infotext keeps, for the unit that was asked for, whose references may be saved ones. Raises
+    ImageError."""
     others: dict[str, str | list[str]] = {}
     if resolved.negative:
         others["negative"] = [picture.id for picture in resolved.negative]

@@ -20,16 +20,12 @@ def of_mask(unit: Unit, mask: Image.Image, size: tuple[int, int]) -> Region:
     """The region of the unit's mask. size: width and height of the whole picture, pixels. Raises UnitError."""
     if unit.feather and (mask.width > size[0] or mask.height > size[1]):
         # The blur costs its width for each pixel, and is counted in pixels of the picture.
-        mask = mask.convert("L").resize(
-            (min(mask.width, size[0]), min(mask.height, size[1])), Image.Resampling.BOX
-        )
+        mask = mask.convert("L").resize((min(mask.width, size[0]), min(mask.height, size[1])), Image.Resampling.BOX)
     down, across = unit.feather * mask.height / size[1], unit.feather * mask.width / size[0]
     values = of_picture(mask, unit.invert, (down, across))
     if float(values.max()) <= _LEAST:
         if unit.invert:
-            raise UnitError(
-                "mask", "an inverted mask that is white all over", "one that is black where the unit acts"
-            )
+            raise UnitError("mask", "an inverted mask that is white all over", "one that is black where the unit acts")
         raise UnitError("mask", "a mask that is black all over", "one that is white where the unit acts")
     return Region(values)
 
@@ -49,10 +45,6 @@ def redrawn(p: Any, unit: Unit) -> Tensor:
     mask = given.detach().float().cpu()
     values = finished(mask.reshape(-1, *mask.shape[-2:])[0], unit.invert, unit.feather / 8)
     if float(values.max()) <= _LEAST:
-        left = (
-            "invert false, since all of the picture is inpainted"
-            if unit.invert
-            else "a job that inpaints something"
-        )
+        left = "invert false, since all of the picture is inpainted" if unit.invert else "a job that inpaints something"
         raise UnitError("region", unit.region, left)
     return values

@@ -50,9 +50,7 @@ def _behind_flag(on: bool, rest: Sequence[Any], fill: Fill) -> list[dict[str, An
 
 def _refuse_units(values: Sequence[Any]) -> None:
     """Units among the panel's values would be dropped without a word. Raises UnitError."""
-    listed = (
-        values[0] if values and isinstance(values[0], (list, tuple)) else ()
-    )  # empty: a default of the panel
+    listed = values[0] if values and isinstance(values[0], (list, tuple)) else ()  # empty: a default of the panel
     if any(isinstance(value, Mapping) for value in (*values, *listed)):
         raise UnitError("args", "units with other values between them", _ARGS)
 
@@ -80,9 +78,7 @@ def _over_panel(units: Sequence[Any], panel: Sequence[Mapping[str, Any]], fill: 
             merged.append(unit)
             continue
         base = panel[index] if index < len(panel) else {}
-        kept = {
-            name: value for name, value in base.items() if name != "enabled" and (name != "images" or value)
-        }
+        kept = {name: value for name, value in base.items() if name != "enabled" and (name != "images" or value)}
         try:
             merged.append({**kept, **fill(unit)})
         except IPAdapterError as error:

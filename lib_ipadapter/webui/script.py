@@ -65,9 +65,7 @@ class Run:
         with self.models.encoding():
             for index, unit in enumerate(units):
                 try:
-                    prompt, entry = (
-                        self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
-                    )
+                    prompt, entry = self._prepare(unit, passes) if unit.enabled else (None, [(unit, Hashes())])
                 except IPAdapterError as error:
                     raise error.in_unit(index) from error.__cause__
                 self._units += [(index, unit, prompt)] if prompt else []
@@ -83,8 +81,8 @@ class Run:
             self.host.comment(self.p, PLACE_UNKNOWN)
 
     def _texts(self, entries: Sequence[Sequence[Entry]]) -> str | Callable[..., str]:
-        """The infotext's value. entries: of each unit, what it stands for in each picture in turn; where any has several,
-        the value is a function that gives each picture's."""
+        """The infotext's value. entries: of each unit, what it stands for in each picture in turn; where any has
+        several, the value is a function that gives each picture's."""
 
         def of(picture: int) -> str:
             shown = [in_turn[picture % len(in_turn)] for in_turn in entries]
@@ -188,7 +186,8 @@ class Run:
         if not self._sampled:
             return []
         return [
-            f"IP-Adapter unit {index + 1} acted in no step, so the pictures are without it: see its start, end, curve and "
+            f"IP-Adapter unit {index + 1} acted in no step, so the pictures are without it: see its start, end, "
+            "curve and "
             "layers; or another extension replaces the attention that it acts in"
             for index, _, prompt in self._units
             if prompt.weight and index not in self._idle and id(prompt) not in self.session.acted

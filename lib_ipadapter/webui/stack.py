@@ -1,5 +1,6 @@
-"""The call stack: the WebUI does not tell a Script who started a job, and after an exception no callback comes that would
-end a record of the jobs under way. Functions are known by their module and name, never by what their locals look like."""
+"""The call stack: the WebUI does not tell a Script who started a job, and after an exception no callback comes that
+would end a record of the jobs under way. Functions are known by their module and name, never by what their locals look
+like."""
 
 from __future__ import annotations
 
@@ -32,16 +33,12 @@ def is_in(frame: FrameType, module: str, *names: str) -> bool:
 
 
 def variables(frame: FrameType) -> dict[str, Any]:
-    """A function's local variables now. The frame keeps none of them alive because of it: before Python 3.13 it would hold
-    all that they were at the last look, until it ends."""
+    """A function's local variables now. The frame keeps none of them alive because of it: before Python 3.13 it would
+    hold all that they were at the last look, until it ends."""
     seen = frame.f_locals
     found = dict(seen)
     code = frame.f_code
-    if (
-        isinstance(seen, dict)
-        and code.co_flags & inspect.CO_OPTIMIZED
-        and not _READS_LOCALS & {*code.co_names}
-    ):
+    if isinstance(seen, dict) and code.co_flags & inspect.CO_OPTIMIZED and not _READS_LOCALS & {*code.co_names}:
         seen.clear()
     return found
 

@@ -64,9 +64,7 @@ class Axis:
     def apply(self, p: Any, value: Any, values: Sequence[Any]) -> None:
         """Leaves the value on a cell's ``p``."""
         # Cells share what p had: a new mapping for each.
-        setattr(
-            p, _ATTRIBUTE, {**vars(p).get(_ATTRIBUTE, {}), (self.index, self.field.name): self._meant(value)}
-        )
+        setattr(p, _ATTRIBUTE, {**vars(p).get(_ATTRIBUTE, {}), (self.index, self.field.name): self._meant(value)})
 
     def confirm(self, p: Any, values: Sequence[Any]) -> None:
         """Checks all values of the axis, and that the unit is on: what a cell raises, the plot swallows. Raises
@@ -88,13 +86,7 @@ class Axis:
 
     def shown(self, p: Any, option: Any, value: Any) -> str:
         """A cell's caption."""
-        text = (
-            Path(value).name
-            if self.field.kind == "images"
-            else f"{value:g}"
-            if isinstance(value, float)
-            else value
-        )
+        text = Path(value).name if self.field.kind == "images" else f"{value:g}" if isinstance(value, float) else value
         return f"{self.label.partition('] ')[2]}: {text}"
 
     def _meant(self, value: Any) -> Any:

@@ -132,9 +132,7 @@ class PanelPage:
     def info(self, index: int = 0) -> str:
         return self.unit(index, "info").inner_text().strip()
 
-    def edit_mask(
-        self, index: int, field: str, *presses: str, stroke: tuple[tuple[float, float], ...] = ()
-    ) -> None:
+    def edit_mask(self, index: int, field: str, *presses: str, stroke: tuple[tuple[float, float], ...] = ()) -> None:
         """Opens the mask editor of a field, presses buttons by value, paints along ``stroke`` (fractions), applies."""
         self.unit(index, f"{field}_pad").locator(".ipadapter-paint").click()
         self.page.wait_for_selector("dialog.ipadapter-mask[open]")

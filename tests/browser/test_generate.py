@@ -154,7 +154,9 @@ def test_a_sheet_of_where_it_acts_stands_in_the_gallery(small: Any):
     panel.unit(0, "fine").locator(".label-wrap").first.click()
     panel.unit(0, "maps").locator("input").check()
     generate(small)
-    sources = "() => new Set([...document.querySelectorAll('#txt2img_gallery .thumbnail-item img')].map(i => i.src)).size"
+    sources = (
+        "() => new Set([...document.querySelectorAll('#txt2img_gallery .thumbnail-item img')].map(i => i.src)).size"
+    )
     panel.until(lambda: small.evaluate(sources), 2)
     small.locator("#txt2img_gallery .thumbnail-small").nth(1).click()
     wide = "() => document.querySelector('#txt2img_gallery .preview > button img, #txt2img_gallery .preview > img')"

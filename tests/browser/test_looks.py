@@ -20,9 +20,7 @@ def box(panel: PanelPage) -> str:
     return panel.unit(0, "box").locator("textarea, input").input_value()
 
 
-def drag(
-    panel: PanelPage, place: int, begin: tuple[float, float], end: tuple[float, float], button: str
-) -> None:
+def drag(panel: PanelPage, place: int, begin: tuple[float, float], end: tuple[float, float], button: str) -> None:
     """Opens the picture at ``place``, drags between shares of it, and presses a button."""
     page = panel.page
     panel.unit(0, "thumbnails").locator("img").nth(place).click()

@@ -152,9 +152,7 @@ def test_an_image_file_becomes_the_mask(editor, kind):
     editor.page.set_input_files(
         "dialog input[type=file]", {"name": "m.png", "mimeType": "image/png", "buffer": png(picture)}
     )
-    editor.page.wait_for_function(
-        "document.querySelector('.ipadapter-mask-note').textContent.includes('50 %')"
-    )
+    editor.page.wait_for_function("document.querySelector('.ipadapter-mask-note').textContent.includes('50 %')")
     mask = editor.mask()
     assert mask[60, 40] == 1
     assert mask[60, 220] == 0
@@ -165,9 +163,7 @@ def test_files_that_are_no_masks_are_named(editor):
         editor.page.set_input_files(
             "dialog input[type=file]", {"name": name, "mimeType": "image/png", "buffer": content}
         )
-        editor.page.wait_for_function(
-            f"document.querySelector('.ipadapter-mask-note').textContent.includes('{name}')"
-        )
+        editor.page.wait_for_function(f"document.querySelector('.ipadapter-mask-note').textContent.includes('{name}')")
     assert editor.result() == ""
 
 
@@ -199,8 +195,7 @@ def test_a_large_picture_gives_a_mask_of_the_same_proportion(editor):
 def test_a_backdrop_alone_is_no_mask(editor):
     editor.result("cancel")
     url = (
-        "data:image/png;base64,"
-        + base64.b64encode(png(Image.effect_mandelbrot((64, 32), (-2, -1, 1, 1), 50))).decode()
+        "data:image/png;base64," + base64.b64encode(png(Image.effect_mandelbrot((64, 32), (-2, -1, 1, 1), 50))).decode()
     )
     editor.open(backdrops=[{"name": "Reference", "url": url}])
     assert editor.page.locator(".ipadapter-mask-backdrop").is_visible()

@@ -45,9 +45,7 @@ def shapes_of(args: tuple) -> dict[str, tuple[int, ...]]:
         }[variant]()
     shapes = {f"image_proj.{key}": tuple(value.shape) for key, value in module.state_dict().items()}
     for i, width in enumerate(widths):
-        shapes |= {
-            f"ip_adapter.{2 * i + 1}.{kind}.weight": (width, context) for kind in ("to_k_ip", "to_v_ip")
-        }
+        shapes |= {f"ip_adapter.{2 * i + 1}.{kind}.weight": (width, context) for kind in ("to_k_ip", "to_v_ip")}
     return shapes
 
 
@@ -148,10 +146,7 @@ def _private_bytes() -> int:
     status = Path("/proc/self/status")
     if not status.exists():
         pytest.skip("no /proc on this system")
-    return (
-        int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1])
-        * 1024
-    )
+    return int(next(line for line in status.read_text().splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
 
 
 # the command line

@@ -18,12 +18,7 @@ from tests.synthetic import adapter_tensors, nested
 
 # diffusers' UNet registers down, up and mid; names as numbers sort (2 before 10)
 PLACES = [
-    *(
-        f"down_blocks.{b}.attentions.{a}.transformer_blocks.{t}"
-        for b in (0, 2, 10)
-        for a in (0, 1)
-        for t in (0, 2, 10)
-    ),
+    *(f"down_blocks.{b}.attentions.{a}.transformer_blocks.{t}" for b in (0, 2, 10) for a in (0, 1) for t in (0, 2, 10)),
     *(f"up_blocks.{b}.attentions.{a}.transformer_blocks.0" for b in (1, 3) for a in (0, 1, 2)),
     *(f"mid_block.attentions.0.transformer_blocks.{t}" for t in (0, 9, 10)),
 ]
@@ -49,7 +44,8 @@ def frozen(root: str = "unet.") -> dict[str, torch.Tensor]:
     """What a UNet has beside; the first and the third layer of attn2 too, and an attn1."""
     keys = ["conv_in.weight", "time_embedding.linear_1.bias", f"{PLACES[0]}.attn2.to_q.weight",
     f"{PLACES[0]}.attn1.to_q.weight",
-            f"{PLACES[2]}.attn2.to_out.0.bias", "down_blocks.0.resnets.0.conv1.weight", "conv_norm_out.bias"]  # fmt: skip
+            f"{PLACES[2]}.attn2.to_out.0.bias", "down_blocks.0.resnets.0.conv1.weight",
+            "conv_norm_out.bias"]  # fmt: skip
     return {f"{root}{key}": torch.ones(3, 2) for key in keys}
 
 
@@ -62,7 +58,8 @@ DIFFUSERS = renamed(
 STYLES: dict[str, dict[str, torch.Tensor]] = {
     "standard": FLAT,
     "layers under the UNet's names only": {**TRAINER, **processors(), **frozen()},
-    "both names of each layer": {**TRAINER, **renamed(LAYERS, "ip_adapter.", "adapter_modules."), **processors(), **frozen()},
+    "both names of each "
+    "layer": {**TRAINER, **renamed(LAYERS, "ip_adapter.", "adapter_modules."), **processors(), **frozen()},
     "some layers under each name": {
         **TRAINER, **processors(), **dict(list(renamed(LAYERS, "ip_adapter.", "adapter_modules.").items())[::3]),
     },
@@ -128,11 +125,14 @@ def changed(change: Callable[[dict], object]) -> dict[str, torch.Tensor]:
 
 
 REFUSED = {
-    "two adapters": (changed(lambda f: f.update(processors("", ".1"))), UnsupportedAdapter, "several adapters in one file"),
+    "two adapters": (changed(lambda f: f.update(processors("", ".1"))), UnsupportedAdapter, "several adapters in "
+                                                                                            "one file"),
     "two projections": (changed(lambda f: f.update(renamed(DIFFUSERS, "layers.0", "layers.1"))), UnsupportedAdapter,
     "several adapters"),
-    "two wrappers": ({**FLAT, **{f"model.{key}": value for key, value in FLAT.items()}}, BrokenAdapter, "two sets of weights"),
-    "a layer that is missing": (changed(lambda f: f.pop(f"{PLACES[2]}.attn2.processor.to_v_ip.0.weight")), BrokenAdapter,
+    "two wrappers": ({**FLAT, **{f"model.{key}": value for key, value in FLAT.items()}}, BrokenAdapter,
+    "two sets of weights"),
+    "a layer that is missing": (changed(lambda f: f.pop(f"{PLACES[2]}.attn2.processor.to_v_ip.0.weight")),
+    BrokenAdapter,
                                 r"missing: ip_adapter\.5\.to_v_ip"),
     "something unknown": ({**FLAT, "gate.weight": torch.ones(2, 2)}, BrokenAdapter, r"left over: gate\.weight"),
     "something unknown in a layer": ({**FLAT, "ip_adapter.1.gate": torch.ones(1)}, BrokenAdapter,
@@ -157,27 +157,26 @@ def test_face_adapters_keep_their_name(tmp_path):
         for way in ("down", "up")
     }
     layers = {f"{n}.{kind}.weight": torch.ones(8, 16) for n in (1, 3) for kind in ("to_k_ip", "to_v_ip")}
-    projection = {"proj.0.weight": torch.ones(1024, 512), "proj.0.bias": torch.ones(1024), "proj.2.weight": torch.ones(64,
+    projection = {"proj.0.weight": torch.ones(1024, 512), "proj.0.bias": torch.ones(1024),
+    "proj.2.weight": torch.ones(64,
     1024),
-                  "proj.2.bias": torch.ones(64), "norm.weight": torch.ones(16), "norm.bias": torch.ones(16)}  # fmt: skip
+                  "proj.2.bias": torch.ones(64), "norm.weight": torch.ones(16),
+                  "norm.bias": torch.ones(16)}  # fmt: skip
     torch.save({"image_proj": projection, "ip_adapter": {**lora, **layers}}, tmp_path / "a.bin")
     with pytest.raises(UnsupportedAdapter, match="this is FaceID, which needs face recognition"):
         Adapter.load(tmp_path / "a.bin")
     in_diffusers = {"ff.net.0.proj.weight": torch.ones(1024, 512), "ff.net.0.proj.bias": torch.ones(1024),
-                    "ff.net.2.weight": torch.ones(64, 1024), "ff.net.2.bias": torch.ones(64), "norm.weight": torch.ones(16),
+                    "ff.net.2.weight": torch.ones(64, 1024), "ff.net.2.bias": torch.ones(64),
+                    "norm.weight": torch.ones(16),
                     "norm.bias": torch.ones(16)}  # fmt: skip
-    hidden = {
-        f"encoder_hid_proj.image_projection_layers.0.{key}": value for key, value in in_diffusers.items()
-    }
+    hidden = {f"encoder_hid_proj.image_projection_layers.0.{key}": value for key, value in in_diffusers.items()}
     torch.save({**hidden, **processors("", ".0")}, tmp_path / "b.bin")
     with pytest.raises(UnsupportedAdapter, match="this is FaceID, which needs face recognition"):
         Adapter.load(tmp_path / "b.bin")
 
 
 def test_a_whole_checkpoint_is_still_named_as_one(tmp_path):
-    torch.save(
-        {"state_dict": {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)}}, tmp_path / "a.ckpt"
-    )
+    torch.save({"state_dict": {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)}}, tmp_path / "a.ckpt")
     torch.save({"model.diffusion_model.input_blocks.0.0.weight": torch.ones(2)}, tmp_path / "b.ckpt")
     for name in ("a.ckpt", "b.ckpt"):
         with pytest.raises(FileError, match="no IP-Adapter but a whole Stable Diffusion checkpoint"):

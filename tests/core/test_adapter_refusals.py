@@ -32,9 +32,11 @@ def changed(change) -> dict:
 
 BROKEN = {
     "a layer is missing": (lambda f: f.pop("ip_adapter.3.to_v_ip.weight"), "missing: ip_adapter.3.to_v_ip.weight"),
-    "a bias too many": (lambda f: f.update({"ip_adapter.1.to_k_ip.bias": torch.zeros(32)}), "left over: ip_adapter.1.to_k"),
+    "a bias too many": (lambda f: f.update({"ip_adapter.1.to_k_ip.bias": torch.zeros(32)}), "left over: "
+                                                                                            "ip_adapter.1.to_k"),
     "a foreign key": (lambda f: f.update({"extra": torch.zeros(2)}), "left over: extra"),
-    "a misshapen norm": (lambda f: f.update({"image_proj.norm.bias": torch.zeros(5)}), r"norm.bias is \[5\], expected \[64\]"),
+    "a misshapen norm": (lambda f: f.update({"image_proj.norm.bias": torch.zeros(5)}), r"norm.bias is \[5\], "
+                                                                                       r"expected \[64\]"),
     "a misshapen layer": (lambda f: f.update({"ip_adapter.5.to_v_ip.weight": torch.zeros(32, 9)}), r"is \[32, 9\]"),
     "no projection": (lambda f: [f.pop(k) for k in list(f) if k.startswith("image_proj")], "no known image projection"),
     "no attention": (lambda f: [f.pop(k) for k in list(f) if k.startswith("ip_adapter")], "no attention weights"),
@@ -54,9 +56,7 @@ def test_a_broken_adapter_lists_its_keys(tmp_path, name, suffix):
 
 
 def test_nan_in_the_projection_is_told(tmp_path):
-    path = write_adapter(
-        tmp_path / "a.safetensors", changed(lambda f: f["image_proj.norm.bias"].fill_(float("nan")))
-    )
+    path = write_adapter(tmp_path / "a.safetensors", changed(lambda f: f["image_proj.norm.bias"].fill_(float("nan"))))
     with pytest.raises(BrokenAdapter, match=r"NaN or infinite weights in image_proj\.norm\.bias"):
         Adapter.load(path).tokens(torch.zeros(1, 48))
 
@@ -90,7 +90,8 @@ def test_any_shapes_are_known_or_refused_with_our_own_error(data):
 
 Z = torch.zeros
 UNSUPPORTED = {
-    "FaceID": {"image_proj.proj.0.weight": Z(8, 512), "image_proj.proj.2.weight": Z(12, 8), "image_proj.norm.weight": Z(3),
+    "FaceID": {"image_proj.proj.0.weight": Z(8, 512), "image_proj.proj.2.weight": Z(12, 8),
+    "image_proj.norm.weight": Z(3),
                "ip_adapter.0.to_q_lora.down.weight": Z(1)},
     "FaceID portrait": {"image_proj.proj.0.weight": Z(8, 512), "image_proj.proj.2.weight": Z(48, 8),
                         "image_proj.norm.weight": Z(3), "ip_adapter.1.to_k_ip.weight": Z(2, 3)},
@@ -101,7 +102,8 @@ UNSUPPORTED = {
     "Kolors": {"image_proj.latents": Z(1, 16, 2048), "image_proj.proj_in.weight": Z(2048, 1024),
                "image_proj.layers.0.0.to_out.weight": Z(2048, 768)},
     "SD3": {"image_proj.time_embedding.linear_1.weight": Z(1), "ip_adapter.0.norm_ip.linear.weight": Z(1)},
-    "Flux": {"double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": Z(1), "ip_adapter_proj_model.norm.bias": Z(1)},
+    "Flux": {"double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": Z(1),
+    "ip_adapter_proj_model.norm.bias": Z(1)},
 }  # fmt: skip
 
 
@@ -235,9 +237,7 @@ HEADERS = {
 def test_a_malformed_header_is_refused(tmp_path, name):
     header, path = json.dumps(HEADERS[name]).encode(), tmp_path / "a.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    with pytest.raises(
-        UnsafeFile, match=r"neither a safetensors file nor a pickle|not a valid safetensors file"
-    ):
+    with pytest.raises(UnsafeFile, match=r"neither a safetensors file nor a pickle|not a valid safetensors file"):
         open_adapter(path)
 
 

@@ -42,9 +42,7 @@ def test_a_name_as_long_as_the_system_allows(tmp_path):
     assert path.read_text() == "whole"
 
 
-@pytest.mark.parametrize(
-    "error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")]
-)
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(28, "No space left on device")])
 def test_what_the_system_refuses_is_a_file_error_with_its_reason(tmp_path, monkeypatch, error):
     def refuse(*_args: object, **_named: object) -> None:
         raise error

@@ -68,7 +68,8 @@ def test_an_encoder_that_is_added_is_found_at_the_next_use(tmp_path: Path) -> No
 @pytest.mark.parametrize("foreign", [
     '{"embed_dim": 1024, "vision_cfg": {"image_size": 224, "layers": [3, 4, 6, 3], "width": 64, "patch_size": null}}',
     '{"vision_cfg": 3}', '{"vision_cfg": {"timm_model_name": "none_such", "image_size": 32}, "embed_dim": 8}', "{",
-    '{"vision_cfg": {}}', '{"embed_dim": 24, "vision_cfg": {"image_size": 33, "layers": 3, "width": 64, "patch_size": 8}}',
+    '{"vision_cfg": {}}',
+    '{"embed_dim": 24, "vision_cfg": {"image_size": 33, "layers": 3, "width": 64, "patch_size": 8}}',
 ])  # fmt: skip
 def test_a_foreign_config_hurts_only_its_encoder(tmp_path: Path, foreign: str) -> None:
     """A5: RN50.json beside RN50.pt."""
@@ -161,9 +162,7 @@ def test_a_downloads_config_tells_activation_and_mean(tmp_path: Path) -> None:
         ImageEncoder.load(other / "open_clip_model.safetensors")
 
 
-def test_folders_are_listed_once_and_pictures_are_left_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_are_listed_once_and_pictures_are_left_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A10."""
     write(tmp_path / "a.safetensors", **MEAN)
     write(tmp_path / "references" / "x" / "b.safetensors")

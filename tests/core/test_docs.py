@@ -24,11 +24,7 @@ def test_the_tables_are_up_to_date():
 
 
 def test_every_table_is_in_a_document():
-    blocks = [
-        block[2]
-        for path in docs.documents()
-        for block in docs.BLOCK.finditer(path.read_text(encoding="utf-8"))
-    ]
+    blocks = [block[2] for path in docs.documents() for block in docs.BLOCK.finditer(path.read_text(encoding="utf-8"))]
     assert sorted(blocks) == sorted(docs.TABLES)
 
 
@@ -79,9 +75,7 @@ def test_flags_become_the_options():
         None,
     )
     assert flags_of(EvaluateOptions, *NEEDED).weights == (1.0,)
-    made = flags_of(
-        GenerateOptions, "--checkpoint", "c", "--image", "x.png", "--image-weight", "-0.5", "--seed", "-1"
-    )
+    made = flags_of(GenerateOptions, "--checkpoint", "c", "--image", "x.png", "--image-weight", "-0.5", "--seed", "-1")
     assert (made.image, made.image_weight, made.seed, made.out) == (
         (Path("x.png"),),
         (-0.5,),

@@ -140,9 +140,7 @@ def test_goes_on_after_a_cut_connection(server: Server, target: Path) -> None:
 
 def test_a_later_call_goes_on_from_the_part(server: Server, target: Path) -> None:
     server.cut_after = [1_000_000]
-    with pytest.raises(
-        DownloadError, match=r"\d+ bytes are kept in encoder.safetensors.part, try again to resume"
-    ):
+    with pytest.raises(DownloadError, match=r"\d+ bytes are kept in encoder.safetensors.part, try again to resume"):
         download(f"{server.url}/f", target, len(DATA), HASH, attempts=1)
     kept = part(target).stat().st_size
     assert 1_000_000 - CHUNK <= kept <= 1_000_000
@@ -170,9 +168,7 @@ def test_a_part_that_is_whole_is_only_verified(server: Server, target: Path, siz
 
 @pytest.mark.parametrize("left", [b"x" * 1000, b"x" * len(DATA), b"x" * (len(DATA) + 5)])
 @pytest.mark.parametrize("size", [None, len(DATA)])
-def test_a_part_of_another_file_is_replaced(
-    server: Server, target: Path, left: bytes, size: int | None
-) -> None:
+def test_a_part_of_another_file_is_replaced(server: Server, target: Path, left: bytes, size: int | None) -> None:
     target.parent.mkdir()
     part(target).write_bytes(left)
     download(f"{server.url}/f", target, size, HASH)

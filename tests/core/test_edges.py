@@ -80,10 +80,7 @@ def test_quantised_types_are_refused_and_not_read(tmp_path):
 def test_a_pickle_that_wraps_itself_hurts_nobody(tmp_path, levels):
     """_rebuild_from_type_v2 of itself, over and over: once a RecursionError that stopped every encoder."""
     head = b"\x80\x02" + b"ctorch._tensor\n_rebuild_from_type_v2\n" * 1
-    body = (
-        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._tensor\n_rebuild_from_type_v2\nctorch\nTensor\n"
-        * levels
-    )
+    body = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._tensor\n_rebuild_from_type_v2\nctorch\nTensor\n" * levels
     buffer = io.BytesIO()
     torch.save({"a": torch.zeros(1)}, buffer)
     source = zipfile.ZipFile(io.BytesIO(buffer.getvalue()))
@@ -121,9 +118,7 @@ def test_a_key_that_doubles_itself_takes_no_time(tmp_path):
 @pytest.mark.parametrize("key", ["ip_adapter.3999999.to_k_ip.weight", "ip_adapter.\u00b2.to_k_ip.weight",
                                  "ip_adapter." + "9" * 5000 + ".to_k_ip.weight"])  # fmt: skip
 def test_absurd_layer_numbers_are_refused_at_once(tmp_path, key):
-    tensors = (
-        {**adapter_tensors("base"), key: torch.zeros(2, 2)} if _takes_kind() else {key: torch.zeros(2, 2)}
-    )
+    tensors = {**adapter_tensors("base"), key: torch.zeros(2, 2)} if _takes_kind() else {key: torch.zeros(2, 2)}
     save_file({k: v.contiguous() for k, v in tensors.items()}, tmp_path / "a.safetensors")
     shapes = open_tensors(tmp_path / "a.safetensors").shapes
     began = time.monotonic()

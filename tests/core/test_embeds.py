@@ -66,9 +66,7 @@ def picture(colour: int) -> Image.Image:
 
 @pytest.fixture(params=["base", "plus", "full"])
 def adapter(request, tmp_path):
-    return Adapter.load(
-        write_adapter(tmp_path / "a.safetensors", adapter_tensors(request.param, feature_width=WIDTH))
-    )
+    return Adapter.load(write_adapter(tmp_path / "a.safetensors", adapter_tensors(request.param, feature_width=WIDTH)))
 
 
 @pytest.fixture
@@ -132,9 +130,7 @@ class OnlyZeros(NoSource):
 @pytest.mark.parametrize("how", COMBINES)
 def test_they_mix_with_pictures(folder, adapter, how):
     saved(folder, adapter, "two", of([1, 2], [1.0, 0.5]))
-    mixed = unit(
-        {"image": picture(7), "weight": 2}, {"embeds": "two", "weight": 0.5}, picture(9), combine=how
-    )
+    mixed = unit({"image": picture(7), "weight": 2}, {"embeds": "two", "weight": 0.5}, picture(9), combine=how)
     alone = of([7, 1, 2, 9], [2, 0.5, 0.25, 1], combine=how)
     expected = prepared(alone, folder, adapter, Source())
     assert same(prepared(mixed, folder, adapter, Source()), expected)
@@ -190,9 +186,7 @@ def test_another_kind_of_feature_is_named_with_the_remedy(folder, tmp_path):
 def test_another_encoder_is_named_with_the_remedy(folder, tmp_path):
     saved(folder, other(tmp_path, "base"), "small", of([1]))
     big = other(tmp_path, "base", 1024)
-    with pytest.raises(
-        FileError, match=r"48 wide, and the adapter takes pooled features of ViT-H-14, 1024 wide"
-    ):
+    with pytest.raises(FileError, match=r"48 wide, and the adapter takes pooled features of ViT-H-14, 1024 wide"):
         prepared(unit({"embeds": "small"}), folder, big, Source())
 
 
@@ -207,9 +201,7 @@ def rewritten(folder, change):
 
 def header(**fields):
     """Changes fields of the header's only feature."""
-    return lambda tensors, told: told.update(
-        features=json.dumps([{**json.loads(told["features"])[0], **fields}])
-    )
+    return lambda tensors, told: told.update(features=json.dumps([{**json.loads(told["features"])[0], **fields}]))
 
 
 @pytest.mark.parametrize(("change", "message"), [

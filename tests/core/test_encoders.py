@@ -45,9 +45,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Weights, Path], None]]] = {
     "open_clip, bare pickle": ("visual.pt", lambda w, p: torch.save(w, p)),
     "open_clip, training checkpoint": (
         "epoch_1.pt",
-        lambda w, p: torch.save(
-            {"epoch": 1, "state_dict": {f"module.{k}": v for k, v in as_open_clip(w).items()}}, p
-        ),
+        lambda w, p: torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in as_open_clip(w).items()}}, p),
     ),
 }
 

@@ -16,7 +16,8 @@ sys.path.append(folder)
 if first == "namespace":
     import lib_ipadapter.IPAdapterPlus as theirs
 if first == "package":
-    sys.modules["lib_ipadapter"] = types.SimpleNamespace(__file__=folder + "/other/lib_ipadapter/__init__.py", __path__=[])
+    other = folder + "/other/lib_ipadapter/__init__.py"
+    sys.modules["lib_ipadapter"] = types.SimpleNamespace(__file__=other, __path__=[])
 for name in ("modules", "modules.script_callbacks", "modules.scripts", "lib_ipadapter.webui.entry"):
     sys.modules[name] = types.ModuleType(name)
 sys.modules["modules"].script_callbacks = sys.modules["modules.script_callbacks"]

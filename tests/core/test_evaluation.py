@@ -60,7 +60,8 @@ def test_cocos_layout(tmp_path: Path) -> None:
     content = {
         "images": [{"id": 285, "file_name": "000000000285.jpg"}, {"id": 139, "file_name": "000000000139.jpg"},
                    {"id": 7, "file_name": "000000000007.jpg"}],
-        "annotations": [{"image_id": 285, "id": 9, "caption": "a bear "}, {"image_id": 139, "id": 5, "caption": "a room"},
+        "annotations": [{"image_id": 285, "id": 9, "caption": "a bear "},
+        {"image_id": 139, "id": 5, "caption": "a room"},
                         {"image_id": 285, "id": 1, "caption": "another"}],
     }  # fmt: skip
     captions = tmp_path / "captions_val2017.json"
@@ -113,11 +114,7 @@ def test_the_plan_shares_lambda_zero_and_skips_what_cannot_be_drawn() -> None:
 def test_a_sweep_measures_what_it_should(tmp_path: Path) -> None:
     base = Mixer("base-model", only=(0.0,))
     mixer = Mixer("mixer", base)
-    red = {
-        "redness": lambda picture, item: (
-            picture.getpixel((0, 0))[0] / 255 if item.key == "red" else float("nan")
-        )
-    }
+    red = {"redness": lambda picture, item: picture.getpixel((0, 0))[0] / 255 if item.key == "red" else float("nan")}
     results, _ = run(tmp_path, [mixer], extra=red, weights=(0.0, 0.5, 1.0), count=2, seed=10, batch=4)
     assert len(base.jobs) == 6
     assert len(mixer.jobs) == 12
@@ -157,10 +154,7 @@ def test_the_output(tmp_path: Path) -> None:
     assert read["settings"]["versions"]["torch"] == torch.__version__
     table = (tmp_path / "results.md").read_text().splitlines()
     assert table[0] == "| method | λ | CLIP-I | CLIP-T | top-1 | references | pictures |"
-    assert (
-        table[4]
-        == "| mixer | 1 | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 1.000 [0.439, 1.000] | 3 | 3 |"
-    )
+    assert table[4] == "| mixer | 1 | 1.000 [1.000, 1.000] | 1.000 [1.000, 1.000] | 1.000 [0.439, 1.000] | 3 | 3 |"
     assert table[2].startswith("| reference | – | – | 1.000")
     assert results.markdown().splitlines() == table
     grid = images.load(tmp_path / "grid.png")
@@ -202,9 +196,7 @@ def test_an_interruption_loses_nothing(tmp_path: Path) -> None:
     stopped, said = Mixer("mixer"), []
     stopped.stop_after = 2
     with pytest.raises(KeyboardInterrupt):
-        evaluate(
-            THREE, [stopped], ByColour(), tmp_path, Options(weights=(0.5, 1.0), batch=1), say=said.append
-        )
+        evaluate(THREE, [stopped], ByColour(), tmp_path, Options(weights=(0.5, 1.0), batch=1), say=said.append)
     assert said[-1].startswith("stopped: 2 of 6 pictures are in ")
     rest = Mixer("mixer")
     run(tmp_path, [rest], weights=(0.5, 1.0), batch=1)
@@ -274,9 +266,7 @@ def test_bad_methods_and_references_are_refused(tmp_path: Path) -> None:
 
 def test_a_template_is_prompt_and_what_is_measured_against(tmp_path: Path) -> None:
     mixer = Mixer("mixer")
-    results, _ = run(
-        tmp_path, [mixer], [Item("red", "a red thing", plain("red"), {"x": "1"})], prompt="blue {x}"
-    )
+    results, _ = run(tmp_path, [mixer], [Item("red", "a red thing", plain("red"), {"x": "1"})], prompt="blue {x}")
     assert [job.prompt for job in mixer.jobs] == ["blue 1"]
     red, blue = (np.array(COLOURS[c], dtype=float) for c in ("red", "blue"))
     cosine = red @ blue / np.linalg.norm(red) / np.linalg.norm(blue)

@@ -61,9 +61,7 @@ def test_bad_judges_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     path, _ = write_clip(tmp_path)
-    state = {
-        key: value.clone() for key, value in load_file(path).items()
-    }  # not mapped: the file is written again
+    state = {key: value.clone() for key, value in load_file(path).items()}  # not mapped: the file is written again
     for change, words in (
         ({"ln_final.weight": None}, "1 keys missing .ln_final.weight"),
         ({"extra": torch.zeros(1)}, "1 keys unknown .extra"),

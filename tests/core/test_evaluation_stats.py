@@ -108,9 +108,7 @@ def test_differences_stand_in_table_and_json(tmp_path: Path) -> None:
     assert ("two", 1.0, "one", 0.5) not in pairs
     written = json.loads((tmp_path / "results.json").read_text())["differences"]
     assert len(written) == len(pairs)
-    (entry,) = [
-        d for d in written if (d["method"], d["weight"], d["minus"]["method"]) == ("one", 1.0, "base-model")
-    ]
+    (entry,) = [d for d in written if (d["method"], d["weight"], d["minus"]["method"]) == ("one", 1.0, "base-model")]
     ours, theirs = results.row("one", 1.0), results.row("base-model", 0.0)
     expected = ours.measures["clip_i"].mean - theirs.measures["clip_i"].mean
     assert entry["measures"]["clip_i"]["mean"] == pytest.approx(expected, abs=1e-9)

@@ -107,9 +107,7 @@ def test_a_payload_without_a_place_for_the_weight_has_no_lambda(server: Server, 
         (200, b'{"images": ["!"]}', "cannot be read"),
     ],
 )
-def test_the_webuis_errors_are_told(
-    server: Server, tmp_path: Path, status: int, body: bytes, words: str
-) -> None:
+def test_the_webuis_errors_are_told(server: Server, tmp_path: Path, status: int, body: bytes, words: str) -> None:
     server.status, server.body = status, body
     with pytest.raises(IPAdapterError, match=f"^shuffle: .*{words}") as error:
         run(tmp_path, [WebUIMethod("shuffle", server.url, PAYLOAD)])

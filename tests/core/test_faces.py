@@ -120,9 +120,7 @@ def test_embedding_depends_on_the_face():
     model = Recogniser(recogniser(), "rec")
     image = np.asarray(picture((112, 112), (500, 300)))
     faces = Detector(detector(), "det").faces(image)
-    one, other = (
-        model.embedding(image, choose(faces, which, (640, 640))) for which in ("leftmost", "rightmost")
-    )
+    one, other = (model.embedding(image, choose(faces, which, (640, 640))) for which in ("leftmost", "rightmost"))
     assert one.shape == (512,)
     assert not np.allclose(one, other)
 
@@ -165,9 +163,7 @@ def test_broken_models_are_refused_with_a_sentence(seed):
             use()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"PK\x03\x04", b"\x80\x04.", b"<!doctype html>", bytes(100), b"\xff" * 64]
-)
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04.", b"<!doctype html>", bytes(100), b"\xff" * 64])
 def test_other_files_are_no_models(content):
     with pytest.raises(FaceModelError, match=r"download it again|use det_10g"):
         Detector(content, "x.onnx")
@@ -293,9 +289,7 @@ def test_other_choices_are_refused(choice):
 
 
 def test_missing_onnxruntime_names_the_remedy(monkeypatch):
-    monkeypatch.setattr(
-        runtime.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no"))
-    )
+    monkeypatch.setattr(runtime.importlib, "import_module", lambda name: (_ for _ in ()).throw(ImportError("no")))
     with pytest.raises(FacesUnavailable, match=r"pip install .onnxruntime>=1\.15,<1\.27"):
         Detector(detector(), "det")
 

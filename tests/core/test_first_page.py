@@ -26,9 +26,7 @@ def test_the_first_page_stays_short():
 
 
 def test_every_picture_of_a_recipe_is_shown_and_can_be_made_again():
-    shown = set(
-        re.findall(r"docs/((?:strip|recipe-[a-z-]+))\.png", (ROOT / "README.md").read_text(encoding="utf-8"))
-    )
+    shown = set(re.findall(r"docs/((?:strip|recipe-[a-z-]+))\.png", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert shown == set(RECIPES)
 
 

@@ -27,9 +27,7 @@ process_images, run_script = PROCESSING["process_images"], SCRIPTS["run"]
 
 
 def job(**more: Any) -> SimpleNamespace:
-    return SimpleNamespace(
-        **{"width": 64, "height": 48, "image_mask": None, "init_images": [object()], **more}
-    )
+    return SimpleNamespace(**{"width": 64, "height": 48, "image_mask": None, "init_images": [object()], **more})
 
 
 def script(title: str, run: Any) -> SimpleNamespace:
@@ -112,9 +110,7 @@ def test_the_passes_of_another_script_are_no_loopback(place):
         p.init_images = [object()]
         return [*found, process_images(p, place)]
 
-    assert [switched(found) for found in run_script(script("X/Y/Z plot", passes), job(), ())] == [
-        (False,) * 3
-    ] * 2
+    assert [switched(found) for found in run_script(script("X/Y/Z plot", passes), job(), ())] == [(False,) * 3] * 2
 
 
 def grid() -> Grid:

@@ -32,9 +32,7 @@ class Called(nn.Module):
         self.input_blocks, self.middle_block = unet.input_blocks, unet.middle_block
         self.output_blocks = unet.output_blocks
 
-    def forward(
-        self, x: Tensor | None = None, timesteps: Tensor | None = None, **kwargs: Tensor
-    ) -> Tensor | None:
+    def forward(self, x: Tensor | None = None, timesteps: Tensor | None = None, **kwargs: Tensor) -> Tensor | None:
         return x if x is not None else kwargs.get("sample")
 
 
@@ -49,9 +47,7 @@ def test_the_latents_and_the_other_inputs_of_a_call_are_found_by_either_name(une
     model, (x, context), steps = Called(unet), inputs(2), torch.tensor([1, 1])
     hooks = Hooks(model, cross_attention_layers(unet), Terms())
     assert hooks.unet is model
-    model(x, steps, context=context) if form == "first" else model(
-        timesteps=steps, context=context, **{form: x}
-    )
+    model(x, steps, context=context) if form == "first" else model(timesteps=steps, context=context, **{form: x})
     hooks.remove()
     (latents, others), *more = seen
     assert latents is x
@@ -110,9 +106,7 @@ def test_a_call_of_another_size_is_its_tiles_or_an_error_that_is_kept():
             out: Tensor = unet(x, context=context)
         return out
 
-    tiles = drawn(
-        Session([masked], lambda whole, tile: halves if (whole, tile) == (size, x.shape[-2:]) else ())
-    )
+    tiles = drawn(Session([masked], lambda whole, tile: halves if (whole, tile) == (size, x.shape[-2:]) else ()))
     assert torch.equal(tiles[:2], base[:2])
     assert not torch.equal(tiles[2:], base[2:])
     session = Session([masked], lambda whole, tile: ())

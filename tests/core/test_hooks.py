@@ -29,9 +29,7 @@ def unet() -> UNet:
     return UNet().eval().requires_grad_(False)
 
 
-def run(
-    unet: nn.Module, session: Session, x: Tensor, context: Tensor, sets: tuple[int, ...] = (0, 1)
-) -> Tensor:
+def run(unet: nn.Module, session: Session, x: Tensor, context: Tensor, sets: tuple[int, ...] = (0, 1)) -> Tensor:
     with session.attached(unet):
         session.begin_step(sets, 0.0)
         out: Tensor = unet(x, context=context)
@@ -54,9 +52,7 @@ def outputs(unet: nn.Module, session: Session, x: Tensor, context: Tensor) -> tu
 
 def orthogonal(hidden: Tensor, term: Tensor) -> Tensor:
     """PuLID's: the part of the term that is orthogonal to Z."""
-    return (
-        hidden + term - (term * hidden).sum(-1, keepdim=True) / hidden.square().sum(-1, keepdim=True) * hidden
-    )
+    return hidden + term - (term * hidden).sum(-1, keepdim=True) / hidden.square().sum(-1, keepdim=True) * hidden
 
 
 def test_a_term_may_be_merged_in_its_own_way(unet):
@@ -172,7 +168,8 @@ class Spatial(nn.Module):
 
 
 class SpatialUNet(nn.Module):
-    """One block at the latents' size and one that is rescaled by ``scale``; ``liked`` is passed first, as FABRIC does."""
+    """One block at the latents' size and one that is rescaled by ``scale``; ``liked`` is passed first, as FABRIC
+    does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -41,10 +41,14 @@ def test_the_script_archive_is_real(tmp_path):
 
 REASONS = {
     "an unknown instruction": (archive(b"(" + text("x") + b"iposix\nsystem\n"), "instruction INST"),
-    "a call of torch": (archive(name("torch", "load") + text("x") + b"\x85R"), "carries code: it asks for 'torch.load'"),
-    "a class of tensors": (archive(name("torch", "FloatTensor") + number(9**9) + b"\x85R"), "asks for 'torch.FloatTensor'"),
-    "a storage of any size": (archive(name("torch", "FloatStorage") + number(9**9) + b"\x85R"), "no constructor of tensors"),
-    "more than the storage has": (archive(items((text("a"), tensor(shape=(5,))))), "needs 5 numbers, and its storage has 4"),
+    "a call of torch": (archive(name("torch", "load") + text("x") + b"\x85R"), "carries code: it asks for "
+                                                                               "'torch.load'"),
+    "a class of tensors": (archive(name("torch", "FloatTensor") + number(9**9) + b"\x85R"), "asks for "
+                                                                                            "'torch.FloatTensor'"),
+    "a storage of any size": (archive(name("torch", "FloatStorage") + number(9**9) + b"\x85R"), "no constructor "
+                                                                                                "of tensors"),
+    "more than the storage has": (archive(items((text("a"), tensor(shape=(5,))))), "needs 5 numbers, and its "
+                                                                                   "storage has 4"),
     "more than the record has": (archive(items((text("a"), tensor(count=5)))), "fewer bytes than the 20"),
     "no such record": (archive(items((text("a"), tensor(key="../0")))), "storage ../0 has fewer bytes"),
     "a cut stream": (stream(items((text("a"), tensor())))[:-1], "a storage ends behind the file"),
@@ -75,9 +79,7 @@ def test_every_refusal_says_its_reason(tmp_path, what):
     assert reason in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("method", "reason"), [(zipfile.ZIP_DEFLATED, "compressed"), (zipfile.ZIP_STORED, None)]
-)
+@pytest.mark.parametrize(("method", "reason"), [(zipfile.ZIP_DEFLATED, "compressed"), (zipfile.ZIP_STORED, None)])
 def test_compressed_archives_are_named(tmp_path, method, reason):
     with zipfile.ZipFile(tmp_path / "a.bin", "w", method) as made:
         made.writestr("x/data.pkl", b"\x80\x02" + items((text("a"), tensor())) + b".")
@@ -126,7 +128,8 @@ def test_states_read_as_torch_reads_them(tmp_path, options):
         "model": module.state_dict(), "optimizer": optimizer.state_dict(), "parameters": list(module.parameters()),
         "strided": torch.randn(6, 4).t()[1:], "parts": (shared[:3], shared[3:]), "none": torch.empty(0, 3),
         "one": torch.tensor(2.5),
-        "kinds": [torch.ones(3).to(kind) for kind in (torch.float16, torch.bfloat16, torch.float64, torch.bool, torch.uint8,
+        "kinds": [torch.ones(3).to(kind) for kind in (torch.float16, torch.bfloat16, torch.float64, torch.bool,
+        torch.uint8,
                                                         torch.int8)],
         "numbers": [1, -5, 2**40, 0.5, True, None, "text é"],
     }  # fmt: skip
@@ -141,14 +144,10 @@ def test_states_read_as_torch_reads_them(tmp_path, options):
 def test_states_of_accelerate_may_hold_numpy_and_no_code(tmp_path):
     import numpy as np
 
-    torch.save(
-        {"numpy": np.random.get_state(), "torch": torch.get_rng_state()}, tmp_path / "random_states_0.pkl"
-    )
+    torch.save({"numpy": np.random.get_state(), "torch": torch.get_rng_state()}, tmp_path / "random_states_0.pkl")
     check_states(tmp_path)
     (tmp_path / "optimizer.bin").write_bytes(archive(name("posix", "system") + text("true") + b"\x85R"))
-    with pytest.raises(
-        UnsafeFile, match=r"optimizer\.bin: refused: it carries code: it asks for 'posix\.system'"
-    ):
+    with pytest.raises(UnsafeFile, match=r"optimizer\.bin: refused: it carries code: it asks for 'posix\.system'"):
         check_states(tmp_path)
 
 

@@ -47,9 +47,7 @@ ODD_PNGS = {
     "zTXt of 2 MB": chunk(b"zTXt", b"workflow\0\0" + zlib.compress(BIG)),
     "iTXt of 2 MB": chunk(b"iTXt", b"prompt\0\1\0\0\0" + zlib.compress(BIG)),
     "tEXt of 2 MB": chunk(b"tEXt", b"parameters\0" + BIG),
-    "a hundred texts of 1 MB": b"".join(
-        chunk(b"zTXt", b"a\0\0" + zlib.compress(BIG[: 2**20 - 1])) for _ in range(100)
-    ),
+    "a hundred texts of 1 MB": b"".join(chunk(b"zTXt", b"a\0\0" + zlib.compress(BIG[: 2**20 - 1])) for _ in range(100)),
     "a text bomb": chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(200 * 2**20))),
     "iCCP of 2 MB": chunk(b"iCCP", b"display\0\0" + zlib.compress(srgb_profile(2 * 2**20))),
     "iCCP that is no zlib": chunk(b"iCCP", b"display\0\0no zlib"),

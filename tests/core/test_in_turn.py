@@ -19,9 +19,7 @@ from tests.tiny import UNet, inputs, prompt
 def test_which_reference_a_picture_takes():
     def taken(places, count=3):
         one = unit(*(picture(i) for i in range(count)), distribute="one per picture")
-        return [
-            single.images[0].image.getpixel((0, 0))[0] for single in one_per_picture(one, places, Store())
-        ]
+        return [single.images[0].image.getpixel((0, 0))[0] for single in one_per_picture(one, places, Store())]
 
     assert taken([0, 1]) == [0, 1]
     assert taken(range(8)) == [0, 1, 2]  # and again from the first
@@ -64,9 +62,7 @@ def test_they_begin_again_and_other_units_are_not_touched(unet):
     one, two, other = prompt(unet), prompt(unet, 1), prompt(unet, 2, weight=0.3)
     two = replace(one, tokens=two.tokens)
     x, context = inputs(4)
-    both = run(
-        unet, [in_turn([one, two]), other], x, context, [4, 6, 5, 7]
-    )  # pictures 2 and 3: references 0 and 1
+    both = run(unet, [in_turn([one, two]), other], x, context, [4, 6, 5, 7])  # pictures 2 and 3: references 0 and 1
     assert torch.equal(both[0::2], run(unet, [one, other], x, context, [0, 0, 1, 1])[0::2])
     assert torch.equal(both[1::2], run(unet, [two, other], x, context, [0, 0, 1, 1])[1::2])
 

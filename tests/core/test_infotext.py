@@ -118,9 +118,9 @@ def others(one):
     return {name: value for name, value in names.items() if getattr(one, name)}
 
 
-units = st.fixed_dictionaries(
-    {f.name: TEXTS[f.name] if f.name in TEXTS else BY_KIND[f.kind](f) for f in FIELDS}
-).map(consistent)
+units = st.fixed_dictionaries({f.name: TEXTS[f.name] if f.name in TEXTS else BY_KIND[f.kind](f) for f in FIELDS}).map(
+    consistent
+)
 
 
 @given(st.lists(units, min_size=1, max_size=4))

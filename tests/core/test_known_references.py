@@ -179,15 +179,14 @@ def test_in_turn_they_are_known_too(jobs: Jobs) -> None:
 def test_equal_keys_mean_equal_tokens(jobs: Jobs) -> None:
     def prompt(images: list[Any], **fields: Any) -> Any:
         unit = Unit.parse({"model": "m", "images": images, **fields})
-        return Pipeline(jobs.source, jobs.caches).prompt(
-            resolve(unit, NoStore(), jobs.pictures), jobs.adapter
-        )
+        return Pipeline(jobs.source, jobs.caches).prompt(resolve(unit, NoStore(), jobs.pictures), jobs.adapter)
 
     a, b = {"image": text(1), "weight": 1.0}, {"image": text(2), "weight": 0.5}
     same = [prompt([a, b]), prompt([a, b], weight=0.3, start=0.5)]
     assert same[0].key == same[1].key
     others = [prompt([b, a]), prompt([a]), prompt([a, b], combine="average"), prompt([a, b], noise=0.5),
-              prompt([a, {**b, "weight": 0.6}]), prompt([a, b], fit="pad"), prompt([a, b], negative=[text(3)])]  # fmt: skip
+              prompt([a, {**b, "weight": 0.6}]), prompt([a, b], fit="pad"),
+              prompt([a, b], negative=[text(3)])]  # fmt: skip
     keys = [same[0].key, *(other.key for other in others)]
     assert len(set(keys)) == len(keys)
 

@@ -37,9 +37,7 @@ def library(tmp_path):
     adapter(tmp_path / "shared" / "control.pth", {"control_model.weight": torch.zeros(1)})
     adapter(tmp_path / "shared" / "lora.safetensors", {"lora_unet.lora_down.weight": torch.zeros(1)})
     (tmp_path / "shared" / "broken.safetensors").write_bytes(b"\x01")
-    library = Library(
-        [Folder(tmp_path / "own"), Folder(tmp_path / "shared", shared=True), Folder(tmp_path / "none")]
-    )
+    library = Library([Folder(tmp_path / "own"), Folder(tmp_path / "shared", shared=True), Folder(tmp_path / "none")])
     library.refresh()
     return library
 
@@ -148,9 +146,7 @@ def test_no_file_breaks_the_list(library, tmp_path, name, monkeypatch):
     for folder in ("shared", "own"):
         ODD[name](Path(folder) / name)
     library.refresh()
-    assert [
-        found for found in library.names() if "own" not in found and name.partition(".")[0] != found
-    ] == before
+    assert [found for found in library.names() if "own" not in found and name.partition(".")[0] != found] == before
 
 
 def test_legacy_pickles_and_any_case_of_the_suffix_are_listed(library, tmp_path):
@@ -160,9 +156,7 @@ def test_legacy_pickles_and_any_case_of_the_suffix_are_listed(library, tmp_path)
         tmp_path / "shared" / "old.bin",
         _use_new_zipfile_serialization=False,
     )
-    torch.save(
-        {"lora": torch.zeros(1)}, tmp_path / "shared" / "other.bin", _use_new_zipfile_serialization=False
-    )
+    torch.save({"lora": torch.zeros(1)}, tmp_path / "shared" / "other.bin", _use_new_zipfile_serialization=False)
     adapter(tmp_path / "x.safetensors")
     (tmp_path / "x.safetensors").rename(tmp_path / "shared" / "X.SAFETENSORS")
     library.refresh()

@@ -90,7 +90,5 @@ def test_a_mutant_that_never_ends_is_stopped(tmp_path: Path):
 
 
 def test_every_target_and_its_tests_exist():
-    assert [
-        name for name in mutate.TARGETS if not (mutate.ROOT / mutate.PACKAGE / f"{name}.py").is_file()
-    ] == []
+    assert [name for name in mutate.TARGETS if not (mutate.ROOT / mutate.PACKAGE / f"{name}.py").is_file()] == []
     assert [name for name, patterns in mutate.TARGETS.items() if not mutate.tests_of(patterns)] == []

@@ -10,7 +10,8 @@ from lib_ipadapter.errors import UnitError
 from lib_ipadapter.evaluation.items import _keys
 from lib_ipadapter.unit.names import checked_name, is_device
 
-DEVICES = ["CON", "con.txt", "aux.x", "Nul.tar.gz", "prn", "com1", "COM9.json", "COM¹", "lpt².x", "LPT³", "COM0", "CONIN$",
+DEVICES = ["CON", "con.txt", "aux.x", "Nul.tar.gz", "prn", "com1", "COM9.json", "COM¹", "lpt².x", "LPT³", "COM0",
+"CONIN$",
            "conout$.png", "CLOCK$", "con .txt", "aux.", "con.a\nb"]  # fmt: skip
 PLAIN = [
     "console",

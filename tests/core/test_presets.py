@@ -41,7 +41,8 @@ def test_given_fields_win_over_the_presets(presets):
 
 
 @pytest.mark.parametrize("name", [
-    "", " ", "../up", "a/b", "a\\b", "..", ".hidden", "a" * 81, "a\0b", "a\nb", "CON", "com1", "x ", "x.", "a:b", None, 3,
+    "", " ", "../up", "a/b", "a\\b", "..", ".hidden", "a" * 81, "a\0b", "a\nb", "CON", "com1", "x ", "x.", "a:b", None,
+    3,
     ["a"],
 ])  # fmt: skip
 def test_names_that_are_no_file_names_are_refused(presets, name):

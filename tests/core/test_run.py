@@ -98,9 +98,7 @@ for inner in (Inner(), NoModule(), None):
 
 
 def test_the_hooks_go_and_an_error_stops_the_job():
-    run = subprocess.run(
-        [sys.executable, "-c", PROBE.format(root=str(ROOT))], capture_output=True, text=True, cwd=ROOT
-    )
+    run = subprocess.run([sys.executable, "-c", PROBE.format(root=str(ROOT))], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines()]
     assert len(lines) == 6

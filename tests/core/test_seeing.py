@@ -300,8 +300,6 @@ def test_levels():
     assert Level.of((65, 64), 33 * 32) == Level((33, 32), 1)
     assert Level.of((65, 64), 33 * 33) is None
     values = torch.arange(6.0).view(1, 6).numpy()
-    assert Level((3, 2), 1).over(values, (5, 3)).tolist() == [
-        [[0, 0, 1], [0, 0, 1], [2, 2, 3], [2, 2, 3], [4, 4, 5]]
-    ]
+    assert Level((3, 2), 1).over(values, (5, 3)).tolist() == [[[0, 0, 1], [0, 0, 1], [2, 2, 3], [2, 2, 3], [4, 4, 5]]]
     assert COLUMNS == ("all", "in", "mid", "out", "early", "middle", "late")
     assert Maps({"all": values, "late": None}).top == 5

@@ -179,9 +179,7 @@ def test_a_text_tower_that_nobody_knows_is_refused(renamed: Path):
         Standalone.load(renamed.with_suffix(".safetensors"), renamed)
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"embed_dim": 8, "vision_cfg": 1, "text_cfg": {}}', b"\xff\xfe"]
-)
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"embed_dim": 8, "vision_cfg": 1, "text_cfg": {}}', b"\xff\xfe"])
 def test_a_broken_config_is_refused_and_does_no_harm(renamed: Path, text: str | bytes):
     broken = renamed.with_name("own-tower.json")
     broken.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -205,9 +203,7 @@ def test_only_whole_configs_of_a_folder_are_registered(tmp_path: Path):
     below = tmp_path / "below"
     below.mkdir()
     (below / "whole-tower.json").write_text(json.dumps(whole))
-    (tmp_path / "vision-only.json").write_text(
-        json.dumps({k: v for k, v in whole.items() if k != "text_cfg"})
-    )
+    (tmp_path / "vision-only.json").write_text(json.dumps({k: v for k, v in whole.items() if k != "text_cfg"}))
     (tmp_path / "ViT-H-14.json").write_text(json.dumps(whole))
     known = open_clip.get_model_config("ViT-H-14")
     (tmp_path / "notes.json").write_text('{"description": "a checkpoint of mine"}')
@@ -225,9 +221,7 @@ def test_nothing_is_imported_where_there_is_no_config(tmp_path: Path):
         "import sys, pathlib; from lib_ipadapter.encoders import register_archs; "
         "print(register_archs([pathlib.Path(sys.argv[1])]), 'open_clip' in sys.modules)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=dev.ROOT, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=dev.ROOT, capture_output=True, text=True)
     assert run.stdout.strip() == "[] False", run.stderr
 
 

@@ -52,9 +52,7 @@ def hidden_of(model: Any, ids: torch.Tensor) -> torch.Tensor:
 def test_the_tokens_are_those_of_open_clips_own_text_path(tmp_path: Path, layer: str) -> None:
     (tmp_path / "tiny-text.json").write_text(json.dumps(ARCH))
     model = random_clip(3)
-    state = {
-        f"model.{key}": value for key, value in model.state_dict().items() if not key.startswith("visual.")
-    }
+    state = {f"model.{key}": value for key, value in model.state_dict().items() if not key.startswith("visual.")}
     tower = build_text(config(tmp_path, layer), state)
     if layer == "penultimate":
         del model.transformer.resblocks[-1]
@@ -79,9 +77,7 @@ def test_sd1s_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     # As checkpoints have them; transformers of 5.x leaves "text_model." out
     names = (key if key.startswith("text_model.") else f"text_model.{key}" for key in model.state_dict())
     state = dict(zip((f"transformer.{name}" for name in names), model.state_dict().values(), strict=True))
-    tower = build_text(
-        dataclasses.replace(config(tmp_path, "last"), text_target=TRANSFORMERS, text={}), state
-    )
+    tower = build_text(dataclasses.replace(config(tmp_path, "last"), text_target=TRANSFORMERS, text={}), state)
     ids = tokenize(TEXTS, pad_with_end=True)
     with torch.no_grad():
         expected = model(input_ids=ids).last_hidden_state

@@ -42,9 +42,7 @@ def write(folder: Path, stem: str, model: str, pool: str | None, projection: str
     config["preprocess_cfg"] = {"mean": [0.5] * 3, "std": [0.5] * 3}
     torch.manual_seed(0)
     tower = towers.TimmTower(model, pool or "", projection or "", config["embed_dim"], side)
-    save_file(
-        {f"visual.{k}": v.contiguous() for k, v in tower.state_dict().items()}, folder / f"{stem}.safetensors"
-    )
+    save_file({f"visual.{k}": v.contiguous() for k, v in tower.state_dict().items()}, folder / f"{stem}.safetensors")
     (folder / f"{stem}.json").write_text(json.dumps(config))
     return folder / f"{stem}.safetensors"
 

@@ -233,9 +233,7 @@ def test_distances_do_not_count_a_factor():
     assert (apart.diagonal() < 1e-6).all()
     assert apart[0, 1] > 0.9
     assert distances(-a, a).diagonal().tolist() == [1, 1, 1]
-    assert (
-        distances(torch.cat([a, noise(3, 5, 8, 8, seed=3)], 1), a).diagonal() < 1e-6
-    ).all()  # an inpainting model
+    assert (distances(torch.cat([a, noise(3, 5, 8, 8, seed=3)], 1), a).diagonal() < 1e-6).all()  # an inpainting model
     assert distances(a, noise(3, 4, 9, 8)).min() == 1
 
 

@@ -235,7 +235,8 @@ def test_a_file_that_is_absent_or_a_folder_is_refused_and_an_empty_one_has_no_fi
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("out", "elsewhere"), ("workers", 7), ("prefetch", 9), ("data", "x"), ("base", "x"), ("encoder", "x"), ("init", "x"),
+    [("out", "elsewhere"), ("workers", 7), ("prefetch", 9), ("data", "x"), ("base", "x"), ("encoder", "x"),
+    ("init", "x"),
      ("base_config", "x"),
      ("cache_dir", "x"), ("keep", 9),
      ("save_every", 3), ("tensorboard", False), ("sample_every", 3), ("sample_prompt", "x"), ("steps", 5)],
@@ -283,9 +284,7 @@ def field_values() -> st.SearchStrategy[dict[str, Any]]:
     kept["warmup"] = st.just(0)
     kept["variant"] = st.sampled_from(("base", "plus"))
     return st.fixed_dictionaries(kept).map(
-        lambda values: (
-            {**values, "init_layers": ""} if values["attention"] == "concat" else {**values, "init": ""}
-        )
+        lambda values: {**values, "init_layers": ""} if values["attention"] == "concat" else {**values, "init": ""}
     )
 
 

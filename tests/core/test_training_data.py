@@ -154,9 +154,7 @@ def test_when_no_picture_can_be_read_the_error_says_so_from_a_worker_too(tmp_pat
 # preparation
 
 
-def prepared(
-    picture: Image.Image, reference: Image.Image | None = None, side: int = 24
-) -> dict[str, torch.Tensor]:
+def prepared(picture: Image.Image, reference: Image.Image | None = None, side: int = 24) -> dict[str, torch.Tensor]:
     from lib_ipadapter.training.source import Item
 
     return Preparation(side, SPEC)(Item("key", picture, reference or picture, ""))

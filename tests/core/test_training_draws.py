@@ -67,7 +67,8 @@ def test_noise_and_spread_are_independent_and_the_same_for_the_same_position() -
 
 @pytest.mark.parametrize("v", [False, True])
 def test_the_model_is_asked_for_what_the_paper_says(v: bool) -> None:
-    """x_t of a sample of the posterior, dropped texts empty, the feature without a picture where the image is dropped."""
+    """x_t of a sample of the posterior, dropped texts empty, the feature without a picture where the image is
+    dropped."""
     alphas, times = torch.tensor([0.9, 0.4, 0.1]), torch.tensor([2, 0, 1])
     mean, std, spread, noise = torch.arange(48.0).reshape(4, 3, 1, 2, 2)
     asked: dict[str, Any] = {}

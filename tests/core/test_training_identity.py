@@ -48,9 +48,7 @@ def begin(config: TrainConfig, processes: int = 1) -> None:
     folder.of(10).mkdir(exist_ok=True)
 
 
-def test_other_paths_to_the_same_content_are_the_same_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_paths_to_the_same_content_are_the_same_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, out = files(tmp_path / "here"), tmp_path / "out"
     begin(config(root, out))
     begin(config(f"{root}/", out))

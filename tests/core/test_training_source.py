@@ -43,8 +43,7 @@ def test_a_caption_may_begin_with_the_mark_that_windows_editors_write(tmp_path):
     write(tmp_path, {"a.png": encoded(), "a.txt": b"\xef\xbb\xbfa cat"})
     assert open_source(tmp_path).caption(0) == "a cat"
     assert (
-        open_source(tar(tmp_path / "a.tar", {"a.png": encoded(), "a.txt": b"\xef\xbb\xbfa cat"})).caption(0)
-        == "a cat"
+        open_source(tar(tmp_path / "a.tar", {"a.png": encoded(), "a.txt": b"\xef\xbb\xbfa cat"})).caption(0) == "a cat"
     )
 
 
@@ -177,9 +176,7 @@ def test_shards_are_found_by_folder_braces_and_stars(tmp_path, pattern):
     for n in range(3):
         tar(tmp_path / f"s-{n:03}.tar", {f"{i}.png": encoded() for i in range(n + 1)})
     source = open_source(str(tmp_path / pattern))
-    assert [source.key(i) for i in range(len(source))] == [
-        f"s-{n:03}.tar/{i}" for n in range(3) for i in range(n + 1)
-    ]
+    assert [source.key(i) for i in range(len(source))] == [f"s-{n:03}.tar/{i}" for n in range(3) for i in range(n + 1)]
 
 
 def test_a_shard_that_the_braces_name_and_that_is_absent_is_told(tmp_path):

@@ -64,9 +64,7 @@ def test_no_file_stays_open_or_behind(picture, monkeypatch, tmp_path):
         warnings.simplefilter("error", ResourceWarning)
         arguments(picture, monkeypatch, tmp_path)
         gc.collect()
-    assert [
-        path.name for path in (tmp_path / "gradio").rglob("*") if path.is_file() and not path.stat().st_size
-    ] == []
+    assert [path.name for path in (tmp_path / "gradio").rglob("*") if path.is_file() and not path.stat().st_size] == []
 
 
 def test_the_page_sees_gradios_own_component():

@@ -153,9 +153,7 @@ def cas(values: np.ndarray, amount: float) -> np.ndarray:
             (a, b, c), (d, e, f), (g, h, i) = padded[y : y + 3, x : x + 3]
             low = min(b, d, e, f, h) + min(a, b, c, d, e, f, g, h, i)
             high = max(b, d, e, f, h) + max(a, b, c, d, e, f, g, h, i)
-            weight = -((max(0, min(low, 2 - high)) / (high + 1e-6)) ** 0.5) * (
-                amount * (1 / 5 - 1 / 8) + 1 / 8
-            )
+            weight = -((max(0, min(low, 2 - high)) / (high + 1e-6)) ** 0.5) * (amount * (1 / 5 - 1 / 8) + 1 / 8)
             out[y, x] = ((b + d + f + h) * weight + e) / (1 + 4 * weight)
     return out.clip(0, 1)
 

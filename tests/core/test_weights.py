@@ -207,9 +207,7 @@ def test_precise_gives_uncond_what_cond_would_get(world, monkeypatch):
     base = unet(x, context=context)
     both = torch.stack([x[0], x[0]]), torch.stack([context[0], context[0]])
     out = run(unet, swapped, *both)
-    torch.testing.assert_close(
-        out[0], unet(both[0], context=both[1])[0], rtol=1e-5, atol=1e-6
-    )  # cond rows get nothing
+    torch.testing.assert_close(out[0], unet(both[0], context=both[1])[0], rtol=1e-5, atol=1e-6)  # cond rows get nothing
     wanted = run(unet, plain, *both)  # row 0: the cond tokens' term
     torch.testing.assert_close(out[1], wanted[0], rtol=1e-5, atol=1e-6)
     assert base.shape == x.shape

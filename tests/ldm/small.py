@@ -32,9 +32,7 @@ def write_small(folder: Path, parameterization: str = "eps") -> Path:
 def write_small_clip(folder: Path, small: Path) -> Path:
     """The same with SD1's own text tower, transformers' CLIP, as a pickle of the original layout."""
     path = folder / "small-clip.ckpt"
-    state = {
-        key: value for key, value in state_dict("sd1").items() if not key.startswith("cond_stage_model.")
-    }
+    state = {key: value for key, value in state_dict("sd1").items() if not key.startswith("cond_stage_model.")}
     tower = clip_tower()
     state.update({f"cond_stage_model.transformer.{key}": v for key, v in tower.state_dict().items()})
     torch.save({"state_dict": state, "global_step": 7}, path)
@@ -63,9 +61,7 @@ def write_all(folder: Path) -> Path:
     write_small_clip(folder, small)
     write_encoder(folder / "encoders")
     for variant, width in {"base": EMBED, "plus": 128}.items():
-        write_adapter(
-            folder / f"{variant}.safetensors", adapter_tensors(variant, CONTEXT, SD1_WIDTHS, width, seed=7)
-        )
+        write_adapter(folder / f"{variant}.safetensors", adapter_tensors(variant, CONTEXT, SD1_WIDTHS, width, seed=7))
     write_adapter(folder / "wide.safetensors", adapter_tensors("base", 384, SD1_WIDTHS, EMBED))
     return folder
 

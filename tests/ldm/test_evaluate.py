@@ -108,13 +108,9 @@ def test_a_batch_of_references_draws_what_single_ones_do(
         pipeline = Pipeline(encoders.source(method.adapter.spec))
         resolved = resolve(unit, NoStore(), Pictures())
         prompt = pipeline.prompt(resolved, Adapter.load(folder / f"{name}.safetensors"))
-        (alone,) = studio.host.generate(
-            job.prompt, "", [prompt], steps=STEPS, cfg=studio.cfg, seed=job.seed, size=SIZE
-        )
+        (alone,) = studio.host.generate(job.prompt, "", [prompt], steps=STEPS, cfg=studio.cfg, seed=job.seed, size=SIZE)
         assert difference(picture, alone) <= 1
-        (base,) = studio.host.generate(
-            job.prompt, "", [], steps=STEPS, cfg=studio.cfg, seed=job.seed, size=SIZE
-        )
+        (base,) = studio.host.generate(job.prompt, "", [], steps=STEPS, cfg=studio.cfg, seed=job.seed, size=SIZE)
         assert difference(picture, base) > 10
     assert difference(together[0], together[1]) > 10
 
@@ -167,18 +163,10 @@ def test_no_appended_tokens_are_the_base_model(studio: Studio) -> None:
     host, options = studio.host, {"steps": STEPS, "size": SIZE, "seed": 4}
     nothing = torch.zeros(1, 0, CONTEXT)
     assert (
-        difference(
-            host.generate("a", **options)[0], host.generate("a", **options, appended=(nothing, nothing))[0]
-        )
-        == 0
+        difference(host.generate("a", **options)[0], host.generate("a", **options, appended=(nothing, nothing))[0]) == 0
     )
     zeros = torch.zeros(1, 4, CONTEXT)  # tokens of zeros take their share of the softmax: not the base model
-    assert (
-        difference(
-            host.generate("a", **options)[0], host.generate("a", **options, appended=(zeros, zeros))[0]
-        )
-        > 0
-    )
+    assert difference(host.generate("a", **options)[0], host.generate("a", **options, appended=(zeros, zeros))[0]) > 0
     with pytest.raises(WrongBase, match=f"5 wide.*{CONTEXT}"):
         append(host.encode_text(["a"]), torch.zeros(1, 4, 5))
 
@@ -264,9 +252,7 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         ("reference", "–"), ("base-model", "0"), ("decoupled", "0.5"), ("decoupled", "1"), ("plus", "0.5"),
         ("plus", "1"), ("base-concat", "1"), ("text", "–"),
     ]  # fmt: skip
-    pictures = sorted(
-        path.relative_to(out / "pictures").as_posix() for path in (out / "pictures").rglob("*.png")
-    )
+    pictures = sorted(path.relative_to(out / "pictures").as_posix() for path in (out / "pictures").rglob("*.png"))
     assert len(pictures) == 21
     assert pictures[0] == "base-concat/1/r0-0.png"
     assert "text/none/r2-0.png" in pictures
@@ -279,7 +265,8 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json.loads((out / "results.json").read_text()) == first
     # the base model at λ = 0 by `generate`
     alone = tmp_path / "alone.png"
-    assert main(["generate", "--checkpoint", str(folder / "small-eps.safetensors"), "--seed", "10", "--steps", str(STEPS),
+    assert main(["generate", "--checkpoint", str(folder / "small-eps.safetensors"), "--seed", "10", "--steps",
+    str(STEPS),
                  "--width", "64", "--height", "64", "--device", "cpu", "--out", str(alone)]) == 0  # fmt: skip
     assert difference(Image.open(alone), Image.open(out / "pictures" / "base-model" / "0" / "r1-0.png")) <= 1
     # and the measures by hand, of one picture
@@ -328,9 +315,7 @@ def test_command_line_errors_are_one_line(
     assert re.search(words, errors[0])
 
 
-def test_another_checkpoint_is_not_mixed_in(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_checkpoint_is_not_mixed_in(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other.safetensors"
     shutil.copy(folder / "small-v.safetensors", other)
     shutil.copy(folder / "small-v.yaml", other.with_suffix(".yaml"))
@@ -349,8 +334,6 @@ def test_the_library_with_pictures_in_memory_and_a_measure_of_ones_own(
     extra = {"brightness": lambda picture, item: float(np.asarray(picture).mean() / 255)}
     results = evaluate(items, [method], clip, tmp_path, Options(count=2), extra)
     row = results.row("base", 1.0)
-    expected = np.mean(
-        [np.asarray(images.load(p)).mean() / 255 for p in (tmp_path / "pictures").rglob("*.png")]
-    )
+    expected = np.mean([np.asarray(images.load(p)).mean() / 255 for p in (tmp_path / "pictures").rglob("*.png")])
     assert row.measures["brightness"].mean == pytest.approx(expected, abs=1e-6)
     assert "brightness" in results.markdown().splitlines()[0]

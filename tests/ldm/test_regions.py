@@ -33,21 +33,15 @@ def unet(folder: Path) -> nn.Module:
 @pytest.fixture(scope="module")
 def prompt(folder: Path) -> ImagePrompt:
     adapter = Adapter.load(folder / "base.safetensors")
-    tokens = torch.randn(
-        2, adapter.spec.tokens, adapter.spec.context, generator=torch.Generator().manual_seed(3)
-    )
+    tokens = torch.randn(2, adapter.spec.tokens, adapter.spec.context, generator=torch.Generator().manual_seed(3))
     return ImagePrompt(adapter, tokens, torch.ones(adapter.spec.tokens), weight=0.9)
 
 
 def masked(prompt: ImagePrompt, mask: Tensor) -> ImagePrompt:
-    return ImagePrompt(
-        prompt.adapter, prompt.tokens, prompt.token_weights, prompt.weight, region=Region(mask)
-    )
+    return ImagePrompt(prompt.adapter, prompt.tokens, prompt.token_weights, prompt.weight, region=Region(mask))
 
 
-def call(
-    unet: nn.Module, size: tuple[int, int], *prompts: ImagePrompt
-) -> tuple[Tensor, dict[int, list[Tensor]]]:
+def call(unet: nn.Module, size: tuple[int, int], *prompts: ImagePrompt) -> tuple[Tensor, dict[int, list[Tensor]]]:
     """(the UNet's output, by layer its attention's output before and after the term was added)."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 4, *size, generator=generator)

@@ -28,7 +28,8 @@ TRAIN = ["train", "--data", "{good}/data", "--out", "{out}/run", "--resolution",
 BASE = ["--base", "{good}/small-eps.safetensors"]
 ENCODER = ["--encoder", "{good}/encoders/tiny-vit.safetensors"]
 COMMANDS = {
-    "generate with an adapter": [*GENERATE, "--checkpoint", "{good}/small-eps.safetensors", "--adapter", "{evil}", "--image",
+    "generate with an adapter": [*GENERATE, "--checkpoint", "{good}/small-eps.safetensors", "--adapter", "{evil}",
+    "--image",
                                  "{good}/reference.png"],
     "generate with a checkpoint": [*GENERATE, "--checkpoint", "{evil}", "--config", "{good}/small-eps.yaml"],
     "train from an adapter": [*TRAIN, *BASE, *ENCODER, "--init", "{evil}"],

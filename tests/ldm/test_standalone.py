@@ -56,9 +56,7 @@ def image_prompt(folder: Path, name: str = "base", seed: int = 0, **fields: Any)
 
 
 def draw(host: Standalone, *prompts: ImagePrompt, **fields: Any) -> Image.Image:
-    pictures = host.generate(
-        "a cat", "blurred", prompts, **{"steps": STEPS, "size": SIZE, "seed": 1, **fields}
-    )
+    pictures = host.generate("a cat", "blurred", prompts, **{"steps": STEPS, "size": SIZE, "seed": 1, **fields})
     return pictures[0]
 
 
@@ -209,9 +207,7 @@ def test_a_window_without_steps_is_the_base_model(host: Standalone, folder: Path
 def test_conditional_tokens_go_to_conditional_rows(host: Standalone, folder: Path) -> None:
     """With cfg = 1 only the cond tokens are seen; the uncond set may be anything."""
     prompt = image_prompt(folder)
-    other = ImagePrompt(
-        prompt.adapter, torch.stack([prompt.tokens[0], prompt.tokens[1] * 3]), prompt.token_weights
-    )
+    other = ImagePrompt(prompt.adapter, torch.stack([prompt.tokens[0], prompt.tokens[1] * 3]), prompt.token_weights)
     assert difference(draw(host, prompt, cfg=1.0), draw(host, other, cfg=1.0)) == 0
     assert difference(draw(host, prompt), draw(host, other)) > 0
 
@@ -287,9 +283,7 @@ def broken(folder: Path, tmp_path: Path, change: str) -> tuple[Path, Path]:
     if change == "cut":
         (tmp_path / "cut.safetensors").write_bytes(good.read_bytes()[:5000])
         return tmp_path / "cut.safetensors", text
-    return {"adapter": folder / "base.safetensors", "absent": tmp_path / "absent.ckpt"}.get(
-        change, good
-    ), text
+    return {"adapter": folder / "base.safetensors", "absent": tmp_path / "absent.ckpt"}.get(change, good), text
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,7 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     picture = drawn(folder, out, *unit, "--image", "REF", "--image-weight", "1", "--image-weight", "0.5")
     assert difference(base, picture) > 0
     text = picture.text  # type: ignore[attr-defined]
-    assert text["parameters"].startswith(
-        "a cat\nSteps: 3, Sampler: DDIM, CFG scale: 7.5, Seed: 1, Size: 64x64"
-    )
+    assert text["parameters"].startswith("a cat\nSteps: 3, Sampler: DDIM, CFG scale: 7.5, Seed: 1, Size: 64x64")
     (written,) = json.loads(text["ip_adapter"])
     assert written["model"] == "base"
     assert [image["weight"] for image in written["images"]] == [1.0, 0.5]
@@ -119,9 +117,7 @@ def test_command_line_errors_are_one_line(
     assert not (tmp_path / "out.png").exists()
 
 
-def test_an_encoder_that_does_not_fit(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_encoder_that_does_not_fit(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = tmp_path / "wrong.safetensors"
     shutil.copy(folder / "base.safetensors", wrong)
     more = ["--adapter", str(folder / "base.safetensors"), "--image", "REF", "--encoder", str(wrong)]

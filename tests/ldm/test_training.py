@@ -64,9 +64,7 @@ def test_the_base_is_bit_for_bit_what_it_was_and_only_the_adapter_has_gradients(
 
 def test_k_and_v_begin_as_the_layers_own(folder, tmp_path):
     trainer = Trainer(config(folder, tmp_path))
-    for layer, key, value in zip(
-        trainer.base.layers, trainer.adapter.to_k, trainer.adapter.to_v, strict=True
-    ):
+    for layer, key, value in zip(trainer.base.layers, trainer.adapter.to_k, trainer.adapter.to_v, strict=True):
         assert torch.equal(key, layer.module.to_k.weight)
         assert torch.equal(value, layer.module.to_v.weight)
     trainer.denoiser.remove()
@@ -101,9 +99,7 @@ def test_what_is_trained_is_what_a_generation_runs(folder, tmp_path, variant):
     assert (trained - alone).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"ema": 0.9, "variant": "plus", "accumulate": 2}, {"workers": 2}], ids=str
-)
+@pytest.mark.parametrize("fields", [{}, {"ema": 0.9, "variant": "plus", "accumulate": 2}, {"workers": 2}], ids=str)
 def test_going_on_is_bitwise_what_not_stopping_is(folder, tmp_path, fields):
     whole = train(folder, tmp_path / "whole", steps=6, **fields)
     train(folder, tmp_path / "parts", steps=4, save_every=2, **fields)
@@ -220,9 +216,7 @@ def test_all_dropped_trains_towards_the_unconditional(folder, tmp_path):
 def test_concat_trains_the_projection_alone(folder, tmp_path):
     path = train(folder, tmp_path, attention="concat")
     held = tensors(path)
-    assert set(held) == {
-        f"image_proj.{key}" for key in ("proj.weight", "proj.bias", "norm.weight", "norm.bias")
-    }
+    assert set(held) == {f"image_proj.{key}" for key in ("proj.weight", "proj.bias", "norm.weight", "norm.bias")}
     with safe_open(str(path), "pt") as file:
         assert file.metadata()["attention"] == "concat"
 

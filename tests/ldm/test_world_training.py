@@ -142,9 +142,7 @@ def test_latents_are_normal_and_decoded_as_before(tmp_path, few):
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-4, rtol=0)
     pixels = loop.values(loop.pictures(tmp_path)[:3])
     torch.testing.assert_close(model.encode(pixels), latents[:3], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(
-        model.decode(latents[:3]), raw.decode(raw.encode(pixels)), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(model.decode(latents[:3]), raw.decode(raw.encode(pixels)), rtol=1e-4, atol=1e-4)
     # Those that an adapter is trained on are those that the UNet was.
     assert float(model.posterior(pixels)[1].max()) < 1e-3
 
@@ -316,8 +314,7 @@ def test_regions_and_types_are_measured(tmp_path: Path, monkeypatch: pytest.Monk
     # Another reference in the right half changes that half more than the left one.
     other = fine.halves(drawer, items[0].load(), items[2].load(), 1)
     left, right = (
-        abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean()
-        for a, b in zip(drawn, other, strict=True)
+        abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() for a, b in zip(drawn, other, strict=True)
     )
     assert right > 2 * left
     assert len(fine.types(drawer, items[:1], ["composition"])) == 2

@@ -53,9 +53,7 @@ def write(folder: Path, kind: str, prediction: str = "epsilon") -> Path:
 
     torch.manual_seed(0)
     text = dict(hidden_size=WIDTH, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4)
-    config = CLIPTextConfig(
-        **text, projection_dim=WIDTH, bos_token_id=49406, eos_token_id=49407, pad_token_id=1
-    )
+    config = CLIPTextConfig(**text, projection_dim=WIDTH, bos_token_id=49406, eos_token_id=49407, pad_token_id=1)
     parts: dict[str, Any] = {
         "unet": diffusers.UNet2DConditionModel(sample_size=8, layers_per_block=1, **UNETS[kind]),
         "vae": diffusers.AutoencoderKL(**VAE),

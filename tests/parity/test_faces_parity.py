@@ -59,9 +59,7 @@ def test_alignment(size):
         ours = similarity(points, template(size))
         corners = np.array([[0.0, 0, 1], [1000, 0, 1], [0, 1000, 1]])
         np.testing.assert_allclose(corners @ ours.T, corners @ peer.params[:2].T, atol=1e-3)
-    image = np.asarray(
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).resize((400, 400), Image.BICUBIC)
-    )
+    image = np.asarray(Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).resize((400, 400), Image.BICUBIC))
     points = (template(112) * 2.2 + 60 + rng.normal(0, 4, (5, 2))).astype(np.float32)
     theirs = face_align.norm_crop(image, points, size)
     assert np.abs(aligned_crop(image, points, size).astype(int) - theirs.astype(int)).max() <= 1

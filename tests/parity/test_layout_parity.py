@@ -23,10 +23,7 @@ def test_a_unet_of_diffusers_holds_the_same_projection(tmp_path: Path, variant: 
         object(),
         {key[len("image_proj.") :]: value for key, value in flat.items() if key.startswith("image_proj.")},
     )
-    content = {
-        f"encoder_hid_proj.image_projection_layers.0.{key}": value
-        for key, value in theirs.state_dict().items()
-    }
+    content = {f"encoder_hid_proj.image_projection_layers.0.{key}": value for key, value in theirs.state_dict().items()}
     places = ["down_blocks.0.attentions.0", "up_blocks.1.attentions.0", "mid_block.attentions.0"]
     for n, place in enumerate(places):
         for kind in ("to_k_ip", "to_v_ip"):

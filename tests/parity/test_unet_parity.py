@@ -108,9 +108,7 @@ def test_diffusers_unet(config, layers, tmp_path):
     base = unet(x, t, text).sample
     mine = ours(unet, state, features, x, t, tmp_path / "a.safetensors", lambda u: u(x, t, text).sample)
     assert torch.equal(unet(x, t, text).sample, base)
-    reference = theirs(
-        unet, state, features, lambda u, kwargs: u(x, t, text, added_cond_kwargs=kwargs).sample
-    )
+    reference = theirs(unet, state, features, lambda u, kwargs: u(x, t, text, added_cond_kwargs=kwargs).sample)
     error, effect = relative(mine, reference), relative(base, reference)
     print(f"\nUNet call, {layers} layers: relative error {error:.1e}, effect of the adapter {effect:.2f}")
     assert effect > 0.01
@@ -118,9 +116,7 @@ def test_diffusers_unet(config, layers, tmp_path):
 
 
 def test_ldm_unet(tmp_path):
-    openaimodel = pytest.importorskip(
-        "ldm.modules.diffusionmodules.openaimodel", reason="ldm is not installed"
-    )
+    openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is not installed")
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     torch.manual_seed(0)
@@ -140,9 +136,7 @@ def test_ldm_unet(tmp_path):
     base_error = relative(ldm(x, t, context=text), other(x, t, text).sample)
     state = adapter_state(other)
     mine = ours(ldm, state, features, x, t, tmp_path / "a.safetensors", lambda u: u(x, t, context=text))
-    reference = theirs(
-        other, state, features, lambda u, kwargs: u(x, t, text, added_cond_kwargs=kwargs).sample
-    )
+    reference = theirs(other, state, features, lambda u, kwargs: u(x, t, text, added_cond_kwargs=kwargs).sample)
     error = relative(mine, reference)
     print(f"\nldm against diffusers: base alone {base_error:.1e}, with the adapter {error:.1e}")
     assert error <= TOLERANCE

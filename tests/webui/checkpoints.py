@@ -219,11 +219,7 @@ def state_dict(kind: str) -> dict[str, Any]:
         return control_state(unet)
     for module in parts.values():
         randomise(module)
-    return {
-        f"{p}{key}": value.half().contiguous()
-        for p, m in parts.items()
-        for key, value in m.state_dict().items()
-    }
+    return {f"{p}{key}": value.half().contiguous() for p, m in parts.items() for key, value in m.state_dict().items()}
 
 
 def control_state(unet: Any) -> dict[str, Any]:

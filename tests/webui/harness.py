@@ -125,8 +125,8 @@ def b64(image: Image.Image) -> str:
 
 
 def missing_package(log: str, extension: str) -> str:
-    """The package for want of which the WebUI could not load a script of this extension, or ''. Any other error of it is
-    no reason to skip a test."""
+    """The package for want of which the WebUI could not load a script of this extension, or ''. Any other error of it
+    is no reason to skip a test."""
     for part in log.split("*** Error loading script: ")[1:]:
         report = part.partition("\n---")[0].replace("\\", "/")
         found = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", report)
@@ -210,9 +210,7 @@ class WebUI:
                     _link(REPO / name, own / name)
         _link(Path(__file__).with_name("probe"), extensions / "probe")
         if self.with_controlnet:
-            shutil.copytree(
-                controlnet(), extensions / "sd-webui-controlnet", ignore=shutil.ignore_patterns(".git")
-            )
+            shutil.copytree(controlnet(), extensions / "sd-webui-controlnet", ignore=shutil.ignore_patterns(".git"))
             (models / "ControlNet").mkdir()
             _link(checkpoint("controlnet"), models / "ControlNet" / "random_control.safetensors")
             # Its own IP-Adapter units find the same kind of file there.
@@ -277,9 +275,7 @@ class WebUI:
 
     # requests
 
-    def request(
-        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> Reply:
+    def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method
@@ -312,9 +308,7 @@ class WebUI:
             # An option that was never saved is not listed; all that the tests set are then off.
             self.options(**{key: before.get(key, type(values[key])()) for key in values})
 
-    def draw(
-        self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any
-    ) -> Reply:
+    def draw(self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any) -> Reply:
         """One generation with these units; none of ours when no unit is given."""
         always = dict(scripts or {})
         if units:

@@ -58,10 +58,7 @@ def write_encoder(folder: Path, name: str = "tiny-vit") -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
     # Strong attention and MLP weights, so that different pictures give clearly different features.
-    state = {
-        f"visual.{key}": value * (3.0 if value.ndim == 2 else 1.0)
-        for key, value in tower.state_dict().items()
-    }
+    state = {f"visual.{key}": value * (3.0 if value.ndim == 2 else 1.0) for key, value in tower.state_dict().items()}
     save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
     vision = {"image_size": 32, "layers": 3, "width": 128, "patch_size": 8}
     (folder / f"{name}.json").write_text(json.dumps({"embed_dim": EMBED, "vision_cfg": vision}))
@@ -76,9 +73,7 @@ def write_adapters(folder: Path) -> None:
         for variant, width in {"base": EMBED, "plus": 128, "full": 128}.items():
             tensors = adapter_tensors(variant, CONTEXT, widths, width, seed=7)
             write_adapter(folder / f"{family}-{variant}.safetensors", tensors)
-    write_adapter(
-        folder / "pickled.bin", adapter_tensors("base", CONTEXT, SD1_WIDTHS, EMBED, seed=7), "pickle"
-    )
+    write_adapter(folder / "pickled.bin", adapter_tensors("base", CONTEXT, SD1_WIDTHS, EMBED, seed=7), "pickle")
     write_adapter(folder / "wide.safetensors", adapter_tensors("base", 384, SD1_WIDTHS, EMBED))
     write_adapter(folder / "no-encoder.safetensors", adapter_tensors("base", CONTEXT, SD1_WIDTHS, 33))
     write_adapter(folder / "needs-vit-h.safetensors", adapter_tensors("base", CONTEXT, SD1_WIDTHS, 1024))

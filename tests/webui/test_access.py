@@ -75,10 +75,7 @@ def session(webui: WebUI, login: str) -> dict[str, str]:
 
 def untouched(webui: WebUI) -> bool:
     folder = webui.data / "models" / "ipadapter"
-    return (
-        sorted(p.name for p in (folder / "presets").iterdir()) == ["kept.json"]
-        and not (folder / "embeds").exists()
-    )
+    return sorted(p.name for p in (folder / "presets").iterdir()) == ["kept.json"] and not (folder / "embeds").exists()
 
 
 def test_with_a_login_the_routes_ask_for_it():
@@ -88,16 +85,11 @@ def test_with_a_login_the_routes_ask_for_it():
         assert len(asked) >= 11
         assert set(asked.values()) == {401}, asked
         assert set(statuses(webui, basic("ann:guess")).values()) == {401}
-        assert set(
-            statuses(webui, {"Cookie": "access-token=guess; access-token-unsecure=guess"}).values()
-        ) == {401}
+        assert set(statuses(webui, {"Cookie": "access-token=guess; access-token-unsecure=guess"}).values()) == {401}
         assert untouched(webui)
         for known in (session(webui, LOGIN), basic(LOGIN)):
             assert webui.get("/ip-adapter/version", **known).status == 200
-        assert (
-            webui.post("/ip-adapter/presets", BODIES["POST", "presets"], **session(webui, LOGIN)).status
-            == 200
-        )
+        assert webui.post("/ip-adapter/presets", BODIES["POST", "presets"], **session(webui, LOGIN)).status == 200
         assert not untouched(webui)
 
 
@@ -111,9 +103,7 @@ def test_without_an_api_there_is_nothing_to_call():
                 ("DELETE", "presets"),
                 ("POST", "embeds"),
             ):
-                status = webui.request(
-                    method, f"/ip-adapter/{path}", None if method == "GET" else {}, known
-                ).status
+                status = webui.request(method, f"/ip-adapter/{path}", None if method == "GET" else {}, known).status
                 assert status in (401, 404, 405), (method, path, status)
         assert untouched(webui)
 

@@ -24,9 +24,7 @@ def test_routes(on_sd1: WebUI):
     assert "/" not in json.dumps(report["file"])
 
 
-@pytest.mark.parametrize(
-    "body", [{}, {"model": 3}, [], "sd1-base", {"model": " "}, {"model": "../../etc/passwd"}]
-)
+@pytest.mark.parametrize("body", [{}, {"model": 3}, [], "sd1-base", {"model": " "}, {"model": "../../etc/passwd"}])
 def test_inspect_refuses(on_sd1: WebUI, body):
     reply = on_sd1.post("/ip-adapter/inspect", body)
     assert reply.status == 422

@@ -44,9 +44,7 @@ def units(webui: WebUI) -> dict[str, dict]:
     return {
         "controlnet": controlnet(model=model(webui, "random_control")),
         "reference-only": controlnet(module="reference_only", model="None"),
-        "its ip-adapter": controlnet(
-            model=model(webui, "ip-adapter_cn"), ipadapter_input=[features()], image=None
-        ),
+        "its ip-adapter": controlnet(model=model(webui, "ip-adapter_cn"), ipadapter_input=[features()], image=None),
     }
 
 
@@ -65,9 +63,7 @@ def test_each_of_its_units_with_and_without_ours(webui, ours, kind):
 
 def test_its_ip_adapter_and_ours_add_up(webui, ours):
     """The same adapter with the same features, half by it and half by ours, or all by either."""
-    half = controlnet(
-        model=model(webui, "ip-adapter_cn"), ipadapter_input=[features()], image=None, weight=0.5
-    )
+    half = controlnet(model=model(webui, "ip-adapter_cn"), ipadapter_input=[features()], image=None, weight=0.5)
     reply = webui.draw({**ours, "weight": 0.5}, scripts=half)
     assert reply.status == 200, reply.body[:500]
     alone = webui.draw(scripts=half).json["images"][0]

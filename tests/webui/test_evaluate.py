@@ -38,9 +38,7 @@ def test_methods_of_a_webui(on_sd1: WebUI, tmp_path):
     img2img_like = {**SMALL, "prompt": "{caption} with seed {seed}"}  # a method without λ
     methods = [WebUIMethod("ip-adapter", on_sd1.url, adapter), WebUIMethod("text", on_sd1.url, img2img_like)]
     items = [Item(f"ref{i}", f"picture {i}", picture(i)) for i in range(2)]
-    results = evaluate(
-        items, methods, Colours(), tmp_path, Options(weights=(0.0, 1.0)), say=lambda line: None
-    )
+    results = evaluate(items, methods, Colours(), tmp_path, Options(weights=(0.0, 1.0)), say=lambda line: None)
     assert {(row.method, row.weight) for row in results.rows if row.method != "reference"} == {
         ("ip-adapter", 0.0), ("ip-adapter", 1.0), ("text", None)
     }  # fmt: skip

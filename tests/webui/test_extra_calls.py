@@ -77,10 +77,7 @@ def test_a_mask_on_rescaled_blocks(on_sd1: WebUI, unit):
 def test_windows_of_a_batch(on_sd1: WebUI, turns, unit):
     payload = {"batch_size": 4}
     for units in ((), (unit,), ({**turns, "images": [b64(picture(seed)) for seed in range(4)]},)):
-        assert (
-            difference(drawn(on_sd1, "windows", *units, **payload), drawn(on_sd1, "", *units, **payload))
-            < 0.2
-        )
+        assert difference(drawn(on_sd1, "windows", *units, **payload), drawn(on_sd1, "", *units, **payload)) < 0.2
 
 
 def test_a_pass_over_another_picture_is_left_alone(on_sd1: WebUI, unit):

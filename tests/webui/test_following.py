@@ -17,9 +17,7 @@ BOX = (slice(16, 48), slice(32, 64))  # rows, columns
 SEEDED = {"Probe": {"args": ["seeded"]}}
 
 
-def detailer(
-    names: str = OURS, boxes: str = "32,16,64,48", checkpoint: str = "", over_init: bool = False
-) -> dict:
+def detailer(names: str = OURS, boxes: str = "32,16,64,48", checkpoint: str = "", over_init: bool = False) -> dict:
     return {"Detailer": {"args": [names, boxes, checkpoint, over_init]}}
 
 
@@ -163,18 +161,14 @@ def ultimate(**more: Any) -> dict[str, Any]:
     return over_picture(128, **{**script, "steps": 2, **more})
 
 
-@pytest.mark.parametrize(
-    "job", [sd_upscale(), sd_upscale(batch_size=3), ultimate()], ids=["one", "three", "ultimate"]
-)
+@pytest.mark.parametrize("job", [sd_upscale(), sd_upscale(batch_size=3), ultimate()], ids=["one", "three", "ultimate"])
 def test_upscaling(on_sd1: WebUI, unit, base, job):
     plain, on = on_sd1.images(**job), raw(on_sd1, unit, **job)
     assert on_sd1.images({**unit, "in_upscale": False}, **job) == plain
     assert on_sd1.images({**unit, "in_loopback": False}, **job) == on_sd1.images(unit, **job)
     difference = (decode(on) - decode(raw(on_sd1, **job))).abs()
     corners = [
-        difference[y, x].mean()
-        for y in (slice(0, 40), slice(72, None))
-        for x in (slice(0, 40), slice(72, None))
+        difference[y, x].mean() for y in (slice(0, 40), slice(72, None)) for x in (slice(0, 40), slice(72, None))
     ]
     assert min(corners) > 0.5  # each of the four tiles
 
@@ -212,9 +206,7 @@ def test_the_feather_is_in_pixels_of_the_whole_picture(on_sd1: WebUI, unit, base
         raw(on_sd1, {**unit, "mask": fine, "feather": 4}, **job),
         raw(on_sd1, {**unit, "mask": coarse, "feather": 4}, **job),
     )
-    assert on_sd1.images({**unit, "mask": fine, "feather": 4}, **job) != on_sd1.images(
-        {**unit, "mask": fine}, **job
-    )
+    assert on_sd1.images({**unit, "mask": fine, "feather": 4}, **job) != on_sd1.images({**unit, "mask": fine}, **job)
 
 
 def test_a_tile_whose_place_is_not_known(on_sd1: WebUI, unit, base):

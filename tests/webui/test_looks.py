@@ -79,7 +79,8 @@ def test_all_of_it_comes_back_from_the_infotext(on_sd1: WebUI, unit):
 @pytest.mark.parametrize(("field", "value", "expected"), [
     ("position", "middle", "one of center"), ("box", "0, 0, 0, 1", "left < right"), ("box", ";;", None),
     ("box", "0,0,1,1;0,0,1,1", "one box for all"), ("sharpen", 1.5, "from 0 to 1"), ("noise", -1, "from 0 to 1"),
-    ("negative", [5], "base64"), ("negative", ["no"], "no picture"), ("focus", "no", "no picture"), ("fit", "mosaic", "tiles"),
+    ("negative", [5], "base64"), ("negative", ["no"], "no picture"), ("focus", "no", "no picture"),
+    ("fit", "mosaic", "tiles"),
 ])  # fmt: skip
 def test_bad_values_are_refused_with_the_fields_own_message(on_sd1: WebUI, unit, field, value, expected):
     reply = on_sd1.draw({**unit, field: value})

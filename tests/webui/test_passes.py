@@ -83,9 +83,7 @@ def test_a_checkpoint_that_does_not_tell_is_checked_in_its_pass(on_sd1: WebUI, u
         on_sd1.post("/sdapi/v1/refresh-checkpoints", {})
 
 
-@pytest.mark.xfail(
-    reason="after a refused upscaling the WebUI's own next one differs; not explained yet", strict=False
-)
+@pytest.mark.xfail(reason="after a refused upscaling the WebUI's own next one differs; not explained yet", strict=False)
 def test_upscaling_a_finished_picture_has_a_hires_pass_alone(on_sd1: WebUI, unit, wide):
     """The button under the gallery: the first pass is left out."""
     buffer = io.BytesIO()

@@ -68,9 +68,7 @@ def test_no_encoder_is_needed(on_sd1: WebUI, unit, model):
             assert on_sd1.images({**unit, "images": [{"embeds": "one"}]}) == drawn
             mixed = on_sd1.draw({**unit, "images": [{"embeds": "one"}, PICTURES[1]]})
             assert mixed.status == 422
-            assert (
-                "no known image encoder gives" in mixed.json["detail"]["message"]
-            )  # its config is gone, too
+            assert "no known image encoder gives" in mixed.json["detail"]["message"]  # its config is gone, too
         finally:
             folder.with_name("elsewhere").rename(folder)
 
@@ -218,12 +216,8 @@ def test_pictures_with_prompts_of_their_own(on_sd1: WebUI, unit):
     payload = {"batch_size": 3, "do_not_save_grid": True, "prompt": prompts, "negative_prompt": "blurry"}
     probed = {"Probe": {"args": ["prompts:" + "|".join(prompts)]}}
     payload["prompt"] = "x"
-    turns = on_sd1.images(
-        {**unit, "images": PICTURES, "distribute": "one per picture"}, scripts=probed, **payload
-    )[-3:]
-    wanted = [
-        on_sd1.images({**unit, "images": [PICTURES[k]]}, scripts=probed, **payload)[-3:][k] for k in range(3)
-    ]
+    turns = on_sd1.images({**unit, "images": PICTURES, "distribute": "one per picture"}, scripts=probed, **payload)[-3:]
+    wanted = [on_sd1.images({**unit, "images": [PICTURES[k]]}, scripts=probed, **payload)[-3:][k] for k in range(3)]
     assert turns == wanted
 
 

@@ -135,7 +135,5 @@ def test_the_server_goes_on_and_the_next_picture_is_right(on_sd1, unit, base):
 def test_all_kinds_of_pictures_are_read(on_sd1, unit, base):
     for mode in ("L", "P", "RGBA", "LA", "CMYK", "1", "I"):
         buffer = io.BytesIO()
-        Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode).save(
-            buffer, "TIFF" if mode == "CMYK" else "PNG"
-        )
+        Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode).save(buffer, "TIFF" if mode == "CMYK" else "PNG")
         assert on_sd1.draw({**unit, "images": [text(buffer.getvalue())]}).status == 200, mode

@@ -17,9 +17,7 @@ HIRES = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_s
 def half(size: tuple[int, int] = (64, 64), box: tuple[float, float, float, float] = (0, 0, 0.5, 1)) -> str:
     """White in a box, given by shares of width and height."""
     mask = Image.new("L", size)
-    edges = [
-        round(share * side) - (i > 1) for i, (share, side) in enumerate(zip(box, (*size, *size), strict=True))
-    ]
+    edges = [round(share * side) - (i > 1) for i, (share, side) in enumerate(zip(box, (*size, *size), strict=True))]
     ImageDraw.Draw(mask).rectangle(edges, fill=255)
     return b64(mask)
 
@@ -59,9 +57,7 @@ def test_sdxl(on_sdxl: WebUI, unit):
     assert on_sdxl.images({**unit, "mask": WHITE}) == on_sdxl.images(unit)
 
 
-@pytest.mark.parametrize(
-    "more", [{}, {"hr_resize_x": 128, "hr_resize_y": 192}], ids=["scaled", "cut to another shape"]
-)
+@pytest.mark.parametrize("more", [{}, {"hr_resize_x": 128, "hr_resize_y": 192}], ids=["scaled", "cut to another shape"])
 def test_hires_fix(on_sd1: WebUI, unit, more):
     more = {**HIRES, **more}
     whole, base = on_sd1.images(unit, **more), on_sd1.images(**more)

@@ -145,9 +145,7 @@ def test_each_half_shows_the_reference_of_its_region(server: SmallWorld, drawers
         units = [unit(sample.picture, mask=b64(half_mask(side))) for side, sample in enumerate(pair)]
         picture = server.pictures(*units, width=2 * data.SIDE)[0]
         things = [sample.scene.things[0] for sample in pair]
-        for side, ours in enumerate(
-            fine.halves(drawers[ADAPTERS[0]], *(sample.picture for sample in pair), SEED)
-        ):
+        for side, ours in enumerate(fine.halves(drawers[ADAPTERS[0]], *(sample.picture for sample in pair), SEED)):
             theirs = picture.crop((side * data.SIDE, 0, (side + 1) * data.SIDE, data.SIDE))
             assert difference(ours, theirs) < 3
             seen = read(theirs)

@@ -37,9 +37,7 @@ def test_types_of_sdxl_layers(on_sdxl: WebUI, unit):
     unit = {**unit, "model": "sdxl-base", "weight": 2}
     style = on_sdxl.images({**unit, "weight_type": "style transfer"})
     assert style == on_sdxl.images({**unit, "layers": "6:1"})
-    assert on_sdxl.images({**unit, "weight_type": "composition"}) == on_sdxl.images(
-        {**unit, "layers": {"3": 1}}
-    )
+    assert on_sdxl.images({**unit, "weight_type": "composition"}) == on_sdxl.images({**unit, "layers": {"3": 1}})
     assert style not in (on_sdxl.images(), on_sdxl.images(unit))
     reply = on_sdxl.draw({**unit, "layers": "11:1"})
     assert reply.status == 422
@@ -127,9 +125,7 @@ def grid(webui: WebUI, units: list[Any], *axes: tuple[str, Any], mode: str = "tx
     reply = webui.draw(*units, mode=mode, script_name="x/y/z plot", script_args=args)
     if reply.status != 200:
         return reply
-    return [pixels(image) for image in reply.json["images"][1:]], json.loads(reply.json["info"])["infotexts"][
-        1:
-    ]
+    return [pixels(image) for image in reply.json["images"][1:]], json.loads(reply.json["info"])["infotexts"][1:]
 
 
 def test_a_grid_of_weight_and_type(on_sd1: WebUI, unit):
@@ -174,9 +170,7 @@ def test_a_grid_of_models_references_and_off(on_sd1: WebUI, unit, tmp_path):
     ("[IP-Adapter] Reference file", "/no/such.png", "no such file"),
     ("[IP-Adapter 2] Weight", "0, 1", "unit 2"),
 ])  # fmt: skip
-def test_a_grid_with_bad_values_is_refused_before_anything_is_drawn(
-    on_sd1: WebUI, unit, label, values, message
-):
+def test_a_grid_with_bad_values_is_refused_before_anything_is_drawn(on_sd1: WebUI, unit, label, values, message):
     reply = grid(on_sd1, [unit], (label, values))
     assert reply.status == 422, reply
     assert message in reply.json["detail"]["message"]

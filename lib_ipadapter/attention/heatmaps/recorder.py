@@ -39,8 +39,8 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Step:
-    """A step's fraction of the sampling and, for each part of the UNet (PARTS), the means of its maps [references], None
-    if the part has no layer."""
+    """A step's fraction of the sampling and, for each part of the UNet (PARTS), the means of its maps [references],
+    None if the part has no layer."""
 
     fraction: float
     means: dict[str, Array | None]
@@ -123,8 +123,8 @@ class _LayerMaps:
 
 @dataclass
 class Accumulator:
-    """Sums the maps of one picture over the layers of one part and the steps of one third, per level since levels differ
-    in size; and the maps' means step by step. All maps of all steps would be too much to keep."""
+    """Sums the maps of one picture over the layers of one part and the steps of one third, per level since levels
+    differ in size; and the maps' means step by step. All maps of all steps would be too much to keep."""
 
     sums: dict[Level, Tensor] = field(default_factory=dict)
     means: dict[float, Tensor] = field(default_factory=dict)  # by fraction of the sampling
@@ -306,9 +306,7 @@ class Recorder:
             means[name] = of.mean_at(fraction, references) if of and seen else None
         return Step(fraction, means)
 
-    def _mean(
-        self, prompt: int, picture: int, part: str | None = None, third: int | None = None
-    ) -> Array | None:
+    def _mean(self, prompt: int, picture: int, part: str | None = None, third: int | None = None) -> Array | None:
         """The mean over the layers and steps of a part and a third; None: of all."""
         wanted = [
             accumulator

@@ -49,7 +49,8 @@ def colours(values: Array) -> Array:
 
 
 def spread(values: Array, size: tuple[int, int], box: Box = WHOLE) -> Array:
-    """A map [h, w] over a picture [height, width] of ``size`` (width, height), of which it shows ``box``; 0 elsewhere."""
+    """A map [h, w] over a picture [height, width] of ``size`` (width, height), of which it shows ``box``; 0
+    elsewhere."""
     left, top, right, bottom = (round(share * side) for share, side in zip(box, (*size, *size), strict=True))
     part = Image.fromarray(values.astype(np.float32)).resize(
         (max(1, right - left), max(1, bottom - top)), Image.Resampling.BILINEAR
@@ -77,9 +78,7 @@ def sheet(
     width, height = _cell(picture.size)
     small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     across, down = max(width, _SHORTEST) + _MARGIN, height + _LINE + _MARGIN
-    whole = Image.new(
-        "RGB", (_LABEL + across * len(COLUMNS), 2 * _LINE + down * len(labels) + _MARGIN), _BACK
-    )
+    whole = Image.new("RGB", (_LABEL + across * len(COLUMNS), 2 * _LINE + down * len(labels) + _MARGIN), _BACK)
     draw, letters = ImageDraw.Draw(whole), font(_LETTERS)
     draw.text((_MARGIN, 2), title, _INK, letters)
     _scale(whole, draw, letters, maps.top)
@@ -126,10 +125,7 @@ def figures(maps: Maps) -> list[dict[str, Any]]:
         return {"mean": round(float(values[row].mean()), 5), "max": round(float(values[row].max()), 5)}
 
     def means(step: Step, row: int) -> dict[str, float | None]:
-        parts = {
-            name: None if values is None else round(float(values[row]), 5)
-            for name, values in step.means.items()
-        }
+        parts = {name: None if values is None else round(float(values[row]), 5) for name, values in step.means.items()}
         return {"fraction": round(step.fraction, 5), **parts}
 
     count = len(next(values for values in maps.columns.values() if values is not None))

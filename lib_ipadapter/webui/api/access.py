@@ -1,7 +1,7 @@
 """Who may call the routes.
 
-The WebUI guards neither with ``--gradio-auth`` nor with ``--api-auth`` what an extension adds, so each route has a check
-of its own: the API's credentials where it has some, else the page's login where there is one.
+The WebUI guards neither with ``--gradio-auth`` nor with ``--api-auth`` what an extension adds, so each route has a
+check of its own: the API's credentials where it has some, else the page's login where there is one.
 """
 
 from __future__ import annotations

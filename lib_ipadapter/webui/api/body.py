@@ -48,6 +48,4 @@ async def _read(request: Request, limit: int) -> bytes:
 
 
 def _too_large(size: int, limit: int) -> HTTPException:
-    return HTTPException(
-        413, f"the body has {size} bytes or more; at most {limit} are read, send less at a time"
-    )
+    return HTTPException(413, f"the body has {size} bytes or more; at most {limit} are read, send less at a time")

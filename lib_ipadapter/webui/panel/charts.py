@@ -21,9 +21,7 @@ _TOP = 2.0  # factor at the curve's upper edge, unless a point is higher
 
 # The fields that the charts show
 SHOWN = tuple(
-    f.name
-    for f in FIELDS
-    if f.group == LAYERS or (f.kind == "number" and f.name in ("weight", "start", "end"))
+    f.name for f in FIELDS if f.group == LAYERS or (f.kind == "number" and f.name in ("weight", "start", "end"))
 )
 
 
@@ -73,9 +71,7 @@ def _curve(timing: Timing) -> str:
     line = [(0.0, placed[0][1]), *placed, (float(_WIDTH), placed[-1][1])]
     if timing.curve.interpolation == "step":
         line = [line[0], *(pair for (_, y), (x, z) in pairwise(line) for pair in ((x, y), (x, z)))]
-    dots = "".join(
-        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" data-index="{i}"/>' for i, (x, y) in enumerate(placed)
-    )
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" data-index="{i}"/>' for i, (x, y) in enumerate(placed))
     return (
         f'<svg class="ipadapter-curve" viewBox="-6 -6 {_WIDTH + 12} {_TALL + 12}" role="img" data-points="{data}" '
         f'data-low="{low:g}" data-top="{top:g}" data-width="{_WIDTH}" data-height="{_TALL}" '

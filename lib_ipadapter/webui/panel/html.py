@@ -51,7 +51,8 @@ _PADS = {
 
 
 def pad(name: str, uri: str) -> str:
-    """The mask of a field (a data URI, or "" for none) as a preview and buttons; javascript/ipadapter.js handles them."""
+    """The mask of a field (a data URI, or "" for none) as a preview and buttons; javascript/ipadapter.js handles
+    them."""
     empty, filled, says = _PADS[name]
     shown = _mask_preview(uri) if uri else ""
     image = f'<img src="{shown}" alt="{escape(says)}">' if shown else ""

@@ -86,9 +86,7 @@ class _UnitPanel:
                 label="Preset", info="Choose one, or type a name to save this unit's settings under.",
             )  # fmt: skip
             self.save = ToolButton("\U0001f4be", elem_id=self._id("save_preset"), tooltip="Preset: save")
-            self.delete = ToolButton(
-                "\U0001f5d1\ufe0f", elem_id=self._id("delete_preset"), tooltip="Preset: delete"
-            )
+            self.delete = ToolButton("\U0001f5d1\ufe0f", elem_id=self._id("delete_preset"), tooltip="Preset: delete")
         self.preset_note = gr.HTML("", elem_id=self._id("preset_note"))
         self.preset.do_not_save_to_config = True
         for name, group in groupby(FIELDS, key=lambda field: field.group):
@@ -146,9 +144,7 @@ class _UnitPanel:
         if spec.kind == "choice":
             args |= {"choices": list(spec.choices)}
         # A slider has no room for a line of help: it shows on hover, as the WebUI's own do.
-        return args | (
-            {"info": spec.help} if spec.kind in ("choice", "string", "text") else {"tooltip": spec.help}
-        )
+        return args | ({"info": spec.help} if spec.kind in ("choice", "string", "text") else {"tooltip": spec.help})
 
     def _build_images(self, spec: Option) -> None:
         with gr.Column(elem_classes=["ipadapter-images"], elem_id=self._id("image_area")):
@@ -167,9 +163,7 @@ class _UnitPanel:
                     elem_id=self._id("embeds_name"),
                 )  # fmt: skip
                 self.keep = ToolButton("\U0001f4be", elem_id=self._id("save_embeds"), tooltip="Embeds: save")
-                self.drop = ToolButton(
-                    "\U0001f5d1\ufe0f", elem_id=self._id("delete_embeds"), tooltip="Embeds: delete"
-                )
+                self.drop = ToolButton("\U0001f5d1\ufe0f", elem_id=self._id("delete_embeds"), tooltip="Embeds: delete")
             self.saved_note = gr.HTML("", elem_id=self._id("saved_note"))
             self.inputs[WEIGHTS] = gr.Textbox(
                 "", label="Image weights", placeholder='all 1; or one each: "1, 0.5"', visible=False,
@@ -186,9 +180,7 @@ class _UnitPanel:
             component.do_not_save_to_config = True
 
     def _files(self, label: str, name: str, visible: bool) -> Any:
-        return Files(
-            file_count="multiple", file_types=["image"], label=label, visible=visible, elem_id=self._id(name)
-        )
+        return Files(file_count="multiple", file_types=["image"], label=label, visible=visible, elem_id=self._id(name))
 
     def _button(self, text: str, name: str) -> Any:
         return gr.Button(text, size="sm", min_width=0, visible=False, elem_id=self._id(name))
@@ -198,9 +190,7 @@ class _UnitPanel:
         with gr.Column():
             gr.HTML(f'<p class="ipadapter-label">{html.escape(spec.label)}: {html.escape(spec.help)}</p>')
             mask = gr.Textbox("", visible=False, label=spec.label, elem_id=self._id(spec.name))
-            self.pads[spec.name] = gr.HTML(
-                self.events.pad(spec.name, ""), elem_id=self._id(f"{spec.name}_pad")
-            )
+            self.pads[spec.name] = gr.HTML(self.events.pad(spec.name, ""), elem_id=self._id(f"{spec.name}_pad"))
         mask.do_not_save_to_config = True
         self.inputs[spec.name] = mask
 

@@ -93,11 +93,7 @@ class Paste:
 
         def value(params: Mapping[str, Any]) -> str:
             unit = read(params.get(KEY, "[]")).units.get(index)
-            return (
-                ""
-                if unit is None
-                else json.dumps([image["hash"] for image in unit["images"] if "hash" in image])
-            )
+            return "" if unit is None else json.dumps([image["hash"] for image in unit["images"] if "hash" in image])
 
         return value
 

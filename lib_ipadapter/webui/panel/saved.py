@@ -31,9 +31,7 @@ class SavedEvents:
             return [weights, gr.update()]
         return [extended(str(weights or ""), len(paths_of(files)) + len(saved) - 1, 1), True]
 
-    def save(
-        self, name: Any, files: Any, weights: Any, saved: Any, model: Any, focus: Any, *look: Any
-    ) -> list[Any]:
+    def save(self, name: Any, files: Any, weights: Any, saved: Any, model: Any, focus: Any, *look: Any) -> list[Any]:
         """The list of saved references, and a remark. look: the values of PREPROCESSING."""
         try:
             unit = {

@@ -22,9 +22,7 @@ class Detailer(scripts.Script):
     def ui(self, is_img2img):
         import gradio as gr
 
-        names, boxes, checkpoint = (
-            gr.Textbox("", visible=False, label=x) for x in ("names", "boxes", "model")
-        )
+        names, boxes, checkpoint = (gr.Textbox("", visible=False, label=x) for x in ("names", "boxes", "model"))
         return [names, boxes, checkpoint, gr.Checkbox(False, visible=False, label="over the init image")]
 
     def chosen(self, p, names):

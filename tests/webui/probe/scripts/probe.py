@@ -41,14 +41,10 @@ class Probe(scripts.Script):
             p.prompt = command.partition(":")[2].split("|")
 
     def process(self, p, command, *args):
-        if (
-            command == "rows"
-        ):  # a prompt less than the batch has pictures, as extensions do that rearrange them
+        if command == "rows":  # a prompt less than the batch has pictures, as extensions do that rearrange them
             p.get_conds = lambda: ([], [])
         if command == "seeded":
-            torch.manual_seed(
-                0
-            )  # the VAE samples by torch's own generator, in the state that the last job left
+            torch.manual_seed(0)  # the VAE samples by torch's own generator, in the state that the last job left
         if command in ("raise", "interrupt"):
             calls = []
 

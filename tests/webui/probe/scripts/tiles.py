@@ -1,6 +1,6 @@
-"""Stands for Tiled Diffusion: the UNet sees tiles of the latents. Script "Tiles", args: [method, tile's side in latents,
-tiles a call]. Methods: multi (round the denoiser, as MultiDiffusion), mixture (round apply_model, as Mixture of
-Diffusers), strided (as DemoFusion's global views). Names of variables are those that its functions have."""
+"""Stands for Tiled Diffusion: the UNet sees tiles of the latents. Script "Tiles", args: [method, tile's side in
+latents, tiles a call]. Methods: multi (round the denoiser, as MultiDiffusion), mixture (round apply_model, as Mixture
+of Diffusers), strided (as DemoFusion's global views). Names of variables are those that its functions have."""
 
 from modules import scripts, sd_samplers, shared
 from tile_methods.delegate import Delegate
