@@ -21,8 +21,8 @@ _numbers = itertools.count()
 
 
 class Adapter:
-    """An adapter in the file's dtype, on the CPU; a safetensors file is memory-mapped, so RAM holds what was used
-    and the system can take it back. key: equal keys mean equal weights; by default no other adapter has it."""
+    """An adapter in the file's dtype, on the CPU. key: equal keys mean equal weights; by default no other adapter has
+    it."""
 
     def __init__(self, spec: VariantSpec, tensors: Mapping[str, Tensor], path: Path, key: Hashable = None) -> None:
         self.spec = spec
@@ -34,10 +34,13 @@ class Adapter:
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
-        """Opens and identifies a file. Raises FileError."""
+        """Opens, identifies and reads a file; it may be replaced or removed afterwards. Raises FileError."""
         file = open_adapter(path)
         key = identity(file.path)
-        return cls(identify(file.shapes, file.path, file.encoder), file.tensors(), file.path, key)
+        spec = identify(file.shapes, file.path, file.encoder)
+        # Mapped tensors would follow a file that is overwritten in place, and one that is cut off kills the process.
+        own = {name: tensor.clone() for name, tensor in file.tensors().items()}
+        return cls(spec, own, file.path, key)
 
     @property
     def projection(self) -> nn.Module:

@@ -2,7 +2,7 @@
 states.
 
 A safetensors file is read by its library, a pickle by pickles.py. Nothing in a file is ever run, no other file is
-opened, memory stays small, and tensors are mapped and not copied.
+opened, and memory stays small.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class TensorFile:
         return self._read(list(self.shapes) if names is None else names)
 
     def read(self, name: str) -> Tensor:
-        """One tensor. Raises KeyError for a name that the file does not have, UnsafeFile."""
-        return self._read([name])[name]
+        """One tensor, in memory of its own. Raises KeyError for a name that the file does not have, UnsafeFile."""
+        return self._read([name])[name].clone()
 
 
 def open_tensors(path: Path | str) -> TensorFile:
