@@ -39,14 +39,15 @@ def slow(panel: PanelPage, ms: int) -> None:
     panel.page.evaluate("ms => { window.slow = ms; }", ms)
 
 
-def pulled(panel: PanelPage, index: int, by: float, release: bool = True) -> None:
-    """Drags a point of the curve up or down."""
+def pulled(panel: PanelPage, index: int, by: float, release: bool = True) -> tuple[float, float]:
+    """Drags a point of the curve up or down; where the pointer is then."""
     x, y = centre(panel, index)
     panel.page.mouse.move(x, y)
     panel.page.mouse.down()
     panel.page.mouse.move(x, y + by, steps=4)
     if release:
         panel.page.mouse.up()
+    return x, y + by
 
 
 def factors(panel: PanelPage) -> list[float]:
@@ -57,12 +58,9 @@ def test_a_chart_that_is_drawn_again_while_a_point_is_dragged(fine: PanelPage):
     charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
     slow(fine, 1500)
     pulled(fine, 0, 15)
-    pulled(fine, 1, 20, release=False)
+    x, y = pulled(fine, 1, 20, release=False)
     svg = charts(fine).locator(".ipadapter-curve").element_handle()
     fine.until(lambda: svg.evaluate("svg => svg.isConnected"), False)
-    x, y = fine.page.evaluate("[0, 0]")
-    box = charts(fine).locator("circle").nth(1).bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     fine.page.mouse.move(x, y + 5)
     fine.page.mouse.up()
     first, second = factors(fine)
