@@ -50,9 +50,14 @@ class IPAdapterError(Exception):
     def in_unit(self, index: int) -> IPAdapterError:
         """The same error, naming the unit (0-based; people see it counted from 1)."""
         if "unit" not in self.detail:
-            message = f"IP-Adapter unit {index + 1}: {self}"
-            self.args = (message,)
-            self.detail.update(unit=index, message=message)
+            self.detail["unit"] = index
+            self.at(f"IP-Adapter unit {index + 1}")
+        return self
+
+    def at(self, place: str) -> IPAdapterError:
+        """The same error, its message behind the place where the value was given."""
+        self.args = (f"{place}: {self}",)
+        self.detail["message"] = str(self)
         return self
 
 

@@ -66,7 +66,7 @@ class Region:
         where = (size, tokens, box, grid, like.dtype, like.device)
         if where not in self._cache:
             # A block that was rescaled is no level: its tokens cover the picture evenly.
-            mask = self._over(grid, box) if grid else level(self._over(size, box), tokens)
+            mask = self.over(grid, box) if grid else level(self.over(size, box), tokens)
             self._cache[where] = mask.reshape(1, tokens, 1).to(like.device, like.dtype)
         return self._cache[where]
 
@@ -83,7 +83,7 @@ class Region:
         masks = [self.at(size, tokens, like, *place, grid) for place in (places[:1] if same else places)]
         return torch.cat(masks)
 
-    def _over(self, size: Size, box: Box) -> Tensor:
+    def over(self, size: Size, box: Box = WHOLE) -> Tensor:
         """The mask's mean over each of h x w cells of the box, [h, w]."""
         height, width = self.mask.shape
         columns = _fractions(width, box[0] * width, box[2] * width, size[1])

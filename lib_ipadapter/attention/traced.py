@@ -128,6 +128,10 @@ def _agree(rows: Sequence[Row], given: Content, step: Content) -> bool:
     extension has changed, does not count."""
     if not given.texts or not step.texts:
         return True
+    expected = [step.texts[row.place] for row in rows]
+    # One comparison for all rows, as each makes the CPU wait for the GPU.
+    if len({text.shape for text in expected}) == 1 and same_text(torch.stack([*given.texts]), torch.stack(expected)):
+        return True
     return all(
         same_text(text, step.texts[row.place]) or not any(same_text(text, one) for one in step.texts)
         for text, row in zip(given.texts, rows, strict=True)

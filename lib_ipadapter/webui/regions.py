@@ -27,7 +27,13 @@ def of_mask(unit: Unit, mask: Image.Image, size: tuple[int, int]) -> Region:
         if unit.invert:
             raise UnitError("mask", "an inverted mask that is white all over", "one that is black where the unit acts")
         raise UnitError("mask", "a mask that is black all over", "one that is white where the unit acts")
-    return Region(values)
+    region = Region(values)
+    cells = (-(-size[1] // 8), -(-size[0] // 8))  # of the latents
+    if float(region.over(cells).max()) <= _LEAST:
+        raise UnitError(
+            "mask", "white spots so small that nothing is left of them in the model", "one with a larger white area"
+        )
+    return region
 
 
 def to_be_redrawn(p: Any, unit: Unit) -> Region:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ImageError, UnitError
+from ..errors import ImageError, IPAdapterError, UnitError
 from ..options import Option
 from ..pictures import images
 from ..unit import FIELDS
@@ -21,6 +21,8 @@ from .panel.values import named_in
 
 _ATTRIBUTE = "_ipadapter_axes"
 _OFF, _ON = "off", "on"
+# What the axes take of fields of pictures
+_FILES = {"images": "Reference file", "negative": "Negative reference file"}
 UnitsOf = Callable[[Any], Sequence[Any]]
 
 
@@ -42,7 +44,7 @@ class Axis:
         self.field = field
         self.index = index
         self.models = models
-        title = "Reference file" if field.kind == "images" else field.label
+        title = _FILES.get(field.name, field.label)
         self.label = f"[IP-Adapter] {title}" if index == 0 else f"[IP-Adapter {index + 1}] {title}"
 
     def option(self, kind: Callable[..., Any]) -> Any:
@@ -71,13 +73,19 @@ class Axis:
         IPAdapterError."""
         units = self.units_of(p)
         for value in values:
-            meant = self._meant(value)
-            over_units({(self.index, self.field.name): meant}, units)
-            meant = self.field.parse(meant)
-            if self.field.name == "model":
-                self.models.find(meant)
-            if self.field.kind == "images":
-                self._check_named(meant)
+            try:
+                self._check(value, units)
+            except IPAdapterError as error:
+                raise error.at(f"X/Y/Z plot, {self.label}") from None
+
+    def _check(self, value: Any, units: Sequence[Any]) -> None:
+        meant = self._meant(value)
+        over_units({(self.index, self.field.name): meant}, units)
+        meant = self.field.parse(meant)
+        if self.field.name == "model":
+            self.models.find(meant)
+        if self.field.kind == "images":
+            self._check_named(meant)
 
     def _check_named(self, references: Sequence[Reference]) -> None:
         for named in (reference.image for reference in references):

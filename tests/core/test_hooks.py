@@ -222,7 +222,7 @@ def test_a_mask_on_a_block_of_any_size(scale):
     edge = 4 * width / 10
     assert masked[:, :, : int(edge)].abs().min() > 0
     # As a mask of the block's own size, each of whose pixels is a mean by area
-    wanted = Region(mask)._over((height, width), (0.0, 0.0, 1.0, 1.0))
+    wanted = Region(mask).over((height, width), (0.0, 0.0, 1.0, 1.0))
     assert wanted[0, int(edge)].item() == pytest.approx(edge % 1, abs=1e-5)
     assert torch.equal(middle(Region(torch.ones(3, 3))), middle(None))
 

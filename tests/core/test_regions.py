@@ -26,12 +26,20 @@ def test_an_empty_mask_is_refused(mask, unit):
 
 def test_a_mask_that_is_white_somewhere_is_none_of_them():
     mask = BLACK.copy()
-    mask.putpixel((3, 3), (255, 255, 255))
-    assert regions.of_mask(Unit(), mask, (64, 64)).mask.sum() == 1
+    mask.paste("white", (3, 3, 5, 5))
+    assert regions.of_mask(Unit(), mask, (64, 64)).mask.sum() == 4
     pictures = Pictures()
     assert pictures.reference_mask(mask, "focus").image().getextrema()[0] == (0, 255)
     with pytest.raises(UnitError, match="focus"):
         pictures.reference_mask(BLACK, "focus").image()
+
+
+def test_a_mask_of_which_the_model_sees_nothing():
+    """A pixel is less than the 8 x 8 that a number of the latents stands for."""
+    mask = BLACK.resize((512, 512))
+    mask.putpixel((3, 3), (255, 255, 255))
+    with pytest.raises(UnitError, match="mask: got .white spots so small"):
+        regions.of_mask(Unit(), mask, (512, 512))
 
 
 def test_inpainting_that_leaves_nothing():
