@@ -8,8 +8,6 @@
     const NAMED = /\.(png|apng|jpe?g|jfif|webp|gif|bmp|dib|tiff?|tga|jp2|jpx|avif|heic|heif|ppm|ico)$/i;
     const PATIENCE = 300000; // ms that a slow server is waited for
     const TABS = ["txt2img", "img2img"];
-    let removal = -1; // place of the picture that is being removed
-    let removing = null; // the unit whose thumbnails the server draws again after a removal
     let pending = null; // uploaded files on their way into a unit
     let turn = Promise.resolve(); // uploads, one after the other
     let whenAdded = () => {};
@@ -33,9 +31,16 @@
         return Boolean(byId(`${prefix}_enabled`)?.querySelector("input")?.checked);
     }
 
-    function pictureCount(prefix) {
-        return byId(`${prefix}_thumbnails`)?.querySelectorAll(".ipadapter-thumb").length ?? 0;
-    }
+    const tiles = (prefix, more = "") => byId(`${prefix}_thumbnails`)?.querySelectorAll(`.ipadapter-thumb${more}`) ?? [];
+
+    const referenceCount = prefix => tiles(prefix).length;
+
+    const pictureCount = prefix => tiles(prefix, ":not(.ipadapter-named)").length;
+
+    const modelOf = prefix => byId(`${prefix}_model`)?.querySelector("input")?.value ?? "";
+
+    // A unit in which nothing is chosen does not count, on the server either.
+    const isChosen = prefix => referenceCount(prefix) > 0 || !["", "None"].includes(modelOf(prefix));
 
     function activePrefix(tab) {
         const prefixes = unitPrefixes(tab);
@@ -44,10 +49,14 @@
 
     // title and tabs
 
-    function setTitle(tab, count) {
+    function titleOf(tab, acting, waiting) {
+        if (isOn(tab)) return acting ? `IP-Adapter [${acting}]` : "IP-Adapter";
+        return waiting ? `IP-Adapter (off, ${waiting} reference${waiting > 1 ? "s" : ""})` : "IP-Adapter";
+    }
+
+    function setTitle(tab, title) {
         const span = accordion(tab)?.querySelector(".label-wrap > span");
         const text = Array.from(span?.childNodes ?? []).find(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
-        const title = count ? `IP-Adapter [${count}]` : "IP-Adapter";
         if (text && text.data.trim() !== title) text.data = title;
     }
 
@@ -58,8 +67,9 @@
 
     function updateTitles() {
         for (const tab of TABS) {
-            const acting = unitPrefixes(tab).map(prefix => isOn(tab) && isEnabled(prefix));
-            setTitle(tab, acting.filter(Boolean).length);
+            const prefixes = unitPrefixes(tab), acting = prefixes.map(prefix => isOn(tab) && isEnabled(prefix) && isChosen(prefix));
+            const waiting = prefixes.map(referenceCount).reduce((sum, count) => sum + count, 0);
+            setTitle(tab, titleOf(tab, acting.filter(Boolean).length, waiting));
             markTabs(tab, acting);
         }
     }
@@ -72,7 +82,7 @@
     // over as what its own upload would have left. One after the other: each hand-over reads the list so far.
     function putFiles(prefix, files) {
         const pictures = Array.from(files).filter(isPicture);
-        showNote(prefix, pictures.length < files.length ? "Only pictures can be references." : "");
+        showNote(prefix, pictures.length < files.length ? "Only images can be references." : "");
         if (!pictures.length) return false;
         turn = turn.then(() => handOver(prefix, pictures)).catch(error => {
             showNote(prefix, `The upload failed: ${error.message}`);
@@ -106,7 +116,7 @@
         ));
     }
 
-    const busy = (prefix, on) => byId(`${prefix}_inbox`)?.classList.toggle("ipadapter-busy", on);
+    const busy = (prefix, on) => byId(`${prefix}_image_area`)?.classList.toggle("ipadapter-busy", on);
 
     async function fileFrom(url) {
         const response = await fetch(url);
@@ -138,7 +148,7 @@
         const url = selectedPicture(from);
         if (!url) return;
         const tab = from === "img2img" ? "img2img" : "txt2img";
-        const prefix = unitPrefixes(tab).find(unit => !pictureCount(unit)) ?? activePrefix(tab);
+        const prefix = unitPrefixes(tab).find(unit => !referenceCount(unit)) ?? activePrefix(tab);
         if (from === "extras") switch_to_txt2img();
         try {
             const file = await fileFrom(url);
@@ -152,9 +162,8 @@
     };
 
     // gradio calls these with a handler's inputs and then its outputs; what we know goes in an input's place.
-    window.ipadapterAdding = (inbox, files, weights, saved) => [pending, files, weights, saved];
+    window.ipadapterAdding = (inbox, files, weights, saved, box, model) => [pending, files, weights, saved, box, model];
     window.ipadapterAdded = () => whenAdded();
-    window.ipadapterRemoval = (files, weights, saved) => [files, weights, saved, removal];
 
     // Beside gradio's own elements: what it draws itself must not be touched.
     function showNote(prefix, text) {
@@ -170,34 +179,12 @@
 
     const prefixOf = element => element.closest(".ipadapter-images").id.replace(/_image_area$/, "");
 
-    // Places count in the thumbnails that are shown: until the server has drawn them again, another click on one would
-    // mean another picture.
-    function waitForThumbnails(prefix) {
-        const row = byId(`${prefix}_thumbnails`);
-        const done = () => {
-            observer.disconnect();
-            clearTimeout(timer);
-            removing = null;
-            busy(prefix, false);
-        };
-        const observer = new MutationObserver(done), timer = setTimeout(done, PATIENCE);
-        observer.observe(row, {childList: true, subtree: true});
-        removing = prefix;
-        busy(prefix, true);
-    }
-
-    document.addEventListener("click", event => {
-        const button = event.target.closest?.(".ipadapter-remove");
-        if (!button || removing) return;
-        removal = Number(button.dataset.index);
-        const prefix = prefixOf(button);
-        waitForThumbnails(prefix);
-        byId(`${prefix}_remove`)?.click();
-    });
-
     document.addEventListener("change", () => setTimeout(updateTitles, 50));
     onUiLoaded(updateTitles);
     onAfterUiUpdate(updateTitles);
 
-    window.ipadapter = {TABS, accordion, activePrefix, byId, fileFrom, isOn, pictureCount, prefixOf, putFiles, selectedPicture, showNote, visible};
+    window.ipadapter = {
+        PATIENCE, TABS, accordion, activePrefix, busy, byId, fileFrom, isOn, pictureCount, prefixOf, putFiles, selectedPicture, showNote, tiles,
+        unitPrefixes, visible,
+    };
 })();

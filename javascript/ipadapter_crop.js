@@ -1,5 +1,5 @@
-// Pictures to draw on: the crop of a reference: a rectangle dragged over the whole picture, written into the text of the crops, where those of
-// several pictures stand between semicolons; and masks, which ipadapter_mask.js edits.
+// Pictures to draw on: the crop of a reference, a rectangle dragged over the whole picture, written into the text of the crops, where
+// those of several pictures stand between semicolons; and masks, which ipadapter_mask.js edits.
 
 (function() {
     const {TABS, byId, pictureCount, prefixOf, selectedPicture} = window.ipadapter;
@@ -32,8 +32,9 @@
     function openDialog(chosen, source) {
         const dialog = document.createElement("dialog");
         dialog.className = "ipadapter-crop";
-        dialog.innerHTML = '<div class="ipadapter-crop-area"><img draggable="false"><i></i></div><p>Drag over the part that counts.</p>' +
-            '<button type="button" value="use">Use it</button> <button type="button" value="whole">The whole</button> ' +
+        dialog.setAttribute("aria-label", "Crop the reference image");
+        dialog.innerHTML = '<div class="ipadapter-crop-area"><img draggable="false"><i></i></div><p>Drag to select the part to use. A square of it is still cut as Fit says.</p>' +
+            '<button type="button" value="use">Apply</button> <button type="button" value="whole">Whole image</button> ' +
             '<button type="button" value="">Cancel</button>';
         const area = dialog.firstElementChild, frame = area.querySelector("i");
         area.querySelector("img").src = source;
@@ -146,7 +147,7 @@
     });
 
     document.addEventListener("click", event => {
-        const picture = event.target.closest?.(".ipadapter-thumb img");
+        const picture = event.target.closest?.(".ipadapter-open");
         if (!picture || cropping) return; // the answer of a slow server belongs to the picture that was clicked first
         const prefix = prefixOf(picture);
         const box = picture.dataset.box ? picture.dataset.box.split(",").map(Number) : null;

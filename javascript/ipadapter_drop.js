@@ -53,6 +53,7 @@
     }
 
     document.addEventListener("dragover", event => {
+        if (ipadapterCarrying()) return;
         const area = dropArea(event);
         highlight(area);
         if (!area) return;
@@ -68,6 +69,7 @@
     document.addEventListener("dragend", () => highlight(null), true);
 
     document.addEventListener("drop", async event => {
+        if (ipadapterCarrying()) return;
         const area = dropArea(event);
         highlight(null);
         if (!area) return;
@@ -80,7 +82,7 @@
             return;
         }
         try {
-            if (!url || !putFiles(prefix, [await fileFrom(url)])) showNote(prefix, "Only pictures can be references.");
+            if (!url || !putFiles(prefix, [await fileFrom(url)])) showNote(prefix, "Only images can be references.");
         } catch (error) {
             showNote(prefix, `The picture could not be fetched: ${error.message}. Save it and drop the file.`);
         }

@@ -62,12 +62,14 @@ class IPAdapterError(Exception):
 
 
 class UnitError(IPAdapterError, ValueError):
-    """A field of a unit cannot be used. ``expected`` says what is accepted."""
+    """A field of a unit cannot be used. ``expected`` says what is accepted; ``sentence``: the message, where field,
+    value and expectation alone would not tell people what to do."""
 
-    def __init__(self, field: str, value: Any, expected: str) -> None:
+    def __init__(self, field: str, value: Any, expected: str, sentence: str = "") -> None:
         shown = repr(value)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
-        super().__init__(f"{field}: got {shown}, expected {expected}", field=field, value=shown, expected=expected)
+        message = sentence or f"{field}: got {shown}, expected {expected}"
+        super().__init__(message, field=field, value=shown, expected=expected)
 
 
 class ImageError(IPAdapterError, ValueError):

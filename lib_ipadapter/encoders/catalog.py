@@ -96,7 +96,8 @@ class Catalog:
         hint = spec.pretrained_hint
         where = f"download it from huggingface.co: {hint}" if hint else f"it needs weights of {spec.shape}"
         target = f" and put it into {folders[0]} under any name" if folders else ""
-        return f"the image encoder {name} was not found in {places}{files}. {where[0].upper()}{where[1:]}{target}"
+        remedy = f"{where[0].upper()}{where[1:]}{target}"
+        return f"the image encoder {name} was not found. {remedy}. Searched: {places}{files}"
 
     def _entries(self) -> Iterator[Recognised]:
         return (recognise(path) for path in self._weights())

@@ -205,9 +205,15 @@ class Unit:
     def _check(self) -> None:
         """What only an enabled unit must satisfy."""
         if not self.model:
-            raise UnitError("model", self.model, "the name of an adapter file, as model_list lists it")
+            raise UnitError(
+                "model", self.model, "the name of an adapter file, as model_list lists it",
+                "no model is chosen: choose an adapter file under Model, or switch the unit off",
+            )  # fmt: skip
         if not self.images:
-            raise UnitError("images", [], "at least one reference image")
+            raise UnitError(
+                "images", [], "at least one reference image",
+                "there is no image: add at least one reference image, or switch the unit off",
+            )  # fmt: skip
         self.check_weights()
         if any(reference.weight != 1 for reference in self.negative):
             raise UnitError("negative", "a weight", "pictures without weights: their mean counts")
@@ -237,11 +243,16 @@ class Unit:
     def check_weights(self) -> None:
         """What the fields of layers and steps must satisfy together. Raises UnitError."""
         if self.start > self.end:
-            raise UnitError("start", self.start, f"a fraction not above end ({self.end:g})")
+            raise UnitError(
+                "start", self.start, f"a fraction not above end ({self.end:g})",
+                f"Start ({self.start:g}) is after End: choose one that is not above end ({self.end:g})",
+            )  # fmt: skip
         if self.layers and self.weight_type != "linear":
             raise UnitError(
-                "layers", self.layers, f'"", since weight_type is {self.weight_type}; or weight_type linear'
-            )
+                "layers", self.layers, f'"", since weight_type is {self.weight_type}; or weight_type linear',
+                f"Weight per layer works only with linear, and weight_type is {self.weight_type}: clear it, or choose "
+                "linear",
+            )  # fmt: skip
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from their defaults, without the pictures (for the infotext)."""

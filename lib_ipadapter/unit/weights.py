@@ -82,6 +82,8 @@ _NAMED: dict[tuple[str, LayerCounts], _Named] = {
     ("composition precise", SDXL): lambda w, c: _all(SDXL, 0.1 * c, {3: w, 6: c}),
 }  # fmt: skip
 _COMPOSITION = {SD: (4, 5), SDXL: (3,)}
+# Types that weigh style and composition apart
+BOTH = ("style and composition", "strong style and composition", "style transfer precise", "composition precise")
 TYPES = (*_FACTORS, *dict.fromkeys(kind for kind, _ in _NAMED))
 
 

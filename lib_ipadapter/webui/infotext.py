@@ -10,7 +10,7 @@ place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` wh
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,19 +149,22 @@ def _number(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-def match(wanted: Sequence[str], present: Sequence[str]) -> str:
-    """One sentence for the panel: are the pictures at hand those that a text names? "" if it names none."""
-    missing = [name for name in wanted if name not in present]
+def match(wanted: Sequence[str], present: Sequence[str], called: Callable[[str], str] = lambda digest: "") -> str:
+    """One sentence for the panel: are the pictures at hand those that a text names? "" if it names none. called: the
+    file's name of a picture by its hash, where it is known."""
+    missing = [called(name) or name for name in wanted if name not in present]
     if not wanted:
         return ""
     if not missing and len(wanted) == len(present):
         order = "" if list(wanted) == list(present) else ", in another order"
-        return f"These are the pictures of the pasted text{order}."
+        return f"These are the images of the pasted text{order}."
     if missing:
         names = ", ".join(missing)
-        return f"The pasted text used {_count(len(wanted))}; still to be added: {names}"
+        these = "the image" if len(missing) == 1 else "the images"
+        others = " Other images are in this unit now." if present else ""
+        return f"Add {these} that this text was made with: {names}.{others}"
     return f"The pasted text used {_count(len(wanted))}, and here are {len(present)}."
 
 
 def _count(number: int) -> str:
-    return "1 picture" if number == 1 else f"{number} pictures"
+    return "1 image" if number == 1 else f"{number} images"

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modules.call_queue import queue_lock
 from PIL import Image
+from torch import nn
 
 from ..adapters import inspect as inspection
 from ..adapters.adapter import Adapter
 from ..adapters.file import open_adapter
 from ..adapters.variant import VariantSpec, identify
 from ..attention.keyvalue import Projected
+from ..attention.layers import Layer, check_fit, cross_attention_layers
 from ..cache import LRU, Cache
 from ..encoders import Catalog, EncoderPool, EncoderSource, register_archs
 from ..encoders.fetch import download_encoder
 from ..encoders.source import identity
-from ..errors import EncoderError, IPAdapterError
+from ..errors import EncoderError, IPAdapterError, UnsupportedModel, WrongBase
 from ..files.library import Library
 from ..pictures.picture import Pictures
 from ..prompts.embeds import Embeds
@@ -49,6 +53,8 @@ class Models:
         self.projected: Cache[Projected] = Cache(settings.projected_bytes, lambda entry: entry.nbytes)
         self._listed = False
         self._units = 1  # of the last job
+        self._last = ""  # adapter that the panel showed
+        self._layers: tuple[Callable[[], nn.Module | None], list[Layer]] = (lambda: None, [])  # of the loaded UNet
         self._adapters: LRU[Adapter] = LRU(lambda: max(settings.cached_adapters(), self._units))
         self._specs: LRU[VariantSpec] = LRU(lambda: 256)
 
@@ -67,6 +73,11 @@ class Models:
         self.library.refresh(self.host.adapter_folders())
         self.catalog.refresh()
         self._listed = True
+
+    def wait(self) -> None:
+        """Until the WebUI has done what it does now: loading a checkpoint, or a job."""
+        with queue_lock:
+            pass
 
     def model_names(self) -> list[str]:
         """The adapters' names."""
@@ -116,6 +127,42 @@ class Models:
         path = self.find(model)
         return {**inspection.report(path), "encoder": self._encoder_name(self.spec(path))}
 
+    def fits(self, model: str) -> bool | None:
+        """Whether an adapter fits the loaded checkpoint; None if none is loaded, or the file cannot be used."""
+        unet = self.host.loaded_unet()
+        if unet is None:
+            return None
+        try:
+            spec = self.spec(self.find(model))
+            check_fit(spec, self._layers_of(unet), model)
+        except (WrongBase, UnsupportedModel):
+            return False
+        except (IPAdapterError, OSError):
+            return None
+        return True
+
+    def _layers_of(self, unet: nn.Module) -> list[Layer]:
+        if self._layers[0]() is not unet:
+            # Without the modules: nothing here may keep an unloaded model in memory.
+            layers = [replace(layer, module=None, block=None) for layer in cross_attention_layers(unet)]
+            self._layers = weakref.ref(unet), layers
+        return self._layers[1]
+
+    def by_fit(self) -> list[str]:
+        """The adapters' names, those that do not fit the loaded checkpoint last."""
+        return sorted(self.model_names(), key=lambda name: self.fits(name) is False)
+
+    def used(self, model: str) -> None:
+        """The panel shows this adapter; it is suggested next."""
+        self._last = model
+
+    def suggested(self) -> str:
+        """The adapter for a unit that has none: the last one, if it fits; else the only one that fits; else ""."""
+        if self._last and self.fits(self._last) is not False:
+            return self._last
+        names = [name for name in self.model_names() if self.fits(name)]
+        return names[0] if len(names) == 1 else ""
+
     def base(self, model: str) -> str:
         """The base model of an adapter, "" if its file cannot be used."""
         try:
@@ -129,7 +176,7 @@ class Models:
             spec = self.spec(self.find(model))
         except IPAdapterError as failure:
             return {"title": model, "base": "", "encoder": "", "encoder_found": False, "error": str(failure),
-                    "text": str(failure)}  # fmt: skip
+                    "text": str(failure), "fits": None, "checkpoint": ""}  # fmt: skip
         encoder = self._encoder_name(spec)
         try:
             found, note, error = True, self.source().find(spec.needs[0]).note, None
@@ -139,7 +186,8 @@ class Models:
         state = "found" if found else "missing"
         text = f"{spec.label} · {spec.base} · {spec.tokens} tokens · encoder {encoder or 'not known'}: {state}"
         return {"title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
-                "text": f"{text} · {note}" if note else text}  # fmt: skip
+                "text": f"{text} · {note}" if note else text, "fits": self.fits(model),
+                "checkpoint": self.host.checkpoint_name()}  # fmt: skip
 
     def _encoder_name(self, spec: VariantSpec) -> str:
         try:

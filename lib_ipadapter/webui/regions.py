@@ -39,7 +39,10 @@ def of_mask(unit: Unit, mask: Image.Image, size: tuple[int, int]) -> Region:
 def to_be_redrawn(p: Any, unit: Unit) -> Region:
     """A region whose mask is known when sampling begins. Raises UnitError where nothing is inpainted."""
     if getattr(p, "image_mask", None) is None:
-        raise UnitError("region", unit.region, "mask, or a job with a mask in img2img's Inpaint")
+        raise UnitError(
+            "region", unit.region, "mask, or a job with a mask in img2img's Inpaint",
+            "Region inpaint needs a mask in img2img's Inpaint tab: paint one there, or choose region mask",
+        )  # fmt: skip
     return Region(torch.ones(1, 1), moves=False)
 
 

@@ -93,6 +93,20 @@ class PanelPage:
     def weights_text(self, index: int = 0) -> str:
         return self.unit(index, "image_weights").locator("input, textarea").input_value()
 
+    def set_weight(self, index: int, place: int, value: float) -> None:
+        """Types into a tile's weight."""
+        box = self.unit(index, "thumbnails").locator(".ipadapter-weight input").nth(place)
+        box.fill(str(value))
+        box.blur()
+
+    def unfold(self, index: int, name: str) -> None:
+        """Opens a folded group, by the name in its elem_id."""
+        self.unit(index, name).locator(".label-wrap").first.click()
+
+    def state(self, index: int, name: str) -> str:
+        """What a folded group's header says."""
+        return self.unit(index, name).locator(".ipadapter-state").first.inner_text().strip()
+
     # values
 
     def is_enabled(self, index: int) -> bool:
@@ -107,26 +121,40 @@ class PanelPage:
         box.blur()
 
     def choice(self, index: int, name: str) -> str:
-        return self.unit(index, name).locator("label:has(input:checked)").inner_text().strip()
+        radio = self.unit(index, name).locator("label:has(input:checked)")
+        return radio.inner_text().strip() if radio.count() else self.dropdown(index, name)
 
     def dropdown(self, index: int, name: str) -> str:
         return self.unit(index, name).locator("input").input_value()
 
     def choose(self, index: int, name: str, value: str) -> None:
-        self.unit(index, name).locator("label", has_text=value).first.click()
+        box = self.unit(index, name)
+        if box.locator("input[type=radio]").count():
+            box.locator("label", has_text=value).first.click()
+            return
+        box.locator("input").click()
+        self.page.locator(f'ul.options li[aria-label="{value}"]').first.click()
+        self.until(lambda: self.dropdown(index, name), value)
 
     def model(self, index: int = 0) -> str:
         return self.dropdown(index, "model")
 
+    def listed(self, index: int, name: str) -> list[str]:
+        """What a dropdown offers."""
+        self.unit(index, name).locator("input").click()
+        options = self.page.locator("ul.options li")
+        self.page.wait_for_timeout(300)
+        found = [option.get_attribute("aria-label") for option in options.all()]
+        self.unit(index, name).locator("input").blur()
+        options.first.wait_for(state="detached")
+        return found
+
     def models(self, index: int = 0) -> list[str]:
-        self.unit(index, "model").locator("input").click()
-        options = [option.inner_text().strip() for option in self.page.locator("ul.options li").all()]
-        self.page.keyboard.press("Escape")
-        return [option.lstrip("✓ ").strip() for option in options]
+        return self.listed(index, "model")
 
     def choose_model(self, index: int, name: str) -> None:
         self.unit(index, "model").locator("input").click()
-        self.page.locator("ul.options li").filter(has_text=name).first.click()
+        self.page.locator(f'ul.options li[aria-label="{name}"]').first.click()
         self.until(lambda: self.model(index), name)
 
     def info(self, index: int = 0) -> str:

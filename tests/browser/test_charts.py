@@ -12,7 +12,7 @@ from .pages import PanelPage
 @pytest.fixture
 def fine(panel: PanelPage) -> PanelPage:
     """The panel with the section of layers and steps unfolded."""
-    panel.unit(0, "fine").locator(".label-wrap").click()
+    panel.unit(0, "fine").locator(".label-wrap").first.click()
     charts(panel).locator(".ipadapter-curve circle").first.wait_for(state="visible")
     return panel
 

@@ -81,11 +81,11 @@ def test_a_picture_under_the_panel_differs_and_can_be_pasted_back(small: Any):
     small.locator("#txt2img_prompt textarea").blur()
     small.locator("#txt2img_tools #paste").click()
     panel.until(lambda: (panel.number(0, "weight"), panel.choice(0, "fit")), (0.85, "crop"))
-    panel.until(panel.note, "These are the pictures of the pasted text.")
+    panel.until(panel.note, "These are the images of the pasted text.")
     assert pixels(small, generate(small)) == prompted
 
     small.locator("#ipadapter_txt2img-visible-checkbox").uncheck()
-    panel.until(panel.title, "IP-Adapter")
+    panel.until(panel.title, "IP-Adapter (off, 2 references)")
     assert pixels(small, generate(small)) == plain
 
 
@@ -95,6 +95,14 @@ def test_a_result_becomes_a_reference(small: Any):
     small.locator("#txt2img_send_to_ipadapter").click()
     panel.until(panel.thumbs, 1)
     assert panel.is_on()
+
+
+def test_a_panel_that_was_only_looked_into_changes_nothing(small: Any):
+    """F5."""
+    plain = pixels(small, generate(small))
+    PanelPage(small).open()
+    assert pixels(small, generate(small)) == plain
+    assert "IP-Adapter" not in infotext(small)
 
 
 def test_a_unit_without_a_picture_stops_the_generation_in_red(small: Any):
@@ -151,7 +159,7 @@ def test_a_sheet_of_where_it_acts_stands_in_the_gallery(small: Any):
     panel.add(0, upload(0))
     panel.until(panel.thumbs, 1)
     panel.choose_model(0, "sd1-base")
-    panel.unit(0, "fine").locator(".label-wrap").first.click()
+    panel.unfold(0, "follow")
     panel.unit(0, "maps").locator("input").check()
     generate(small)
     sources = (

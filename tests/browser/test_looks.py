@@ -45,18 +45,18 @@ def test_a_box_is_dragged_on_each_picture(panel: PanelPage):
     panel.add(0, upload(0), upload(1))
     panel.until(panel.thumbs, 2)
     whole = panel.sources()
-    drag(panel, 1, (0.25, 0.1), (0.75, 0.9), "Use it")
+    drag(panel, 1, (0.25, 0.1), (0.75, 0.9), "Apply")
     first, second = numbers(box(panel))
     assert first == []
     assert all(abs(a - b) < 0.05 for a, b in zip(second, (0.25, 0.1, 0.75, 0.9), strict=True))
     panel.until(lambda: [a == b for a, b in zip(panel.sources(), whole, strict=True)], [True, False])
-    drag(panel, 0, (0.9, 0.9), (0.5, 0.5), "Use it")  # from the other corner
+    drag(panel, 0, (0.9, 0.9), (0.5, 0.5), "Apply")  # from the other corner
     first, _ = numbers(box(panel))
     assert all(abs(a - b) < 0.05 for a, b in zip(first, (0.5, 0.5, 0.9, 0.9), strict=True))
     drag(panel, 0, (0.1, 0.1), (0.2, 0.2), "Cancel")
     assert numbers(box(panel))[0] == first
-    drag(panel, 0, (0.1, 0.1), (0.2, 0.2), "The whole")
-    drag(panel, 1, (0.1, 0.1), (0.2, 0.2), "The whole")
+    drag(panel, 0, (0.1, 0.1), (0.2, 0.2), "Whole image")
+    drag(panel, 1, (0.1, 0.1), (0.2, 0.2), "Whole image")
     panel.until(lambda: box(panel), "")
     panel.until(panel.sources, whole)
 

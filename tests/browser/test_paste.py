@@ -42,7 +42,7 @@ def test_every_field_arrives_exactly(page: Any, tab: str):
     assert (panel.choice(0, "fit"), panel.dropdown(0, "combine"), panel.model(0)) == ("pad", "concat", model)
     panel.unit(0, "fine").locator(".label-wrap").click()
     assert (panel.dropdown(0, "weight_type"), panel.choice(0, "interpolation")) == ("ease in", "step")
-    assert panel.unit(0, "curve").locator("textarea").input_value() == "0:0, 0.5:1.25"
+    assert panel.unit(0, "curve").locator("textarea, input").input_value() == "0:0, 0.5:1.25"
     assert (panel.number(0, "hires_factor"), panel.choice(0, "passes")) == (0.5, "both")
     panel.unit(0, "where").locator(".label-wrap").click()
     assert panel.number(0, "feather") == 12
@@ -50,17 +50,23 @@ def test_every_field_arrives_exactly(page: Any, tab: str):
     assert (panel.number(2, "weight"), panel.number(2, "end")) == (-1.0, 1.0)
     assert (panel.choice(2, "fit"), panel.dropdown(2, "combine")) == ("crop", "average")
     assert panel.weights_text(2) == "0.5, 1.25"
-    panel.until(lambda: panel.note(2), "The pasted text used 2 pictures; still to be added: c, d")
+    panel.until(lambda: panel.note(2), "Add the images that this text was made with: c, d.")
 
 
 def test_the_note_follows_the_pictures(page: Any, panel: PanelPage, hash_of: Any):
-    wanted = [hash_of(upload(0)["buffer"]), hash_of(upload(1)["buffer"])]
-    paste(page, [{"model": panel.models()[-1], "images": wanted}])
-    panel.until(lambda: wanted[0] in panel.note() and wanted[1] in panel.note(), True)
+    """A picture that the panel has shown has a name, another one its hash (F13)."""
     panel.add(0, upload(1))
-    panel.until(panel.note, f"The pasted text used 2 pictures; still to be added: {wanted[0]}")
-    panel.add(0, upload(0))
-    panel.until(panel.note, "These are the pictures of the pasted text, in another order.")
+    panel.until(panel.thumbs, 1)
+    panel.unit(0, "clear").click()
+    panel.until(panel.thumbs, 0)
+    never = upload(0, size=(77, 78))
+    wanted = [hash_of(never["buffer"]), hash_of(upload(1)["buffer"])]
+    paste(page, [{"model": panel.models()[-1], "images": wanted}])
+    panel.until(panel.note, f"Add the images that this text was made with: {wanted[0]}, picture1.png.")
+    panel.add(0, upload(1))
+    panel.until(lambda: panel.note().startswith(f"Add the image that this text was made with: {wanted[0]}."), True)
+    panel.add(0, never)
+    panel.until(panel.note, "These are the images of the pasted text, in another order.")
     paste(page, None)
     panel.until(panel.note, "")
 

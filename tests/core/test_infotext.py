@@ -181,10 +181,10 @@ def test_two_entries_for_one_unit():
     ("wanted", "present", "part"),
     [
         ([], ["a"], None),
-        (["a"], ["a"], "These are the pictures"),
+        (["a"], ["a"], "These are the images"),
         (["a", "b"], ["b", "a"], "in another order"),
-        (["a", "b"], ["a"], "to be added: b"),
-        (["a"], ["a", "c"], "used 1 picture, and here are 2"),
+        (["a", "b"], ["a"], "made with: b. Other images"),
+        (["a"], ["a", "c"], "used 1 image, and here are 2"),
     ],
 )
 def test_whether_the_pictures_at_hand_are_the_texts(wanted, present, part):

@@ -62,14 +62,23 @@ def test_units_that_are_off_keep_their_place():
 
 def test_none_is_the_default_and_only_the_first_unit_is_on_by_default():
     nothing = [None] * len(slots())
+    nothing[slots().index("model")] = "m"
     raw = units_from_panel(nothing * 2)
     assert raw[0]["enabled"] is True
     assert raw[0]["weight"] == 1.0
     assert raw[1] == {"enabled": False}
 
 
+def test_a_unit_in_which_nothing_was_chosen_does_not_count():
+    """F5: looking into the panel must not stop a generation."""
+    assert units_from_panel(values(model="None", fit="pad")) == [{"enabled": False}]
+    assert units_from_panel(values(model="", images=[], mask="", negative=None)) == [{"enabled": False}]
+    for chosen in ({"weight": 0.5}, {"mask": "data:x"}, {"curve": "0:1"}, {"images": [file()]}, {SAVED: ["folder: a"]}):
+        assert units_from_panel(values(**{"model": "None", **chosen}))[0]["enabled"] is True
+
+
 def test_no_model_and_no_picture_are_errors_of_the_unit_not_of_the_panel():
-    raw = units_from_panel(values(model="None"))
+    raw = units_from_panel(values(model="None", weight=0.5))
     assert raw[0]["model"] == ""
     with pytest.raises(UnitError, match="model"):
         Unit.parse(raw[0])
@@ -78,7 +87,7 @@ def test_no_model_and_no_picture_are_errors_of_the_unit_not_of_the_panel():
 
 
 def test_a_short_list_is_filled_up():
-    assert units_from_panel(values()[:2])[0]["model"] == ""
+    assert units_from_panel(values(images=[file()])[:2])[0]["model"] == ""
 
 
 def test_what_a_request_puts_in_place_of_files_is_no_path():

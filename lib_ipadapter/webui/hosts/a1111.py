@@ -67,6 +67,17 @@ class A1111:
         unet: nn.Module = shared.sd_model.model.diffusion_model
         return unet
 
+    def loaded_unet(self) -> nn.Module | None:
+        """``shared.sd_model`` would load one."""
+        model = sd_models.model_data.sd_model
+        found = getattr(getattr(model, "model", None), "diffusion_model", None)
+        return found if isinstance(found, nn.Module) else None
+
+    def checkpoint_name(self) -> str:
+        """The file's name without its extension."""
+        info = getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None)
+        return str(getattr(info, "name_for_extra", "") or "")
+
     def check(self, p: Any, sampling: bool = True) -> None:
         """SD Unet is applied after ``process``, so until then the one in use is the last job's."""
         if getattr(shared.sd_model, "is_sd3", False):
@@ -107,11 +118,15 @@ class A1111:
 
     @contextlib.contextmanager
     def room(self) -> Iterator[bool]:
-        """With --lowvram and --medvram the model leaves the device first."""
+        """With --lowvram and --medvram the model leaves the device first. The page's progress says what is done."""
         short = lowvram.is_enabled(shared.sd_model)
         if short:
             lowvram.send_everything_to_cpu()
-        yield short
+        shared.state.textinfo = "IP-Adapter: encoding the reference images"
+        try:
+            yield short
+        finally:
+            shared.state.textinfo = None
 
     # the job's result
 

@@ -33,6 +33,12 @@ class Host(Protocol):
     def unet(self) -> nn.Module:
         """The UNet of the loaded model."""
 
+    def loaded_unet(self) -> nn.Module | None:
+        """As ``unet``, without loading a model: None if none is loaded."""
+
+    def checkpoint_name(self) -> str:
+        """The loaded checkpoint's name for people, "" if none is loaded."""
+
     def check(self, p: Any, sampling: bool = True) -> None:
         """Raises UnsupportedModel if the job does not sample with that UNet, or will not: before it is ``sampling`` the
         host may not have switched UNets yet, and only its options tell."""

@@ -13,15 +13,17 @@ import gradio as gr
 from ...errors import IPAdapterError, UnitError
 from ...pictures import preprocess
 from ...unit import FIELDS, crops
+from ...unit.fields import parse_weight
 from ...unit.presets import KEPT
-from ...unit.weights import SD, SDXL
+from ...unit.weights import BOTH, SD, SDXL
 from .. import settings
 from ..infotext import match, weights_text
 from . import html
 from .charts import SHOWN, charts
 from .values import NO_MODEL, panel_default, parse_weights
 
-CLEARED = ("negative", "box", "focus", "mask")  # go with the references that they belong to
+CLEARED = ("negative", "focus", "mask")  # go with the references that they belong to
+RESET = tuple(f.name for f in FIELDS if f.name not in ("images", "enabled", "box", *CLEARED))
 PREPROCESSING = ("fit", "position", "sharpen", "box")
 _ENABLED = next(field for field in FIELDS if field.name == "enabled")
 
@@ -33,58 +35,100 @@ class UnitEvents:
         self.index = index
         self.models = models
 
-    # pictures: ``files`` are gradio's file objects. Each change is followed by ``show``.
+    # pictures: ``files`` are gradio's file objects. Each change is followed by ``show``. What belongs to the references
+    # (files, weights, saved, box) is kept in step: weights and boxes are texts with a part for each.
 
-    def add(self, new: Any, files: Any, weights: Any, saved: Any) -> list[Any]:
-        """Pictures from the drop zone go behind those at hand; the unit is switched on."""
+    def add(self, new: Any, files: Any, weights: Any, saved: Any, box: Any, model: Any) -> list[Any]:
+        """Pictures from the drop zone go behind those at hand; the unit is switched on, and has a model if one is
+        near."""
         present, added = paths_of(files), paths_of(new)
+        named = list(saved or [])
         return [
             present + added,
-            extended(str(weights or ""), len(present), len(added), len(saved or [])),
+            extended(str(weights or ""), len(present), len(added), len(named)),
+            named,
+            _boxes_of(box, len(present), [*range(len(present)), *[None] * len(added)]),
             True,
+            model if is_model(model) else (self.models.suggested() or NO_MODEL),
         ]
 
-    def remove(self, files: Any, weights: Any, saved: Any, place: Any) -> list[Any]:
-        """Takes one picture out, by its place; only the first unit stays on without pictures."""
-        paths, named = paths_of(files), len(saved or [])
-        kept = [i for i in range(len(paths)) if str(i) != str(place)]
-        if not kept and not named:
-            return self.clear()[:3]
-        places = [*kept, *range(len(paths), len(paths) + named)]
-        text = _without(str(weights or ""), len(paths) + named, places)
-        return [[paths[i] for i in kept] or None, text, gr.update()]
+    def remove(self, files: Any, weights: Any, saved: Any, box: Any, place: Any) -> list[Any]:
+        """Takes one reference out, by its place; only the first unit stays on without any."""
+        paths, named = paths_of(files), list(saved or [])
+        places = [i for i in range(len(paths) + len(named)) if str(i) != str(place)]
+        if not places:
+            return self.clear()[:5]
+        kept = [i for i in places if i < len(paths)]
+        return [
+            [paths[i] for i in kept] or None,
+            _without(str(weights or ""), len(paths) + len(named), places),
+            [named[i - len(paths)] for i in places if i >= len(paths)],
+            _boxes_of(box, len(paths), kept),
+            gr.update(),
+        ]
+
+    def move(self, files: Any, weights: Any, saved: Any, box: Any, places: Any) -> list[Any]:
+        """Puts a picture at another's place. places: "from,to"."""
+        paths, named = paths_of(files), list(saved or [])
+        order = list(range(len(paths)))
+        try:
+            source, target = (int(part) for part in str(places).split(","))
+            order.insert(target, order.pop(source))
+        except (ValueError, IndexError):
+            return [gr.update() for _ in range(4)]
+        everything = [*order, *range(len(paths), len(paths) + len(named))]
+        return [
+            [paths[i] for i in order],
+            _without(str(weights or ""), len(everything), everything),
+            named,
+            _boxes_of(box, len(paths), order),
+        ]
 
     def clear(self) -> list[Any]:
-        """Takes all references out, with what belongs to them: values of images, their weights, enabled, saved
-        references, and CLEARED."""
-        return [
-            None,
-            "",
-            panel_default(_ENABLED, self.index),
-            [],
-            *(None if name == "negative" else "" for name in CLEARED),
-        ]
+        """Takes all references out, with what belongs to them: values of images, their weights, saved references,
+        boxes, enabled, and CLEARED."""
+        cleared = (None if name == "negative" else "" for name in CLEARED)
+        return [None, "", [], "", panel_default(_ENABLED, self.index), *cleared]
 
-    def show(self, files: Any, weights: Any, model: Any, wanted: Any, saved: Any, *look: Any) -> list[Any]:
-        """Thumbnails as the encoder will see them, and whether they are those of a pasted text. look: the
-        values of PREPROCESSING."""
-        paths, text = paths_of(files), str(weights or "")
-        count = len(paths) + len(saved or [])
+    def reset(self) -> list[Any]:
+        """As ``clear``, with the defaults of RESET, and no remark."""
+        values = (panel_default(field, self.index) for field in FIELDS if field.name in RESET)
+        fit = settings.default_fit()
+        named = [fit if name == "fit" else value for name, value in zip(RESET, values, strict=True)]
+        return [*self.clear(), *(NO_MODEL if name == "model" else v for name, v in zip(RESET, named, strict=True)), ""]
+
+    def no_tiles(self) -> str:
+        """The tiles of a unit without references: the one that takes them."""
+        return html.thumbnails([], [], 224, preprocess.Preprocess(), [])
+
+    def show(
+        self, files: Any, weights: Any, model: Any, wanted: Any, saved: Any, combine: Any, distribute: Any,
+        focus: Any, *look: Any,
+    ) -> list[Any]:  # fmt: skip
+        """Tiles as the encoder will see them, and whether they are those of a pasted text. look: the values of
+        PREPROCESSING. What needs several references is shown with several."""
+        paths, text, named = paths_of(files), str(weights or ""), list(saved or [])
+        count = len(paths) + len(named)
         numbers, problem = _numbers(text, count)
-        numbers = numbers[: len(paths)]
         fit, position, sharpen, box = look
         try:
             boxes = crops.boxes(crops.parse_boxes(box or ""), len(paths))
         except UnitError as error:
             boxes, problem = [None] * len(paths), problem or (str(error) if paths else "")
         size = self.models.encoder_size(model) if is_model(model) else 224
-        remark = html.note(match(_wanted(wanted), [html.picture_hash(path) for path in paths]))
+        remark = html.note(match(_wanted(wanted), [html.picture_hash(path) for path in paths], html.known_name))
+        how = preprocess.Preprocess(fit, position, sharpen)
         return [
-            gr.update(visible=count > 1 or bool(saved) or bool(text.strip())),
-            html.thumbnails(paths, numbers, size, preprocess.Preprocess(fit, position, sharpen), boxes),
+            gr.update(visible=count > 1 or combine != "concat"),
+            gr.update(visible=count > 1 or distribute != "together"),
+            html.thumbnails(paths, numbers, size, how, boxes, named, str(focus or "")),
             (html.failure(problem) if problem else "") + remark,
             gr.update(visible=count > 0),
         ]
+
+    def composition(self, weight_type: Any) -> Any:
+        """The composition weight shows for the types that have one."""
+        return gr.update(visible=weight_type in BOTH)
 
     def whole(self, files: Any, place: Any) -> str:
         """The picture whose thumbnail was clicked, for the page to draw a box on; "" for one that cannot be read."""
@@ -120,28 +164,34 @@ class UnitEvents:
         return ["", *(value or NO_MODEL if key == "model" else value for key, value in values.items())]
 
     def save_preset(self, name: Any, *values: Any) -> list[Any]:
-        """The presets' list, and a remark."""
+        """The presets' list, and a remark. name: None if the user did not want to."""
+        if name is None:
+            return [gr.update(), ""]
         unit = dict(zip(KEPT, values, strict=True))
         unit["model"] = "" if unit["model"] == NO_MODEL else unit["model"]
         try:
             self.models.presets().save(name or "", unit)
         except IPAdapterError as error:
             return [gr.update(), html.failure(str(error))]
-        return [gr.update(choices=self.preset_names(), value=name), html.note(f"Saved as {name}.")]
+        return [gr.update(choices=self.preset_names(), value=name), html.note(f'Saved preset "{name}".')]
 
     def delete_preset(self, name: Any) -> list[Any]:
-        """The presets' list, and a remark."""
+        """The presets' list, and a remark. name: None if the user did not want to."""
+        if name is None:
+            return [gr.update(), ""]
         try:
             self.models.presets().remove(name or "")
         except IPAdapterError as error:
             return [gr.update(), html.failure(str(error))]
-        return [gr.update(choices=self.preset_names(), value=None), html.note(f"Deleted {name}.")]
+        return [gr.update(choices=self.preset_names(), value=None), html.note(f'Deleted preset "{name}".')]
 
     # the model's file
 
     def describe(self, model: Any) -> list[Any]:
         """What the file is, and whether the download button shows."""
         info = description(self.models, model)
+        if info and not info["error"]:
+            self.models.used(model)
         offer = bool(info and not info["error"] and not info["encoder_found"] and settings.allow_download())
         label = f"Download {info['encoder']}" if info and offer else "Download"
         return [html.file_info(info), gr.update(visible=offer, value=label)]
@@ -203,7 +253,11 @@ def paths_of(files: Any) -> list[str]:
 
 def _numbers(text: str, count: int) -> tuple[list[float | None], str]:
     try:
-        return parse_weights(text, count) if count else [], ""
+        numbers = parse_weights(text, count) if count else []
+        for i, number in enumerate(numbers):
+            if number is not None:
+                parse_weight(number, f"weight of image {i + 1}")
+        return numbers, ""
     except UnitError as error:
         return [None] * count, str(error)
 
@@ -220,6 +274,19 @@ def extended(text: str, present: int, added: int, behind: int = 0) -> str:
 def _without(text: str, count: int, kept: Sequence[int]) -> str:
     numbers, problem = _numbers(text, count)
     return text if problem or not text.strip() else _joined([numbers[i] for i in kept])
+
+
+def _boxes_of(text: Any, count: int, places: Sequence[int | None]) -> str:
+    """The boxes' text for the pictures at these places of ``count``; None: a new one, which is whole. A text that was
+    pasted before its pictures stays."""
+    try:
+        boxes = crops.boxes(crops.parse_boxes(text or ""), count)
+    except UnitError:
+        return str(text or "")
+    if count == 0:
+        return str(text or "")
+    parts = ["" if i is None or (box := boxes[i]) is None else ", ".join(f"{x:g}" for x in box) for i in places]
+    return "; ".join(parts) if any(parts) else ""
 
 
 def _joined(numbers: Sequence[float | None]) -> str:

@@ -7,29 +7,48 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ...errors import IPAdapterError
 from ...pictures import preprocess
 from ...pictures.preprocess import Preprocess
 from ...unit.crops import Box
+from ...unit.fields import WEIGHT_RANGE
 
+_NAMES: dict[str, str] = {}  # of pictures that were shown, by hash
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
 
 @lru_cache(maxsize=512)
-def square(path: str, size: int, how: Preprocess, box: Box | None) -> str:
-    """The square that the encoder will see, as a data URI. ``path`` names its content: gradio puts each
-    upload under the hash of its bytes. Raises ImageError."""
-    from ...pictures.images import load
+def square(path: str, size: int, how: Preprocess, box: Box | None, focus: str = "") -> str:
+    """What the encoder will see, as a data URI. ``path`` names its content: gradio puts each upload under the hash of
+    its bytes. focus: the reference mask. Raises ImageError."""
+    from ...pictures.images import load, load_mask
 
-    return _data_uri(preprocess.square(preprocess.cut(load(Path(path)), box, None), how, size), _THUMB)
+    mask = load_mask(focus) if focus else None
+    picture = preprocess.cut(load(Path(path)), box, mask)
+    seen = preprocess.square(picture, how, size)
+    if how.fit == "tiles":
+        _draw_tiles(seen, picture.size, preprocess.tiles(picture, how))
+    return _data_uri(seen, _THUMB)
+
+
+def _draw_tiles(square: Image.Image, size: tuple[int, int], tiles: Sequence[preprocess.Tile]) -> None:
+    """Frames of the tiles of a picture of ``size``, which ``square`` shows padded."""
+    scale = square.width / max(size)
+    x, y = ((square.width - edge * scale) / 2 for edge in size)
+    draw = ImageDraw.Draw(square)
+    for tile in tiles:
+        side = tile.picture.width * scale
+        left, top = x + tile.left * side, y + tile.top * side
+        draw.rectangle((left, top, left + side - 1, top + side - 1), outline="white", width=max(square.width // 112, 1))
 
 
 @lru_cache(maxsize=8)
@@ -87,9 +106,17 @@ def picture_hash(path: str) -> str:
     from ...pictures.images import content_hash, load
 
     try:
-        return content_hash(load(Path(path)))
+        digest = content_hash(load(Path(path)))
     except (IPAdapterError, OSError):
         return ""
+    if len(_NAMES) < 2048:
+        _NAMES[digest] = Path(path).name
+    return digest
+
+
+def known_name(digest: str) -> str:
+    """The file's name of a picture that the panel has shown, by its hash; "" if it has not."""
+    return _NAMES.get(digest, "")
 
 
 def thumbnails(
@@ -98,26 +125,73 @@ def thumbnails(
     size: int,
     how: Preprocess,
     boxes: Sequence[Box | None],
+    named: Sequence[str] = (),
+    focus: str = "",
 ) -> str:
-    """All pictures of a unit as a row of squares, each with its weight and a button that takes it out."""
-    triples = enumerate(zip(paths, weights, boxes, strict=True))
-    tiles = [_tile(i, path, weight, size, how, box) for i, (path, weight, box) in triples]
-    return f'<div class="ipadapter-thumbs" role="list">{"".join(tiles)}</div>' if tiles else ""
+    """All references of a unit as a row of tiles, each with its weight and a button that takes it out; the last tile
+    takes more. weights: of the pictures, then of those that are named; focus: the reference mask, a data URI."""
+    several = len(paths) + len(named) > 1 or any(weight not in (None, 1) for weight in weights)
+    tiles = [_tile(i, path, size, how, box, focus) for i, (path, box) in enumerate(zip(paths, boxes, strict=True))]
+    tiles += [_named_tile(len(paths) + i, name) for i, name in enumerate(named)]
+    names = [*(Path(path).name for path in paths), *named]
+    figures = [
+        f'<figure class="ipadapter-thumb{"" if i < len(paths) else " ipadapter-named"}" role="listitem" '
+        f'data-index="{i}">{tile}{_weight(name, weight) if several else ""}</figure>'
+        for i, (tile, name, weight) in enumerate(zip(tiles, names, [*weights, *[None] * len(names)], strict=False))
+    ]
+    adder = (
+        '<button type="button" class="ipadapter-adder"><span aria-hidden="true">+</span>'
+        "Drop, paste<br>or browse</button>"
+    )
+    return f'<div class="ipadapter-thumbs" role="list">{"".join(figures)}{adder}</div>'
 
 
-def _tile(index: int, path: str, weight: float | None, size: int, how: Preprocess, box: Box | None) -> str:
+def _weight(name: str, weight: float | None) -> str:
+    value = 1 if weight is None else weight
+    low, high = WEIGHT_RANGE
+    label = escape(f"Weight of {name}", quote=True)
+    return (
+        f'<label class="ipadapter-weight">weight <input type="number" min="{low:g}" max="{high:g}" step="0.05" '
+        f'value="{value:g}" aria-label="{label}"></label>'
+    )
+
+
+def _tile(index: int, path: str, size: int, how: Preprocess, box: Box | None, focus: str) -> str:
     name = escape(Path(path).name, quote=True)
     try:
-        title = f"{name}: what the encoder will see. Click to choose the part that counts"
-        at = ",".join(map(str, box or ()))
-        source = square(path, size, how, box)
-        inside = f'<img src="{source}" alt="{name}" title="{title}" data-index="{index}" data-box="{at}">'
+        source = square(path, size, how, box, focus)
     except (IPAdapterError, OSError) as error:
-        inside = f'<p class="ipadapter-error" title="{name}">{escape(str(error))}</p>'
-    caption = "" if weight is None else f"<figcaption>&times; {weight:g}</figcaption>"
-    action = f'class="ipadapter-remove" data-index="{index}" title="Remove {name}"'
-    inside += f'<button type="button" {action}>\u2715</button>{caption}'
-    return f'<figure class="ipadapter-thumb" role="listitem">{inside}</figure>'
+        text = escape(f"{Path(path).name}: {error}")
+        return f'<div class="ipadapter-picture"><p class="ipadapter-error">{text}</p>{_remove(index, name)}</div>'
+    at = ",".join(map(str, box or ()))
+    title = f"{name}, as the encoder sees it. Click to crop; drag, or Alt and an arrow key, to move it"
+    cut = '<span class="ipadapter-cut">\u2702 cropped</span>' if box else ""
+    return (
+        f'<div class="ipadapter-picture"><button type="button" class="ipadapter-open" data-index="{index}" '
+        f'data-box="{at}" title="{title}" draggable="true"><img src="{source}" alt="{name}" draggable="false"></button>'
+        f"{cut}{_remove(index, name)}</div>"
+    )
+
+
+def _named_tile(index: int, text: str) -> str:
+    name = escape(text, quote=True)
+    return f'<div class="ipadapter-picture"><p title="{name}">{name}</p>{_remove(index, name)}</div>'
+
+
+def _remove(index: int, name: str) -> str:
+    label = f'title="Remove {name}" aria-label="Remove {name}"'
+    return f'<button type="button" class="ipadapter-remove" data-index="{index}" {label}>\u2715</button>'
+
+
+def listed_names(presets: Sequence[str], saved: Sequence[str]) -> str:
+    """What is saved, for the page to ask before it is replaced."""
+    lists = {"presets": list(presets), "embeds": [name.partition(": ")[2] for name in saved]}
+    return f'<div class="ipadapter-names" data-names="{escape(json.dumps(lists), quote=True)}"></div>'
+
+
+def folds_text(folds: Mapping[str, Any]) -> str:
+    """What is in the folded groups, for the page."""
+    return f'<div data-folds="{escape(json.dumps(folds, default=list), quote=True)}"></div>'
 
 
 def file_info(description: Mapping[str, Any] | None) -> str:
@@ -128,10 +202,18 @@ def file_info(description: Mapping[str, Any] | None) -> str:
         return failure(str(description["error"]))
     state = "found" if description.get("encoder_found") else "missing"
     encoder = f"{description.get('encoder') or 'image encoder'} {state}"
-    chips = [(description.get("title"), ""), (description.get("base"), ""), (encoder, state)]
+    chips = [(description.get("title"), ""), _base_chip(description), (encoder, state)]
     spans = [_chip(str(what), look) for what, look in chips if what]
     title = escape(str(description.get("text", "")), quote=True)
     return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>'
+
+
+def _base_chip(description: Mapping[str, Any]) -> tuple[str, str]:
+    base, loaded = str(description.get("base") or ""), str(description.get("checkpoint") or "")
+    fits = description.get("fits")
+    if fits is None or not base:
+        return base, ""
+    return (f"{base}: fits {loaded}", "found") if fits else (f"made for {base}, not for {loaded}", "missing")
 
 
 def _chip(text: str, look: str) -> str:

@@ -10,19 +10,20 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
 from typing import Any
 
 import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 from ...options import Option
-from ...unit import FIELDS, LAYERS, PREPROCESS, REGION, SCRIPTS
+from ...unit import FIELDS
 from ...unit.presets import KEPT
 from .. import settings
 from .charts import SHOWN
-from .events import CLEARED, PREPROCESSING, UnitEvents
+from .events import CLEARED, PREPROCESSING, RESET, UnitEvents
 from .files import Files
+from .layout import FOLDS, ROWS, SPECS
+from .lists import bind_lists
 from .paste import Paste
 from .saved import SavedEvents
 from .values import NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
@@ -52,8 +53,8 @@ def build_panel(is_img2img: bool, models: Any) -> Panel:
             units = []
             for index in range(count):
                 with gr.Tab(f"Unit {index + 1}", id=index, elem_id=f"{root}_{index}"):
-                    units.append(_UnitPanel(f"{root}_{index}", index, names, models))
-    _refresh_all(units, models)
+                    units.append(_UnitPanel(f"{root}_{index}", index, names, models, is_img2img))
+        bind_lists(root, units, models)
     paste = Paste(models, count)
     fields = [(flag, paste.flag), (notes, paste.notes)]
     for unit in units:
@@ -71,40 +72,45 @@ def _listed(models: Any) -> list[str]:
 class _UnitPanel:
     """One unit's components: ``inputs`` by slot name (what the script gets), and those around them."""
 
-    def __init__(self, prefix: str, index: int, names: Sequence[str], models: Any) -> None:
+    def __init__(self, prefix: str, index: int, names: Sequence[str], models: Any, is_img2img: bool) -> None:
         self.prefix = prefix
         self.index = index
         self.names = names
+        self.is_img2img = is_img2img
         self.inputs: dict[str, Any] = {}
         self.pads: dict[str, Any] = {}  # the previews of masks
         self.events = UnitEvents(index, models)
         self.saved_events = SavedEvents(models)
         self._default_fit = settings.default_fit()
-        with FormRow():
-            self.preset = gr.Dropdown(
-                self.events.preset_names(), value=None, allow_custom_value=True, elem_id=self._id("preset"),
-                label="Preset", info="Choose one, or type a name to save this unit's settings under.",
-            )  # fmt: skip
-            self.save = ToolButton("\U0001f4be", elem_id=self._id("save_preset"), tooltip="Preset: save")
-            self.delete = ToolButton("\U0001f5d1\ufe0f", elem_id=self._id("delete_preset"), tooltip="Preset: delete")
-        self.preset_note = gr.HTML("", elem_id=self._id("preset_note"))
-        self.preset.do_not_save_to_config = True
-        for name, group in groupby(FIELDS, key=lambda field: field.group):
-            if name:
-                with gr.Accordion(name, open=False, elem_id=self._id(_FOLDS[name])):
-                    self._build_rows(group)
-                    if name == LAYERS:
-                        shown = self.events.charts(None, *self._shown())
-                        self.charts = gr.HTML(shown, elem_id=self._id("charts"))
-            else:
-                self._build_rows(group)
+        self._build_head()
+        self._build_images()
+        self._build_model()
+        self._build_rows(ROWS)
+        for fold in FOLDS:
+            with gr.Accordion(fold.title, open=False, elem_id=self._id(fold.name)):
+                self._build_rows(fold.rows)
+                if fold.name == "fine":
+                    self.charts = gr.HTML(self.events.charts(None, *self._shown()), elem_id=self._id("charts"))
         self._bind()
 
-    def _build_rows(self, fields: Iterable[Option]) -> None:
-        for kind, row in groupby(fields, key=lambda field: field.kind):
-            with FormRow(elem_classes=[f"ipadapter-row-{kind}"]):
-                for field in row:
-                    self._build(field)
+    def _build_head(self) -> None:
+        with FormRow(elem_classes=["ipadapter-head"]):
+            self._build("enabled")
+            self.preset = gr.Dropdown(
+                self.events.preset_names(), value=None, allow_custom_value=True, elem_id=self._id("preset"),
+                label="Preset", tooltip="Settings without images. Type a name and save it, or choose one.",
+            )  # fmt: skip
+            self.save = ToolButton("\U0001f4be", elem_id=self._id("save_preset"), tooltip="Save the preset")
+            self.delete = ToolButton("\U0001f5d1\ufe0f", elem_id=self._id("delete_preset"), tooltip="Delete the preset")
+            self.reset = ToolButton("\u21ba", elem_id=self._id("reset"), tooltip="Reset this unit: images and settings")
+        self.preset_note = gr.HTML("", elem_id=self._id("preset_note"))
+        self.preset.do_not_save_to_config = True
+
+    def _build_rows(self, rows: Sequence[Sequence[str]]) -> None:
+        for names in rows:
+            with FormRow(elem_classes=[f"ipadapter-row-{SPECS[names[0]].kind}"]):
+                for name in names:
+                    self._build(name)
 
     def _shown(self) -> list[Any]:
         """What the charts show of a fresh panel."""
@@ -117,24 +123,23 @@ class _UnitPanel:
         """In the order that units_from_panel reads."""
         return [self.inputs[name] for name in slots()]
 
-    def _build(self, spec: Option) -> None:
-        if spec.name == "images":
-            self._build_images(spec)
-        elif spec.kind == "images":
-            self.inputs[spec.name] = self._files(f"{spec.label}: {spec.help}", spec.name, visible=True)
-        elif spec.name == "model":
-            self._build_model(spec)
+    def _build(self, name: str) -> None:
+        spec = SPECS[name]
+        if spec.kind == "images":
+            self.inputs[name] = self._files(f"{spec.label}: {spec.help}", name, visible=True)
         elif spec.kind == "image":
             self._build_pad(spec)
         else:
-            many = spec.kind == "choice" and len(spec.choices) > _RADIO
-            self.inputs[spec.name] = (gr.Dropdown if many else _BUILDERS[spec.kind])(
-                label=spec.label, elem_id=self._id(spec.name), **self._value_and_range(spec)
+            many = spec.kind == "choice" and name != "region"
+            # Nothing is inpainted in txt2img, and most weight types have one weight.
+            shown = not (name == "composition" or (name == "region" and not self.is_img2img))
+            self.inputs[name] = (gr.Dropdown if many else _BUILDERS[spec.kind])(
+                label=spec.label, elem_id=self._id(name), visible=shown, **self._value_and_range(spec)
             )
-        if spec.name in ("enabled", "fit"):
+        if name in ("enabled", "fit"):
             # Labels are the same in each unit, so ui-config.json keeps one default for all of them: right
             # for weights, wrong for these, which differ by unit and come from the settings.
-            self.inputs[spec.name].do_not_save_to_config = True
+            self.inputs[name].do_not_save_to_config = True
 
     def _value_and_range(self, spec: Option) -> dict[str, Any]:
         value = self._default_fit if spec.name == "fit" else panel_default(spec, self.index)
@@ -143,41 +148,50 @@ class _UnitPanel:
             args |= {"minimum": spec.minimum, "maximum": spec.maximum, "step": spec.step}
         if spec.kind == "choice":
             args |= {"choices": list(spec.choices)}
-        # A slider has no room for a line of help: it shows on hover, as the WebUI's own do.
-        return args | ({"info": spec.help} if spec.kind in ("choice", "string", "text") else {"tooltip": spec.help})
+        # Help shows on hover, as the WebUI's own does; a text's says how to write it, so it stands below.
+        if spec.kind in ("string", "text"):
+            return args | {"info": spec.help, "lines": 1, "max_lines": 1}
+        return args | {"tooltip": spec.help}
 
-    def _build_images(self, spec: Option) -> None:
+    def _build_images(self) -> None:
+        spec = SPECS["images"]
         with gr.Column(elem_classes=["ipadapter-images"], elem_id=self._id("image_area")):
-            # What the user drops goes through the drop zone into the hidden list, so that more can follow;
-            # javascript/ipadapter.js uploads it and clicks the hidden buttons.
-            self.inbox = self._files(f"{spec.label}: drop, paste or choose", "inbox", visible=True)
-            self.inputs[spec.name] = self._files(spec.label, spec.name, visible=False)
-            self.thumbs = gr.HTML("", elem_id=self._id("thumbnails"))
-            with FormRow():
-                self.inputs[SAVED] = gr.Dropdown(
-                    self.saved_events.names(), value=[], multiselect=True, elem_id=self._id(SAVED),
-                    label="Saved references", info="Embeds, and folders of pictures; behind the pictures above.",
-                )  # fmt: skip
-                self.title = gr.Textbox(
-                    "", label="Save as embeds", info="A name for these references.", max_lines=1,
-                    elem_id=self._id("embeds_name"),
-                )  # fmt: skip
-                self.keep = ToolButton("\U0001f4be", elem_id=self._id("save_embeds"), tooltip="Embeds: save")
-                self.drop = ToolButton("\U0001f5d1\ufe0f", elem_id=self._id("delete_embeds"), tooltip="Embeds: delete")
-            self.saved_note = gr.HTML("", elem_id=self._id("saved_note"))
-            self.inputs[WEIGHTS] = gr.Textbox(
-                "", label="Image weights", placeholder='all 1; or one each: "1, 0.5"', visible=False,
-                max_lines=1, elem_id=self._id(WEIGHTS))  # fmt: skip
-            self.clear = self._button("Clear", "clear")
+            gr.HTML(f'<p class="ipadapter-label">{html.escape(spec.label)}</p>')
+            # What the user drops goes through the inbox into the hidden list, so that more can follow;
+            # javascript/ipadapter.js uploads it and clicks the hidden buttons. The tiles are all that is seen.
+            self.inbox = self._files("Drop, paste or browse", "inbox", visible=True)
+            self.inputs["images"] = self._files(spec.label, "images", visible=False)
+            self.thumbs = gr.HTML(self.events.no_tiles(), elem_id=self._id("thumbnails"))
+            self.clear = self._button("Remove all", "clear")
             self.note = gr.HTML("", elem_id=self._id("note"))
+            with gr.Accordion("Saved references", open=False, elem_id=self._id("saved")):
+                self._build_saved()
+            self.inputs[WEIGHTS] = gr.Textbox("", label="Image weights", visible=False, elem_id=self._id(WEIGHTS))
+            self.inputs["box"] = gr.Textbox("", label="Crop box", visible=False, elem_id=self._id("box"))
             self.wanted = gr.Textbox("", visible=False, elem_id=self._id("wanted"))
             self.adder = self._button("Add", "add")
             self.remove = self._button("Remove", "remove")
+            self.mover = self._button("Move", "move")
             self.opener = self._button("Choose the part", "open_crop")
             self.opened = gr.Textbox("", visible=False, elem_id=self._id("crop_source"))
-        hidden = [self.inputs[name] for name in (spec.name, WEIGHTS, SAVED)]
+        hidden = [self.inputs[name] for name in ("images", WEIGHTS, SAVED, "box")]
         for component in (*hidden, self.inbox, self.wanted, self.title, self.opened):
             component.do_not_save_to_config = True
+
+    def _build_saved(self) -> None:
+        with FormRow():
+            self.inputs[SAVED] = gr.Dropdown(
+                self.saved_events.names(), value=[], multiselect=True, elem_id=self._id(SAVED),
+                label="Embeds and folders", info="Used after the images above.",
+            )  # fmt: skip
+            self.title = gr.Textbox(
+                "", label="Save the images as embeds", info="Name", max_lines=1, elem_id=self._id("embeds_name"),
+            )  # fmt: skip
+            self.keep = ToolButton("\U0001f4be", elem_id=self._id("save_embeds"), tooltip="Save embeds")
+            self.drop = ToolButton(
+                "\U0001f5d1\ufe0f", elem_id=self._id("delete_embeds"), tooltip="Delete the embeds of that name"
+            )
+        self.saved_note = gr.HTML("", elem_id=self._id("saved_note"))
 
     def _files(self, label: str, name: str, visible: bool) -> Any:
         return Files(file_count="multiple", file_types=["image"], label=label, visible=visible, elem_id=self._id(name))
@@ -194,16 +208,17 @@ class _UnitPanel:
         mask.do_not_save_to_config = True
         self.inputs[spec.name] = mask
 
-    def _build_model(self, spec: Option) -> None:
+    def _build_model(self) -> None:
         with gr.Column(elem_classes=["ipadapter-model"]):
             with FormRow():
                 choices = [NO_MODEL, *self.names]
-                model = gr.Dropdown(choices, value=NO_MODEL, label=spec.label, elem_id=self._id("model"))
+                label = SPECS["model"].label
+                model = gr.Dropdown(choices, value=NO_MODEL, label=label, elem_id=self._id("model"))
                 self.refresh = ToolButton("\U0001f504", elem_id=self._id("refresh"), tooltip="Model: refresh")
             self.info = gr.HTML("", elem_id=self._id("info"))
             self.download = self._button("Download", "download")
         model.do_not_save_to_config = True
-        self.inputs[spec.name] = model
+        self.inputs["model"] = model
 
     def _bind(self) -> None:
         self._bind_pictures()
@@ -218,43 +233,43 @@ class _UnitPanel:
 
     @property
     def _showing(self) -> dict[str, Any]:
-        """The event's function, inputs and outputs that draw the thumbnails again."""
-        given = [
-            *self._named(("images", WEIGHTS, "model")),
-            self.wanted,
-            self.inputs[SAVED],
-            *self._named(PREPROCESSING),
-        ]
-        drawn = [self.inputs[WEIGHTS], self.thumbs, self.note, self.clear]
+        """The event's function, inputs and outputs that draw the tiles again."""
+        given = [*self._named(("images", WEIGHTS, "model")), self.wanted, self.inputs[SAVED]]
+        given += self._named(("combine", "distribute", "focus", *PREPROCESSING))
+        drawn = [*self._named(("combine", "distribute")), self.thumbs, self.note, self.clear]
         return {"fn": self.events.show, "inputs": given, "outputs": drawn, **_QUIET}
 
     def _bind_pictures(self) -> None:
-        files, weights, saved, enabled = self._named(("images", WEIGHTS, SAVED, "enabled"))
-        changed = [files, weights, enabled]
+        files, weights, saved, enabled, box, model = self._named(("images", WEIGHTS, SAVED, "enabled", "box", "model"))
+        held = [files, weights, saved, box]  # what belongs to the references
         added = self.adder.click(
-            self.events.add, [self.inbox, files, weights, saved], changed, _js="ipadapterAdding", **_QUIET
+            self.events.add, [self.inbox, *held, model], [*held, enabled, model], _js="ipadapterAdding", **_QUIET
         )
         added.then(None, [], [], _js="ipadapterAdded")
-        cleared = self.clear.click(self.events.clear, [], [*changed, saved, *self._named(CLEARED)], **_QUIET)
+        cleared = self.clear.click(self.events.clear, [], [*held, enabled, *self._named(CLEARED)], **_QUIET)
         removed = self.remove.click(
-            self.events.remove,
-            [files, weights, saved, self.wanted],
-            changed,
-            _js="ipadapterRemoval",
-            **_QUIET,
+            self.events.remove, [*held, self.wanted], [*held, enabled], _js="ipadapterPlace", **_QUIET
         )
+        moved = self.mover.click(self.events.move, [*held, self.wanted], held, _js="ipadapterPlace", **_QUIET)
         chosen = saved.select(self.saved_events.choose, [weights, saved, files], [weights, enabled], **_QUIET)
-        edited = (weights.blur, weights.submit, saved.change, *(x.change for x in self._named(PREPROCESSING)))
-        for event in (added.then, cleared.then, removed.then, chosen.then, *edited, self.wanted.change):
+        edited = (saved.change, box.change, *(x.change for x in self._named(("combine", "distribute", "focus"))))
+        edited += tuple(x.change for x in self._named(PREPROCESSING))
+        for event in (added.then, cleared.then, removed.then, moved.then, chosen.then, *edited, self.wanted.change):
             event(**self._showing)
         self.opener.click(
             self.events.whole, [files, self.opened], [self.opened], _js="ipadapterCropping", **_QUIET
         ).then(None, [self.opened], [], _js="ipadapterCrop")
+        settings_ = self._named(RESET)
+        self.reset.click(
+            self.events.reset, [], [*held, enabled, *self._named(CLEARED), *settings_, self.preset_note], **_QUIET
+        ).then(**self._showing)
 
     def _bind_charts(self) -> None:
         given = self._named(("model", *SHOWN))
         for component in given:
             component.change(self.events.charts, given, [self.charts], **_QUIET)
+        kind = self.inputs["weight_type"]
+        kind.change(self.events.composition, [kind], [self.inputs["composition"]], **_QUIET)
 
     def _bind_masks(self) -> None:
         for name, pad in self.pads.items():
@@ -263,15 +278,25 @@ class _UnitPanel:
 
     def _bind_saved(self) -> None:
         given = [self.title, *self._named(("images", WEIGHTS, SAVED, "model", "focus", *PREPROCESSING))]
-        listed = [self.inputs[SAVED], self.saved_note]
-        self.keep.click(self.saved_events.save, given, listed, **_QUIET)
-        self.drop.click(self.saved_events.delete, [self.title], listed, **_QUIET)
+        done = {"_js": "() => ipadapterListed()"}
+        self.keep.click(self.saved_events.save, given, [self.saved_note], _js="ipadapterKeeping", **_QUIET).then(
+            None, [], [], **done
+        )
+        self.drop.click(
+            self.saved_events.delete, [self.title], [self.saved_note], _js="ipadapterDeleting", **_QUIET
+        ).then(None, [], [], **done)
 
     def _bind_presets(self) -> None:
-        fields, listed = self._named(KEPT), [self.preset, self.preset_note]
+        fields = self._named(KEPT)
+        done = {"_js": "() => ipadapterListed()"}
         self.preset.select(self.events.choose_preset, [self.preset], [self.preset_note, *fields], **_QUIET)
-        self.save.click(self.events.save_preset, [self.preset, *fields], listed, **_QUIET)
-        self.delete.click(self.events.delete_preset, [self.preset], listed, **_QUIET)
+        self.save.click(
+            self.events.save_preset, [self.preset, *fields], [self.preset, self.preset_note], _js="ipadapterKeeping",
+            **_QUIET,
+        ).then(None, [], [], **done)  # fmt: skip
+        self.delete.click(
+            self.events.delete_preset, [self.preset], [self.preset, self.preset_note], _js="ipadapterDeleting", **_QUIET
+        ).then(None, [], [], **done)
 
     def _bind_model(self) -> None:
         model, described = self.inputs["model"], [self.info, self.download]
@@ -296,27 +321,6 @@ _BUILDERS: dict[str, Any] = {
     "string": gr.Textbox,
     "text": gr.Textbox,
 }
-_FOLDS = {PREPROCESS: "look", LAYERS: "fine", REGION: "where", SCRIPTS: "follow"}
-_RADIO = 4  # choices at most; more are a dropdown
-
-
-def _refresh_all(units: Sequence[_UnitPanel], models: Any) -> None:
-    """Any unit's refresh button lists models and saved references for all of them."""
-    dropdowns, saved = ([unit.inputs[name] for unit in units] for name in ("model", SAVED))
-
-    def refresh() -> list[Any]:
-        models.refresh()
-        choices, named = [NO_MODEL, *models.model_names()], units[0].saved_events.names()
-        for dropdown in dropdowns:
-            dropdown.choices = choices  # what a page that is loaded later gets
-        for dropdown in saved:
-            dropdown.choices = named
-        return [*(gr.update(choices=choices) for _ in dropdowns), *(gr.update(choices=named) for _ in saved)]
-
-    for unit in units:
-        unit.refresh.click(refresh, [], [*dropdowns, *saved], show_progress=False).then(
-            unit.events.describe, [unit.inputs["model"]], [unit.info, unit.download], **_QUIET
-        )
 
 
 def register_send_buttons(script_callbacks: Any) -> None:
@@ -326,7 +330,7 @@ def register_send_buttons(script_callbacks: Any) -> None:
         tab, _, rest = (kwargs.get("elem_id") or "").partition("_")
         if rest == "send_to_extras" and tab in ("txt2img", "img2img", "extras"):
             tooltip = "Send image to IP-Adapter as a reference."
-            button = ToolButton("\U0001f4ce", elem_id=f"{tab}_send_to_ipadapter", tooltip=tooltip)
+            button = ToolButton("\U0001f3b4", elem_id=f"{tab}_send_to_ipadapter", tooltip=tooltip)
             button.click(None, [], [], _js=f"() => ipadapterSend('{tab}')")
 
     script_callbacks.on_after_component(after_component)

@@ -31,8 +31,10 @@ class SavedEvents:
             return [weights, gr.update()]
         return [extended(str(weights or ""), len(paths_of(files)) + len(saved) - 1, 1), True]
 
-    def save(self, name: Any, files: Any, weights: Any, saved: Any, model: Any, focus: Any, *look: Any) -> list[Any]:
-        """The list of saved references, and a remark. look: the values of PREPROCESSING."""
+    def save(self, name: Any, files: Any, weights: Any, saved: Any, model: Any, focus: Any, *look: Any) -> str:
+        """A remark. look: the values of PREPROCESSING; name: None if the user did not want to."""
+        if name is None:
+            return ""
         try:
             unit = {
                 "model": "" if model == NO_MODEL else model,
@@ -41,13 +43,15 @@ class SavedEvents:
             images = pictures(files, weights, saved)
             self.models.shelf().save(name, {**unit, "focus": focus or None, "images": images})
         except IPAdapterError as error:
-            return [gr.update(), html.failure(str(error))]
-        return [gr.update(choices=self.names()), html.note(f"Saved as {name}; choose it above.")]
+            return html.failure(str(error))
+        return html.note(f'Saved embeds "{name}". To use them instead of the images, remove these and choose it here.')
 
-    def delete(self, name: Any) -> list[Any]:
-        """The list of saved references, and a remark."""
+    def delete(self, name: Any) -> str:
+        """A remark. name: None if the user did not want to."""
+        if name is None:
+            return ""
         try:
             self.models.shelf().saved.remove(name)
         except IPAdapterError as error:
-            return [gr.update(), html.failure(str(error))]
-        return [gr.update(choices=self.names()), html.note(f"Deleted {name}.")]
+            return html.failure(str(error))
+        return html.note(f'Deleted embeds "{name}".')

@@ -59,6 +59,8 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
         return {"enabled": False}
     if unit.get("model") == NO_MODEL:
         unit["model"] = ""
+    if _untouched(unit, values, index):
+        return {"enabled": False}
     try:
         for field in FIELDS:
             if field.kind == "images":
@@ -69,6 +71,17 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
     except UnitError as error:
         raise error.in_unit(index) from None
     return unit
+
+
+def _untouched(unit: Mapping[str, Any], values: Mapping[str, Any], index: int) -> bool:
+    """Whether nothing was chosen in a unit that is on: it does not count."""
+    if unit["images"] or unit["negative"] or values[SAVED] or unit["model"]:
+        return False
+    return all(
+        unit[field.name] in (panel_default(field, index), "", None)
+        for field in FIELDS
+        if field.name not in ("enabled", "fit", "images", "negative", "model")
+    )
 
 
 def shown_name(named: Named) -> str:
@@ -121,11 +134,14 @@ def parse_weights(text: Any, count: int) -> list[float | None]:
     """The text of "Image weights" as one number per picture; each None if it is empty. Raises UnitError."""
     if text is None or (isinstance(text, str) and not text.strip()):
         return [None] * count
-    expected = f'"" (all 1), or {count} numbers separated by commas, one per picture, such as "1, 0.5"'
+    expected = f'"" (all 1), or {count} numbers separated by commas, one per image, such as "1, 0.5"'
+    needs = f"{count} images need {count} weights" if count > 1 else "1 image needs 1 weight"
+    example = ", ".join(["1", "0.5", "0.8"][:count]) + (", ..." if count > 3 else "")
+    sentence = f'{needs}, such as "{example}", one per picture; got "{text}"'
     try:
         numbers = [float(part) for part in re.split(r"[\s,;]+", str(text).strip()) if part]
     except ValueError:
-        raise UnitError(WEIGHTS, text, expected) from None
+        raise UnitError(WEIGHTS, text, expected, sentence) from None
     if len(numbers) != count:
-        raise UnitError(WEIGHTS, text, expected)
+        raise UnitError(WEIGHTS, text, expected, sentence)
     return list(numbers)

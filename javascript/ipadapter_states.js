@@ -1,0 +1,102 @@
+// What is folded away or listed elsewhere: the headers of folded groups say what in them differs from the defaults; lists of
+// models, presets and saved references are asked for when the page is there and when they change.
+
+(function() {
+    const {TABS, byId, unitPrefixes} = window.ipadapter;
+    const LONG = 28; // characters of a text that are shown
+
+    const reads = {
+        bool: element => Boolean(element.querySelector("input")?.checked),
+        number: element => Number(element.querySelector("input[type=number]")?.value),
+        choice: element => (element.querySelector("input:checked") ?? element.querySelector("input:not([type=radio])"))?.value,
+        string: element => element.querySelector("textarea, input")?.value ?? "",
+        image: element => element.querySelector("textarea, input")?.value ? true : null,
+        images: element => element.querySelectorAll(".file-preview tr").length || null,
+    };
+    reads.text = reads.string;
+
+    function said({name, label, kind, value: usual}, prefix) {
+        const element = byId(`${prefix}_${name}`);
+        const value = element ? reads[kind](element) : usual;
+        if (value === undefined || value === usual || value === "" || value === null) return "";
+        if (kind === "bool") return value ? label.toLowerCase() : `not ${label.toLowerCase()}`;
+        if (kind === "image") return label.toLowerCase();
+        const text = String(value);
+        return `${label.toLowerCase()} ${text.length > LONG ? `${text.slice(0, LONG)}\u2026` : text}`;
+    }
+
+    function showState(prefix, fold, fields) {
+        const header = byId(`${prefix}_${fold}`)?.querySelector(".label-wrap");
+        if (!header) return;
+        const text = fields.map(field => said(field, prefix)).filter(Boolean).join(" \u00b7 ");
+        let state = header.querySelector(".ipadapter-state");
+        if (!state) {
+            state = document.createElement("span");
+            state.className = "ipadapter-state";
+            header.insertBefore(state, header.lastElementChild);
+        }
+        if (state.textContent !== text) state.textContent = text;
+    }
+
+    function showStates() {
+        for (const tab of TABS) {
+            const folds = byId(`ipadapter_${tab}_folds`)?.querySelector("[data-folds]")?.dataset.folds;
+            if (!folds) continue;
+            for (const prefix of unitPrefixes(tab)) {
+                for (const [fold, fields] of Object.entries(JSON.parse(folds))) showState(prefix, fold, fields);
+            }
+        }
+    }
+
+    let due = 0;
+
+    function soon() {
+        clearTimeout(due);
+        due = setTimeout(showStates, 100);
+    }
+
+    document.addEventListener("change", soon);
+    document.addEventListener("input", soon);
+    onAfterUiUpdate(soon);
+
+    // lists
+
+    function isSaved(name) {
+        return TABS.some(tab => {
+            const names = JSON.parse(byId(`ipadapter_${tab}_names`)?.querySelector("[data-names]")?.dataset.names ?? "{}");
+            return Object.values(names).some(list => list.includes(name));
+        });
+    }
+
+    // gradio calls these with a handler's inputs, the name first. Without a name the server does nothing.
+    const asking = question => (name, ...others) => [isSaved(name) && !confirm(question(name)) ? null : name ?? "", ...others];
+    window.ipadapterKeeping = asking(name => `Replace what is saved as "${name}"?`);
+    window.ipadapterDeleting = asking(name => `Delete "${name}"?`);
+
+    window.ipadapterListed = () => {
+        TABS.forEach(tab => byId(`ipadapter_${tab}_list`)?.click());
+        return [];
+    };
+
+    let checkpoint = null;
+
+    function watchCheckpoint() {
+        const value = byId("setting_sd_model_checkpoint")?.querySelector("input")?.value;
+        if (!value || value === checkpoint) return;
+        if (checkpoint !== null) TABS.forEach(tab => byId(`ipadapter_${tab}_checkpoint`)?.click());
+        checkpoint = value;
+    }
+
+    // gradio loses a click while it still sets the page up, so it is repeated until the lists are there.
+    function askForLists(tries) {
+        const missing = TABS.filter(tab => !byId(`ipadapter_${tab}_names`)?.querySelector("[data-names]"));
+        missing.forEach(tab => byId(`ipadapter_${tab}_list`)?.click());
+        if (missing.length && tries) setTimeout(() => askForLists(tries - 1), 700);
+    }
+
+    onUiLoaded(() => {
+        setTimeout(() => askForLists(30), 300);
+        showStates();
+    });
+    onAfterUiUpdate(watchCheckpoint);
+})();

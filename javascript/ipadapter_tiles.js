@@ -1,0 +1,84 @@
+// The tiles of the references: taking one out, moving one, its weight, and the last tile, which takes more. Places count in the
+// tiles that are shown; until the server has drawn them again, another click would mean another picture.
+
+(function() {
+    const {PATIENCE, busy, byId, pictureCount, prefixOf, tiles} = window.ipadapter;
+    let place = ""; // what the server is told: the place of a reference, or "from,to"
+    let waiting = null; // the unit whose tiles the server draws again
+    let carried = null; // {prefix, index} of the tile that is dragged
+
+    // gradio calls it with a handler's inputs and then its outputs; what we know goes in an input's place.
+    window.ipadapterPlace = (files, weights, saved, box) => [files, weights, saved, box, place];
+
+    function waitForTiles(prefix) {
+        const row = byId(`${prefix}_thumbnails`);
+        const done = () => {
+            observer.disconnect();
+            clearTimeout(timer);
+            waiting = null;
+            busy(prefix, false);
+        };
+        const observer = new MutationObserver(done), timer = setTimeout(done, PATIENCE);
+        observer.observe(row, {childList: true, subtree: true});
+        waiting = prefix;
+        busy(prefix, true);
+    }
+
+    function tell(prefix, button, text) {
+        if (waiting) return;
+        place = text;
+        waitForTiles(prefix);
+        byId(`${prefix}_${button}`)?.click();
+    }
+
+    function move(prefix, from, to) {
+        if (from !== to && to >= 0 && to < pictureCount(prefix)) tell(prefix, "move", `${from},${to}`);
+    }
+
+    document.addEventListener("click", event => {
+        const remove = event.target.closest?.(".ipadapter-remove"), adder = event.target.closest?.(".ipadapter-adder");
+        if (remove) tell(prefixOf(remove), "remove", remove.dataset.index);
+        if (adder) byId(`${prefixOf(adder)}_inbox`)?.querySelector("input[type=file]")?.click();
+    });
+
+    // The weights are one text with a number for each tile.
+    document.addEventListener("change", event => {
+        const input = event.target.closest?.(".ipadapter-weight input");
+        if (!input) return;
+        const prefix = prefixOf(input), text = byId(`${prefix}_image_weights`)?.querySelector("textarea, input");
+        const weights = Array.from(tiles(prefix), tile => tile.querySelector(".ipadapter-weight input")?.value || "1");
+        text.value = weights.every(weight => Number(weight) === 1) ? "" : weights.join(", ");
+        updateInput(text);
+    });
+
+    document.addEventListener("keydown", event => {
+        const open = event.altKey && event.target.closest?.(".ipadapter-open");
+        const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
+        if (!open || !step) return;
+        event.preventDefault();
+        move(prefixOf(open), Number(open.dataset.index), Number(open.dataset.index) + step);
+    });
+
+    // In the capture phase and before ipadapter_drop.js's handlers could take the tile for a picture from outside.
+    window.ipadapterCarrying = () => Boolean(carried);
+
+    document.addEventListener("dragstart", event => {
+        const open = event.target.closest?.(".ipadapter-open");
+        carried = open ? {prefix: prefixOf(open), index: Number(open.dataset.index)} : null;
+        if (open) event.dataTransfer.setData("text/plain", open.title);
+    });
+
+    document.addEventListener("dragover", event => {
+        if (carried && event.target.closest?.(".ipadapter-thumb")) event.preventDefault();
+    });
+
+    document.addEventListener("drop", event => {
+        const tile = carried && event.target.closest?.(".ipadapter-thumb:not(.ipadapter-named)"), from = carried;
+        carried = null;
+        if (!tile || prefixOf(tile) !== from.prefix) return;
+        event.preventDefault();
+        move(from.prefix, from.index, Number(tile.dataset.index));
+    });
+
+    document.addEventListener("dragend", () => carried = null);
+})();
