@@ -23,7 +23,8 @@ PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
 DISTRIBUTIONS = ("together", "one per picture")
 # Groups of fields, which the panel folds away
-PREPROCESS, LAYERS, REGION, SCRIPTS = "What counts", "Layers and steps", "Region", "In other scripts"
+PREPROCESS, LAYERS = "Crop, mask and negatives", "Layers, steps and hires fix"
+REGION, SCRIPTS = "Region", "Output and other scripts"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ...unit import FIELDS
+from ...unit import FIELDS, LAYERS, PREPROCESS, REGION, SCRIPTS
 from .values import panel_default
 
 SPECS = {field.name: field for field in FIELDS}
@@ -20,16 +20,24 @@ class Fold(NamedTuple):
 
 
 ROWS = (("weight", "start", "end"), ("weight_type", "fit", "combine", "distribute"), ("composition",))
-FOLDS = (
-    Fold("where", "Region", (("mask",), ("region",), ("feather", "invert"))),
-    Fold(
-        "fine",
-        "Layers, steps and hires fix",
-        (("layers", "curve"), ("interpolation", "scaling", "passes", "hires_factor")),
-    ),
-    Fold("look", "Crop, mask and negatives", (("position", "sharpen", "noise"), ("negative", "focus"))),
-    Fold("follow", "Output and other scripts", (("maps", "in_detailer", "in_upscale", "in_loopback"),)),
-)
+_BUILT = ("enabled", "images", "model", "box")  # by themselves
+_LISTED: dict[str, Sequence[Sequence[str]]] = {
+    "where": (("mask",), ("region",), ("feather", "invert")),
+    "fine": (("layers", "curve"), ("interpolation", "scaling", "passes", "hires_factor")),
+    "look": (("position", "sharpen", "noise"), ("negative", "focus")),
+    "follow": (("maps", "in_detailer", "in_upscale", "in_loopback"),),
+}
+_TITLES = {"where": REGION, "fine": LAYERS, "look": PREPROCESS, "follow": SCRIPTS}
+
+
+def _unlisted(group: str) -> Sequence[Sequence[str]]:
+    """Fields of a group that stand nowhere else, a row each; those without a group go into the last fold."""
+    listed = {*_BUILT, *(name for rows in (ROWS, *_LISTED.values()) for row in rows for name in row)}
+    groups = (group, "") if group == SCRIPTS else (group,)
+    return [(field.name,) for field in FIELDS if field.group in groups and field.name not in listed]
+
+
+FOLDS = tuple(Fold(name, _TITLES[name], (*rows, *_unlisted(_TITLES[name]))) for name, rows in _LISTED.items())
 
 
 def folds_of() -> dict[str, Any]:
