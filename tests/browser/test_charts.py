@@ -54,6 +54,27 @@ def test_a_table_of_layers_and_what_is_wrong_with_it(fine: PanelPage):
     fine.until(lambda: weights(fine), ["1"] * 16)
 
 
+def test_what_is_wrong_is_said_and_the_curve_stays(fine: PanelPage):
+    """F15: a broken curve can be dragged right, and Start says at its place that it is after End."""
+    text(fine, "curve").fill("2:x")
+    fine.until(lambda: "curve: got" in charts(fine).inner_text(), True)
+    page = fine.page
+    charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
+    x, y = centre(fine, 0)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x, y + 15, steps=4)
+    page.mouse.up()
+    fine.until(lambda: "curve: got" in charts(fine).inner_text(), False)
+    assert text(fine, "curve").input_value().startswith("0:0.")
+    fine.set_number(0, "start", 0.8)
+    fine.set_number(0, "end", 0.3)
+    note = fine.unit(0, "timing_note")
+    fine.until(lambda: "Start (0.8) is after End" in note.inner_text(), True)
+    fine.set_number(0, "start", 0.1)
+    fine.until(lambda: note.inner_text().strip(), "")
+
+
 def test_points_are_dragged_added_and_taken_out(fine: PanelPage):
     page = fine.page
     charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()

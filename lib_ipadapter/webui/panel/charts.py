@@ -17,6 +17,7 @@ from .html import failure
 
 STEPS = 20  # columns of the chart
 _CELL, _LEFT, _WIDTH, _TALL = 8, 52, 300, 90
+_ABOVE = ("weight", "start", "end")  # stand above the folded groups
 _TOP = 2.0  # factor at the curve's upper edge, unless a point is higher
 
 # The fields that the charts show
@@ -25,16 +26,28 @@ SHOWN = tuple(
 )
 
 
-def charts(values: Mapping[str, Any], places: LayerCounts) -> str:
-    """Both charts for a unit's values of SHOWN; what is wrong with them where something is."""
-    try:
-        unit = Unit.parse({**values, "enabled": False})
-        unit.check_weights()
-        rule, timing = prompt_fields(unit)
-        weights = rule.at(unit.weight, places)
-    except UnitError as error:
-        return failure(str(error))
-    return f'<div class="ipadapter-charts">{_layers(weights, places, timing)}{_curve(timing)}</div>'
+def charts(values: Mapping[str, Any], places: LayerCounts) -> tuple[str, str]:
+    """Both charts for a unit's values of SHOWN, and what is wrong with weight, start and end, "" if nothing is. Where a
+    value is wrong the charts are those without it, so that the curve can be dragged right again."""
+    values, wrong, above = dict(values), "", ""
+    while True:
+        try:
+            unit = Unit.parse({**values, "enabled": False})
+            unit.check_weights()
+            rule, timing = prompt_fields(unit)
+            weights = rule.at(unit.weight, places)
+            break
+        except UnitError as error:
+            field = str(error.detail["field"])
+            if field not in values:  # it is the default's own by now
+                return failure(str(error)), above
+            if field in _ABOVE:
+                above += failure(str(error))
+            else:
+                wrong += failure(str(error))
+            del values[field]
+    shown = f'{wrong}<div class="ipadapter-charts">{_layers(weights, places, timing)}{_curve(timing)}</div>'
+    return shown, above
 
 
 def _layers(weights: Sequence[LayerWeight], places: LayerCounts, timing: Timing) -> str:
@@ -72,12 +85,18 @@ def _curve(timing: Timing) -> str:
     if timing.curve.interpolation == "step":
         line = [line[0], *(pair for (_, y), (x, z) in pairwise(line) for pair in ((x, y), (x, z)))]
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" data-index="{i}"/>' for i, (x, y) in enumerate(placed))
+    axes = "".join(
+        f'<text x="-9" y="{(top - y) * _TALL / (top - low) + 3:.1f}" text-anchor="end">{y:g}</text>'
+        for y in sorted({low, 1.0, top})
+    )
+    axes += f'<text x="0" y="{_TALL + 16}">first step</text>'
+    axes += f'<text x="{_WIDTH}" y="{_TALL + 16}" text-anchor="end">last step</text>'
     return (
-        f'<svg class="ipadapter-curve" viewBox="-6 -6 {_WIDTH + 12} {_TALL + 12}" role="img" data-points="{data}" '
+        f'<svg class="ipadapter-curve" viewBox="-24 -6 {_WIDTH + 30} {_TALL + 26}" role="img" data-points="{data}" '
         f'data-low="{low:g}" data-top="{top:g}" data-width="{_WIDTH}" data-height="{_TALL}" '
         f'data-steps="{int(timing.curve.interpolation == "step")}" aria-label="Factor of the weight over the steps: '
         'drag a point, double-click to add one or to take one out">'
         f'<rect class="frame" width="{_WIDTH}" height="{_TALL}"/>'
         f'<rect class="acts" x="{begin:.1f}" width="{max(end - begin, 0):.1f}" height="{_TALL}"/>'
-        f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in line)}"/>{dots}</svg>'
+        f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in line)}"/>{dots}{axes}</svg>'
     )

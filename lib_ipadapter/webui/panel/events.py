@@ -196,10 +196,11 @@ class UnitEvents:
         label = f"Download {info['encoder']}" if info and offer else "Download"
         return [html.file_info(info), gr.update(visible=offer, value=label)]
 
-    def charts(self, model: Any, *values: Any) -> str:
-        """The weight over layers and steps, for the values of SHOWN; the model says how many layers there are."""
+    def charts(self, model: Any, *values: Any) -> list[str]:
+        """The weight over layers and steps, for the values of SHOWN, and a remark on weight, start and end; the model
+        says how many layers there are."""
         sdxl = is_model(model) and self.models.base(model).startswith("SDXL")
-        return charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD)
+        return list(charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD))
 
     def download(self, model: Any) -> Iterator[list[Any]]:
         """Downloads the encoder in a thread; the page shows the progress."""

@@ -86,11 +86,12 @@ class _UnitPanel:
         self._build_images()
         self._build_model()
         self._build_rows(ROWS)
+        self.timing_note = gr.HTML("", elem_id=self._id("timing_note"))
         for fold in FOLDS:
             with gr.Accordion(fold.title, open=False, elem_id=self._id(fold.name)):
                 self._build_rows(fold.rows)
                 if fold.name == "fine":
-                    self.charts = gr.HTML(self.events.charts(None, *self._shown()), elem_id=self._id("charts"))
+                    self.charts = gr.HTML(self.events.charts(None, *self._shown())[0], elem_id=self._id("charts"))
         self._bind()
 
     def _build_head(self) -> None:
@@ -267,7 +268,7 @@ class _UnitPanel:
     def _bind_charts(self) -> None:
         given = self._named(("model", *SHOWN))
         for component in given:
-            component.change(self.events.charts, given, [self.charts], **_QUIET)
+            component.change(self.events.charts, given, [self.charts, self.timing_note], **_QUIET)
         kind = self.inputs["weight_type"]
         kind.change(self.events.composition, [kind], [self.inputs["composition"]], **_QUIET)
 
