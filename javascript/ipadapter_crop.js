@@ -33,13 +33,27 @@
         const dialog = document.createElement("dialog");
         dialog.className = "ipadapter-crop";
         dialog.setAttribute("aria-label", "Crop the reference image");
-        dialog.innerHTML = '<div class="ipadapter-crop-area"><img draggable="false"><i></i></div><p>Drag to select the part to use. A square of it is still cut as Fit says.</p>' +
+        dialog.innerHTML = '<div class="ipadapter-crop-area"><img draggable="false" alt="The reference image"><i></i></div><p class="ipadapter-sides"></p><p>Drag to select the part to use. A square of it is still cut as Fit says.</p>' +
             '<button type="button" value="use">Apply</button> <button type="button" value="whole">Whole image</button> ' +
             '<button type="button" value="">Cancel</button>';
         const area = dialog.firstElementChild, frame = area.querySelector("i");
         area.querySelector("img").src = source;
         let box = chosen.box, from = null;
+        // For the keyboard: the sides of the part in per cent.
+        const sides = ["left", "top", "right", "bottom"].map(name => {
+            const label = document.createElement("label"), input = document.createElement("input");
+            Object.assign(input, {type: "number", min: 0, max: 100, step: 1});
+            input.addEventListener("change", () => {
+                const typed = sides.map(side => clamp(Number(side.value) / 100, 0, 1));
+                if (typed[2] - typed[0] >= 0.02 && typed[3] - typed[1] >= 0.02) box = typed;
+                draw();
+            });
+            label.append(`${name} `, input, " %");
+            dialog.querySelector(".ipadapter-sides").append(label);
+            return input;
+        });
         const draw = () => {
+            (box ?? [0, 0, 1, 1]).forEach((part, i) => sides[i].value = Math.round(part * 1000) / 10);
             const [left, top, right, bottom] = (box ?? [0, 0, 1, 1]).map(part => part * 100);
             Object.assign(frame.style, {left: `${left}%`, top: `${top}%`, width: `${right - left}%`, height: `${bottom - top}%`});
         };

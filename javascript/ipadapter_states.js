@@ -59,6 +59,17 @@
     document.addEventListener("input", soon);
     onAfterUiUpdate(soon);
 
+    // gradio's number boxes and the accordion's checkbox have no label of their own.
+    function nameInputs() {
+        for (const tab of TABS) {
+            byId(`ipadapter_${tab}-visible-checkbox`)?.setAttribute("aria-label", "IP-Adapter");
+            byId(`ipadapter_${tab}`)?.querySelectorAll("input[type=number]:not([aria-label]), input[type=range]:not([aria-label])").forEach(input => {
+                const label = input.closest(".block")?.querySelector("label > span")?.textContent.trim();
+                if (label) input.setAttribute("aria-label", label);
+            });
+        }
+    }
+
     // lists
 
     function isSaved(name) {
@@ -97,6 +108,7 @@
     onUiLoaded(() => {
         setTimeout(() => askForLists(30), 300);
         showStates();
+        nameInputs();
     });
     onAfterUiUpdate(watchCheckpoint);
 })();

@@ -140,8 +140,8 @@ def thumbnails(
         for i, (tile, name, weight) in enumerate(zip(tiles, names, [*weights, *[None] * len(names)], strict=False))
     ]
     adder = (
-        '<button type="button" class="ipadapter-adder"><span aria-hidden="true">+</span>'
-        "Drop, paste<br>or browse</button>"
+        '<div role="listitem"><button type="button" class="ipadapter-adder"><span aria-hidden="true">+</span>'
+        "Drop, paste<br>or browse</button></div>"
     )
     return f'<div class="ipadapter-thumbs" role="list">{"".join(figures)}{adder}</div>'
 

@@ -1,0 +1,64 @@
+"""The panel and its dialogs by axe-core (WCAG 2 A and AA), and by the keyboard alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import load
+from .pages import PanelPage, upload
+from .test_looks import box, numbers
+
+RUN = """async selector => {
+    const found = await axe.run(selector, {runOnly: ["wcag2a", "wcag2aa", "wcag21aa"]});
+    return found.violations.map(one => `${one.id}: ${one.nodes.map(node => node.html.slice(0, 120)).join(" | ")}`);
+}"""
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """axe-core's script."""
+    package = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
+    return (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_violation_with_everything_unfolded(page: Any, url: str, axe: str, theme: str):
+    load(page, url, f"?__theme={theme}")
+    panel = PanelPage(page).open()
+    panel.add(0, upload(0), upload(1))
+    panel.until(panel.thumbs, 2)
+    panel.choose_model(0, "sd1-base")
+    for name in ("saved", "where", "fine", "look", "follow"):
+        panel.unfold(0, name)
+    panel.until(lambda: "found" in panel.info(), True)
+    page.wait_for_timeout(500)
+    page.evaluate(axe)
+    assert page.evaluate(RUN, "#ipadapter_txt2img") == []
+    panel.unit(0, "thumbnails").locator(".ipadapter-open").first.click()
+    page.locator("dialog.ipadapter-crop").wait_for()
+    assert page.evaluate(RUN, "dialog.ipadapter-crop") == []
+    page.keyboard.press("Escape")
+    panel.unit(0, "mask_pad").locator(".ipadapter-paint").click()
+    page.wait_for_selector("dialog.ipadapter-mask[open]")
+    assert page.evaluate(RUN, "dialog.ipadapter-mask") == []
+
+
+def test_the_keyboard_alone_adds_and_crops(page: Any, panel: PanelPage):
+    """F25."""
+    adder = panel.unit(0, "thumbnails").locator(".ipadapter-adder")
+    adder.focus()
+    with page.expect_file_chooser() as chosen:
+        adder.press("Enter")
+    chosen.value.set_files(upload(0))
+    panel.until(panel.thumbs, 1)
+    opened = panel.unit(0, "thumbnails").locator(".ipadapter-open")
+    opened.focus()
+    opened.press("Enter")
+    left = page.locator(".ipadapter-sides input").first
+    left.fill("25")
+    left.press("Tab")
+    page.locator("dialog.ipadapter-crop button[value=use]").press("Enter")
+    panel.until(lambda: numbers(box(panel)), [[0.25, 0, 1, 1]])
