@@ -10,10 +10,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lib_ipadapter.adapters.projection import LinearProjection, MLPProjection, Resampler
+from lib_ipadapter.adapters.lora import TARGETS, lora_key
+from lib_ipadapter.adapters.projection import (
+    FacePlusProjection,
+    FaceProjection,
+    LinearProjection,
+    MLPProjection,
+    Resampler,
+)
 
 SD1_WIDTHS = (320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320, 1280)
 SDXL_WIDTHS = (640,) * 4 + (1280,) * 20 + (1280,) * 30 + (640,) * 6 + (1280,) * 10
+FACE = 512  # width of a recogniser's embedding
 STYLES = ("safetensors", "pickle", "flat pickle", "accelerate")
 
 
@@ -28,14 +36,23 @@ def adapter_tensors(
     dim: int = 64,
     inner: int = 64,
     depth: int = 2,
+    lora: int = 0,
 ) -> dict[str, Tensor]:
-    """Flat tensors of an adapter; ``dim``, ``inner`` and ``depth`` are the resampler's."""
+    """Flat tensors of an adapter; ``dim``, ``inner`` and ``depth`` are the resampler's; ``lora``: rank of a LoRA in it.
+    Of face kinds (faceid, faceid-plus, unnorm) ``feature_width`` is that of the CLIP features, where they take any."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if variant == "base":
             module: torch.nn.Module = LinearProjection(feature_width, tokens, context)
         elif variant == "full":
             module = MLPProjection(feature_width, context)
+        elif variant == "faceid":
+            module = FaceProjection(FACE, 2 * FACE, tokens, context)
+        elif variant == "faceid-plus":
+            resampler = Resampler(feature_width, 0, context, inner, 4 * context, depth, context)
+            module = FacePlusProjection(2 * FACE, tokens, context, resampler)
+        elif variant == "unnorm":
+            module = Resampler(FACE, tokens, dim, inner, 4 * dim, depth, context)
         else:
             module = Resampler(feature_width, tokens, dim, inner, 4 * dim, depth, context)
         # Norms start as the identity, which would hide norms that are mixed up: every vector is moved off it.
@@ -44,7 +61,20 @@ def adapter_tensors(
         for i, width in enumerate(widths):
             for kind in ("to_k_ip", "to_v_ip"):
                 flat[f"ip_adapter.{2 * i + 1}.{kind}.weight"] = torch.randn(width, context) / context**0.5
+        flat |= lora_tensors(widths, context, lora) if lora else {}
     return {key: value.detach().to(dtype).contiguous() for key, value in flat.items()}
+
+
+def lora_tensors(widths: Sequence[int], context: int, rank: int) -> dict[str, Tensor]:
+    """A LoRA on every projection of self- and cross-attention, of the size of a trained one's effect."""
+    flat = {}
+    for i, width in enumerate(widths):
+        for number in (2 * i, 2 * i + 1):
+            for target in TARGETS:
+                given = context if number % 2 and target in ("to_k", "to_v") else width
+                flat[lora_key(number, target, "down")] = torch.randn(rank, given) / given**0.5
+                flat[lora_key(number, target, "up")] = 0.3 * torch.randn(width, rank) / rank**0.5
+    return flat
 
 
 def nested(flat: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib_ipadapter.adapters.variant import VariantSpec
-from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.layers import Layer, cross_attention_layers
 from lib_ipadapter.attention.session import ImagePrompt, Timing
 
 CONTEXT = 24
@@ -67,7 +67,7 @@ class UNet(nn.Module):
 class FakeAdapter:
     """The weights of an adapter, without a file."""
 
-    def __init__(self, unet: nn.Module, seed: int = 0) -> None:
+    def __init__(self, unet: nn.Module, seed: int = 0, rank: int = 0) -> None:
         layers = cross_attention_layers(unet)
         generator = torch.Generator().manual_seed(seed)
         self.path = Path("fake.safetensors")
@@ -81,7 +81,10 @@ class FakeAdapter:
             tokens=4,
             context=layers[0].context,
             widths=tuple(layer.width for layer in layers),
+            lora_rank=rank,
         )
+        self.weights_key = ("fake", seed)
+        self._lora = lora_of(layers, rank, generator) if rank else {}
         self._weights = [
             tuple(torch.randn(layer.width, layer.context, generator=generator) / layer.context**0.5 for _ in range(2))
             for layer in layers
@@ -91,11 +94,32 @@ class FakeAdapter:
         key, value = self._weights[layer]
         return key, value
 
+    def lora(self) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+        return self._lora
+
+
+def linear_of(layer: Layer, number: int, target: str) -> nn.Linear:
+    """The projection of the layer, or of the self-attention beside it."""
+    module = layer.module if number % 2 else layer.self_attention
+    return module.to_out[0] if target == "to_out" else getattr(module, target)
+
+
+def lora_of(layers: list[Layer], rank: int, generator: torch.Generator) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+    """A random LoRA on every projection, by layer number and name."""
+    found = {}
+    for layer in layers:
+        for number in (layer.number - 1, layer.number):
+            for target in ("to_q", "to_k", "to_v", "to_out"):
+                linear = linear_of(layer, number, target)
+                down = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
+                found[number, target] = down, 0.3 * torch.randn(linear.out_features, rank, generator=generator)
+    return found
+
 
 def prompt(unet: nn.Module, seed: int = 0, tokens: int = 4, **fields: object) -> ImagePrompt:
     """A random image prompt for ``unet``; fields as ImagePrompt's and Timing's."""
     timing = {name: fields.pop(name) for name in ("start", "end", "curve", "first", "hires") if name in fields}
-    adapter = FakeAdapter(unet, seed)
+    adapter = FakeAdapter(unet, seed, int(fields.pop("rank", 0)))  # type: ignore[call-overload]
     generator = torch.Generator().manual_seed(seed + 100)
     values: dict[str, object] = {
         "adapter": adapter,

@@ -14,6 +14,7 @@ from ..encoders.source import identity
 from ..encoders.state import assign
 from ..errors import BrokenAdapter
 from .file import open_adapter
+from .lora import lora_key, lora_places
 from .projection import build
 from .variant import LAYERS, PROJECTION, VariantSpec, identify
 
@@ -28,6 +29,7 @@ class Adapter:
         self.spec = spec
         self.path = path
         self.key = key if key is not None else ("adapter", next(_numbers))
+        self.weights_key = self.key  # of the file's tensors, whatever kind they are taken for
         self._tensors = tensors
         self._projection: nn.Module | None = None
         self._checked: set[str] = set()
@@ -37,7 +39,7 @@ class Adapter:
         """Opens, identifies and reads a file; it may be replaced or removed afterwards. Raises FileError."""
         file = open_adapter(path)
         key = identity(file.path)
-        spec = identify(file.shapes, file.path, file.encoder)
+        spec = identify(file.shapes, file.path, file.encoder, file.known)
         # Mapped tensors would follow a file that is overwritten in place, and one that is cut off kills the process.
         own = {name: tensor.clone() for name, tensor in file.tensors().items()}
         return cls(spec, own, file.path, key)
@@ -59,16 +61,36 @@ class Adapter:
         assign(module, state)
         return module.eval().requires_grad_(False)
 
+    def as_kind(self, kind: str) -> Adapter:
+        """The same weights as the kind that the user says they are, "auto" for what the file tells. Raises
+        UnitError."""
+        spec = self.spec.as_kind(kind)
+        if spec == self.spec:
+            return self
+        other = Adapter(spec, self._tensors, self.path, (self.key, kind))
+        other._projection, other._checked, other.weights_key = self._projection, self._checked, self.weights_key
+        return other
+
     @torch.no_grad()
-    def tokens(self, features: Mapping[str, Tensor] | Tensor) -> Tensor:
+    def tokens(self, features: Mapping[str, Tensor] | Tensor, shortcut: float = 1.0) -> Tensor:
         """Image tokens [B, T, context], float32, on the CPU. features: by name, those of ``spec.needs``, [B, E] or
-        [B, N, W]; or the only one."""
-        if not isinstance(features, Tensor):
-            (need,) = self.spec.needs
-            features = features[need.feature]
+        [B, N, W]; or the only one. shortcut: s of FaceID-PlusV2; other kinds have none."""
+        named = {self.spec.feature: features} if isinstance(features, Tensor) else features
+        given: list[Tensor | float] = [named[need.feature].to("cpu", torch.float32) for need in self.spec.needs]
+        given += [shortcut] if self.spec.shortcut else []
         with without_autocast(torch.device("cpu")):
-            tokens: Tensor = self.projection(features.to("cpu", torch.float32))
+            tokens: Tensor = self.projection(*given)
         return tokens
+
+    def lora(self) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+        """(down [rank, in], up [out, rank]) by layer number and name of the projection; empty where the file brings
+        none along. Raises BrokenAdapter for NaN or infinite weights."""
+        return {
+            (number, target): (
+                self._finite(lora_key(number, target, "down")), self._finite(lora_key(number, target, "up"))
+            )
+            for number, target in lora_places(self._tensors)
+        }  # fmt: skip
 
     def weights(self, layer: int) -> tuple[Tensor, Tensor]:
         """(W'_k, W'_v), each [width, context], of a layer by its index in file order (from 0).

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import FileError
-from .file import open_adapter, save_adapter
+from .file import VARIANT, open_adapter, save_adapter
 from .variant import identify
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -23,11 +23,12 @@ def convert(source: Path, target: Path, dtype: str | None = None, force: bool = 
     if not target.parent.is_dir():
         raise FileError(target, f"the folder {target.parent} does not exist")
     file = open_adapter(source)
-    identify(file.shapes, source)
+    spec = identify(file.shapes, source, known=file.known)
     tensors = file.tensors()
     if dtype:
         tensors = {key: tensor.to(getattr(torch, dtype)) for key, tensor in tensors.items()}
-    save_adapter(tensors, target, file.metadata)
+    told = {VARIANT: spec.kinds[0]} if len(spec.kinds) == 1 else {}  # its hash will not tell any more
+    save_adapter(tensors, target, {**file.metadata, **told})
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,11 @@ from .layout import LAYERS, PROJECTION, Shape, standard_layout
 
 __all__ = ["AdapterFile", "open_adapter", "save_adapter", "sha256"]
 
+# Published files whose kind their shapes do not tell, by the WebUI's short hash: of 64 KiB at 1 MiB
+_SHORT_HASHES = {
+    "d86a490f": "faceid-plus", "6e14fc1a": "faceid-plusv2", "187cb962": "faceid-plusv2", "eb2d3ec0": "instantid",
+}  # fmt: skip
+VARIANT = "ip_adapter_variant"  # in a header that ``convert`` wrote
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # dtypes that weights may have
 
 
@@ -39,6 +45,11 @@ class AdapterFile:
         """The image encoder that our trainer wrote into the header; "" in files of others."""
         return self.metadata.get("encoder", "") if "trained_with" in self.metadata else ""
 
+    @property
+    def known(self) -> str:
+        """The kind that the header, or the hash of a published file tells; "" for others."""
+        return self.metadata.get(VARIANT, "") or _SHORT_HASHES.get(_short_hash(self.path), "")
+
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's tensors by standard key, in the file's dtype, mapped where the file has them whole. Raises
         UnsafeFile."""
@@ -47,6 +58,15 @@ class AdapterFile:
             key: read[owns[0]] if len(owns) == 1 else torch.cat([read[own] for own in owns])
             for key, owns in self._source.items()
         }
+
+
+def _short_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0x100000)
+            return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    except OSError:
+        return ""
 
 
 def open_adapter(path: Path | str) -> AdapterFile:

@@ -20,7 +20,7 @@ def report(path: Path | str) -> dict[str, Any]:
     FileError."""
     path = Path(path)
     file = open_adapter(path)
-    spec = asdict(identify(file.shapes, path, file.encoder))
+    spec = asdict(identify(file.shapes, path, file.encoder, file.known))
     spec["layers"] = len(spec["widths"])
     spec["widths"] = list(spec["widths"])
     return {
@@ -59,19 +59,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(entry: dict[str, Any]) -> str:
-    encoder = entry["encoder"] or "none known"
     rows = {
         "variant": f"{entry['label']} ({entry['variant']})",
         "base model": entry["base"],
-        "encoder": f"{encoder}, {entry['feature']} features of width {entry['feature_width']}",
+        "encoder": _takes(entry["encoder"], entry["feature"], entry["feature_width"]),
+        **{
+            f"and of the {need['of']}": _takes(need["encoder"], need["feature"], need["width"])
+            for need in entry["also"]
+        },
         "tokens": f"{entry['tokens']} per picture, {entry['context']} wide",
         "layers": f"{entry['layers']} cross-attention layers",
+        **({"LoRA": f"rank {entry['lora_rank']}, on self- and cross-attention"} if entry["lora_rank"] else {}),
+        **(
+            {"kinds": f"{' or '.join(entry['kinds'])}: the file does not tell, a unit's kind does"}
+            if len(entry["kinds"]) > 1
+            else {}
+        ),
         "weights": f"{entry['dtype']}, {entry['format']}, {entry['size'] / 1e6:.1f} MB",
         "sha256": entry["sha256"],
         **({"not used": "; ".join(_beside(*item) for item in entry["unused"].items())} if entry["unused"] else {}),
         **{f"metadata {key}": value for key, value in entry["metadata"].items()},
     }
     return "\n".join([entry["file"], *(f"  {name:<12} {value}" for name, value in rows.items())])
+
+
+def _takes(encoder: str, feature: str, width: int) -> str:
+    what = {"face": "face embedding of length 1", "raw face": "face embedding"}.get(feature, f"{feature} features")
+    return f"{encoder or 'none known'}, {what} of width {width}"
 
 
 def _beside(kind: str, keys: list[str], most: int = 2) -> str:

@@ -33,6 +33,7 @@ _STYLES = {
 _UNET = re.compile(r"^(?:unet\.|diffusion_model\.)")
 _ATTENTION = re.compile(r"(.+\.attn2)\.")
 _LAYER = re.compile(r"(.+\.attn2)\.(?:processor\.)?(to_[kv]_ip)(?:\.(\d+))?\.weight")
+_LORA = re.compile(r"(.+\.attn[12])\.processor\.(to_(?:q|k|v|out)_lora\.(?:down|up))\.weight")  # FaceID's
 _HIDDEN = re.compile(r"encoder_hid_proj\.(?:image_projection_layers\.(\d+)\.)?(.+)")
 _PARTS = {
     "down_blocks": 0,
@@ -84,7 +85,7 @@ class _Sorted:
 
     standard: dict[str, str] = field(default_factory=dict)  # by standard key
     hidden: dict[str, str] = field(default_factory=dict)  # by diffusers' name below encoder_hid_proj
-    layers: dict[tuple[str, str], str] = field(default_factory=dict)  # by the layer's name and to_k_ip or to_v_ip
+    layers: dict[tuple[str, str], str] = field(default_factory=dict)  # by the layer's name and what of it, as to_k_ip
     rest: dict[str, str] = field(default_factory=dict)  # by name without wrappers
 
 
@@ -119,13 +120,15 @@ def _sorted(shapes: Mapping[str, Shape], path: Path | str) -> _Sorted:
     for own in shapes:
         name = _UNET.sub("", _WRAPPERS.sub("", own, count=1), count=1)
         style = next((style for style in _STYLES if name.startswith(style)), "")
-        layer, hidden = _LAYER.fullmatch(name), _HIDDEN.fullmatch(name)
+        layer, lora, hidden = _LAYER.fullmatch(name), _LORA.fullmatch(name), _HIDDEN.fullmatch(name)
         if style:
             place: dict[Any, str] = keys.standard
             key: Any = _STYLES[style] + name[len(style) :]
         elif layer:
             place, key = keys.layers, (layer[1], layer[2])
             _require_one(layer[3], own, path)
+        elif lora:
+            place, key = keys.layers, (lora[1], lora[2])
         elif hidden:
             place, key = keys.hidden, hidden[2]
             _require_one(hidden[1], own, path)
@@ -148,10 +151,16 @@ def _numbered(keys: _Sorted) -> dict[str, tuple[str, ...]]:
     """The layers that have a UNet's names, by number. All attention layers that any key names are counted."""
     if not keys.layers:
         return {}
-    names = {name for name, _ in keys.layers}
+    names = {_cross(name) for name, _ in keys.layers}
     names |= {found[1] for name in keys.rest if (found := _ATTENTION.match(name))}
-    numbers = {name: 2 * i + 1 for i, name in enumerate(sorted(names, key=_order))}
+    cross = {name: 2 * i + 1 for i, name in enumerate(sorted(names, key=_order))}
+    numbers = {name: cross[_cross(name)] - (name != _cross(name)) for name, _ in keys.layers}
     return {f"{LAYERS}{numbers[name]}.{kind}.weight": (own,) for (name, kind), own in keys.layers.items()}
+
+
+def _cross(name: str) -> str:
+    """The cross-attention layer beside a self-attention layer; its own name otherwise."""
+    return name.removesuffix("attn1") + "attn2" if name.endswith(".attn1") else name
 
 
 def _order(name: str) -> tuple[int, list[int], str]:

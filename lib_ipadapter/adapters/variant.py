@@ -1,26 +1,32 @@
-"""Identifies an adapter from its keys and shapes, never from its file's name.
+"""Identifies an adapter from its keys and shapes. Only where two kinds have the same ones (TWINS), the hash of a
+published file tells, or the user, last its name.
 
-Every kind is a row of data: VARIANTS run, UNSUPPORTED are adapters that this package knows and cannot
-run yet, FOREIGN are other kinds of files. File layouts: tencent-ailab/IP-Adapter's constructors.
+Every kind is a row of data: VARIANTS run; what does not is in foreign.py. File layouts: tencent-ailab/IP-Adapter's
+constructors.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
-from ..encoders.spec import Feature, Need
-from ..errors import BrokenAdapter, NotAnAdapter, UnsupportedAdapter
+from ..encoders.spec import FACE_FEATURES, Feature, Need
+from ..errors import BrokenAdapter, NotAnAdapter, UnitError, UnsupportedAdapter
+from .account import account_for_all, layer_shapes, refuse_empty
+from .foreign import UNSUPPORTED, foreign
 from .layout import LAYERS, PROJECTION, Shape
+from .lora import lora_shapes
 
 Shapes = Mapping[str, Shape]
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")  # in a key
-_LAST = 2000  # number of a layer; SDXL's last one has 139
 DIM_HEAD = 64  # of every Resampler in public use; heads = inner width / 64
 BASES = {768: "SD1.5", 1024: "SD2.1", 2048: "SDXL"}
+FACE_WIDTH = 512  # of a recogniser's embedding
+RESAMPLER = "perceiver_resampler."
 POOLED_ENCODERS = {1024: "ViT-H-14", 1280: "ViT-bigG-14", 768: "ViT-L-14"}
 PENULTIMATE_ENCODERS = {1280: "ViT-H-14", 1664: "ViT-bigG-14", 1024: "ViT-L-14"}
 
@@ -38,11 +44,35 @@ class VariantSpec:
     tokens: int  # image tokens per picture; of full: of the published encoders
     context: int  # width of a token
     widths: tuple[int, ...]  # of q in each cross-attention layer, in file order
+    also: tuple[Need, ...] = ()  # what it takes beside ``feature``
+    lora_rank: int = 0  # of the LoRA in the file, 0 for none
+    kinds: tuple[str, ...] = ()  # what the user may say that it is, where the file does not tell
 
     @property
     def needs(self) -> tuple[Need, ...]:
         """The features that it takes, each of its encoder."""
-        return (Need(self.feature, self.feature_width, self.encoder),)
+        of: Literal["picture", "face"] = "face" if self.feature in FACE_FEATURES else "picture"
+        return (Need(self.feature, self.feature_width, self.encoder, of), *self.also)
+
+    @property
+    def of_face(self) -> bool:
+        """Whether it takes faces."""
+        return self.needs[0].is_face
+
+    @property
+    def shortcut(self) -> bool:
+        """Whether the embedding's tokens bypass the resampler, which a factor then scales."""
+        return self.variant == "faceid-plusv2"
+
+    def as_kind(self, kind: str) -> VariantSpec:
+        """The same with the user's word for what it is, "auto" for none. Raises UnitError."""
+        if kind in ("auto", self.variant):
+            return self
+        if kind not in self.kinds:
+            own = " or ".join(self.kinds or (self.variant,))
+            raise UnitError("kind", kind, f"auto, or {own}: what the adapter's file is")
+        row = next(row for row in VARIANTS if row.name == kind)
+        return replace(self, variant=row.name, label=row.label, encoder=row.encoder or self.encoder)
 
 
 def base_of_context(context: int) -> str:
@@ -62,9 +92,13 @@ class Variant:
     label: str
     feature: Feature
     mark: str
+    rank: int  # dimensions of ``mark``
     expected: Callable[[Shapes, int], dict[str, Shape]]
     tokens: Callable[[Shapes, int], int]
     width: Callable[[Shapes], int]
+    encoder: str = ""  # pack of the face recogniser
+    fits: Callable[[Shapes, int], bool] = lambda shapes, context: True  # what else must be so
+    resampled: bool = False  # whether it takes the CLIP features of the aligned face, too
 
 
 def _base_shapes(found: Shapes, context: int) -> dict[str, Shape]:
@@ -110,98 +144,89 @@ def _plus_shapes(found: Shapes, context: int) -> dict[str, Shape]:
     return shapes
 
 
+def _face_shapes(found: Shapes, context: int) -> dict[str, Shape]:
+    hidden = found["proj.0.weight"][0]
+    rows = max(found["proj.2.weight"][0] // context, 1) * context
+    return {
+        "proj.0.weight": (hidden, FACE_WIDTH), "proj.0.bias": (hidden,), "proj.2.weight": (rows, hidden),
+        "proj.2.bias": (rows,), "norm.weight": (context,), "norm.bias": (context,),
+    }  # fmt: skip
+
+
+def _face_plus_shapes(found: Shapes, context: int) -> dict[str, Shape]:
+    tokens = max(found["proj.2.weight"][0] // context, 1)
+    inside = {key[len(RESAMPLER) :]: shape for key, shape in found.items() if key.startswith(RESAMPLER)}
+    resampler = _plus_shapes({**inside, "latents": (1, tokens, context)}, context)
+    del resampler["latents"]  # the embedding's tokens are the latents
+    return _face_shapes(found, context) | {f"{RESAMPLER}{key}": shape for key, shape in resampler.items()}
+
+
+def _of_face(found: Shapes, context: int) -> bool:
+    """Also rows that are tokens: else nothing says how many."""
+    rows, width = found["proj.2.weight"][0], found.get("proj.0.weight", (0, 0))[-1]
+    return width == FACE_WIDTH and rows >= context
+
+
+def _is_resampled_face(found: Shapes, context: int) -> bool:
+    return found.get("proj_in.weight", (0, 0))[-1] == FACE_WIDTH and context == 2048
+
+
 def _is_layer(key: str) -> bool:
     parts = key.split(".")
     return parts[0] == "layers" and len(parts) > 2 and _NUMBER.fullmatch(parts[1]) is not None
 
 
-VARIANTS = (
-    Variant("base", "base / light", "pooled", "proj.weight", _base_shapes,
+def _face_tokens(found: Shapes, context: int) -> int:
+    return found["proj.2.weight"][0] // context
+
+
+def _face_width(found: Shapes) -> int:
+    return FACE_WIDTH
+
+
+def _face_row(name: str, label: str, mark: str = "proj.2.weight", **more: Any) -> Variant:
+    shapes = _face_plus_shapes if more.get("resampled") else _face_shapes
+    return Variant(name, label, "face", mark, 2, shapes, _face_tokens, _face_width, "buffalo_l", **more)
+
+
+def _face_resampler(name: str, label: str, pack: str) -> Variant:
+    return Variant(name, label, "raw face", "latents", 3, _plus_shapes,
+                   lambda s, context: s["latents"][1], _face_width, pack, _is_resampled_face)  # fmt: skip
+
+
+_PLUS_MARK = f"{RESAMPLER}proj_in.weight"
+VARIANTS = (  # the first that fits
+    _face_row("faceid-plusv2", "FaceID-PlusV2", _PLUS_MARK, fits=_of_face, resampled=True),
+    _face_row("faceid-plus", "FaceID-Plus", _PLUS_MARK, fits=_of_face, resampled=True),
+    Variant("base", "base / light", "pooled", "proj.weight", 2, _base_shapes,
             lambda s, context: s["proj.weight"][0] // context, lambda s: s["proj.weight"][1]),
-    Variant("plus", "plus / plus-face / composition", "penultimate", "latents", _plus_shapes,
+    _face_resampler("instantid", "InstantID (the adapter, without its ControlNet)", "antelopev2"),
+    _face_resampler("unnorm", "FaceID portrait-unnorm", "buffalo_l"),
+    Variant("plus", "plus / plus-face / composition", "penultimate", "latents", 3, _plus_shapes,
             lambda s, context: s["latents"][1], lambda s: s["proj_in.weight"][1]),
-    Variant("full", "full-face", "penultimate", "proj.3.weight", _full_shapes,
+    Variant("full", "full-face", "penultimate", "proj.3.weight", 1, _full_shapes,
             lambda s, context: 257, lambda s: s["proj.0.weight"][1]),
+    _face_row("portrait", "FaceID portrait", fits=lambda s, c: _of_face(s, c) and _face_tokens(s, c) >= 16),
+    _face_row("faceid", "FaceID", fits=_of_face),
 )  # fmt: skip
 
-
-# kinds that are known and do not run yet
-
-Test = Callable[[Shapes], bool]
+# Kinds of the same keys and shapes. Of the first, the second by the file's name
+TWINS = {"faceid-plusv2": "faceid-plus", "instantid": "unnorm"}
 
 
-def _has(*parts: str) -> Test:
-    return lambda shapes: all(any(part in key for key in shapes) for part in parts)
+def _twin_by_name(name: str, path: Path | str, context: int) -> str:
+    """Which of two kinds a file is that no hash tells. No FaceID-Plus of the first version has SDXL's context."""
+    file = Path(path).name.lower()
+    if name == "faceid-plusv2":
+        first = "plus" in file and "v2" not in file and context != 2048
+        return TWINS[name] if first else name
+    return TWINS[name] if "unnorm" in file or "portrait" in file else name
 
 
-def _starts(*prefixes: str) -> Test:
-    return lambda shapes: any(key.startswith(prefixes) for key in shapes)
-
-
-def _width_in(shapes: Shapes) -> int:
-    return shapes.get("image_proj.proj_in.weight", (0, 0))[-1]
-
-
-def _is_instant_id(shapes: Shapes) -> bool:
-    return _width_in(shapes) == 512 and shapes.get("image_proj.proj_out.weight", (0,))[0] == 2048
-
-
-def _is_kolors(shapes: Shapes) -> bool:
-    return _width_in(shapes) == 1024 and shapes.get("image_proj.layers.0.0.to_out.weight", (0,))[0] == 2048
-
-
-def _is_face_id(shapes: Shapes) -> bool:
-    return shapes.get("image_proj.proj.0.weight", (0, 0))[-1] == 512 and "image_proj.proj.2.weight" in shapes
-
-
-def _is_face_id_lora(shapes: Shapes) -> bool:
-    return any(key.startswith(LAYERS) and "_lora." in key for key in shapes)
-
-
-def _is_portrait(shapes: Shapes) -> bool:
-    context = shapes.get("image_proj.norm.weight", (1,))[0]
-    return _is_face_id(shapes) and shapes["image_proj.proj.2.weight"][0] // context >= 16
-
-
-UNSUPPORTED: tuple[tuple[Test, str, str], ...] = (
-    (_starts("id_adapter", "pulid_"), "PuLID", "face recognition (ArcFace) and EVA-CLIP"),
-    (_has("double_blocks."), "an IP-Adapter for Flux", "a Flux model, which the WebUI does not run"),
-    (_has("norm_ip.linear"), "an IP-Adapter for SD3", "a model with joint attention and a SigLIP encoder"),
-    (_has("image_proj.perceiver_resampler."), "FaceID-Plus", "face recognition (ArcFace)"),
-    (_is_portrait, "FaceID portrait", "face recognition (ArcFace)"),
-    (_is_face_id, "FaceID", "face recognition (ArcFace)"),
-    (_is_face_id_lora, "FaceID", "face recognition (ArcFace)"),
-    (_is_instant_id, "InstantID or FaceID portrait-unnorm", "face recognition (ArcFace)"),
-    (_is_kolors, "an IP-Adapter for Kolors", "the Kolors model, which the WebUI does not run"),
-)
-
-FOREIGN: tuple[tuple[Test, str], ...] = (
-    (_has("lora_"), "a LoRA"),
-    (_has("hada_w1"), "a LoRA (LoHa)"),
-    (_has("lokr_w1"), "a LoRA (LoKr)"),
-    (_starts("control_model.", "controlnet_", "input_hint_block."), "a ControlNet"),
-    (_has("input_hint_block."), "a ControlNet"),
-    (_has("body.0.block1."), "a T2I-Adapter"),
-    (_starts("adapter.body.", "body.0."), "a T2I-Adapter"),
-    (_has("motion_modules."), "an AnimateDiff motion module"),
-    (
-        _starts("model.diffusion_model.", "state_dict.model.diffusion_model."),
-        "a whole Stable Diffusion checkpoint",
-    ),
-    (_starts("diffusion_model.", "input_blocks.", "down_blocks."), "a UNet"),
-    (
-        _starts("vision_model.", "visual.", "clip_vision"),
-        "a CLIP image encoder (put it into models/clip_vision)",
-    ),
-    (_starts("text_model.", "cond_stage_model.", "conditioner.", "transformer.text"), "a text encoder"),
-    (_starts("first_stage_model.", "decoder.", "encoder.down"), "a VAE"),
-    (_starts("emb_params", "string_to_param", "clip_l", "clip_g"), "a textual inversion embedding"),
-)
-
-
-def identify(shapes: Shapes, path: Path | str, encoder: str = "") -> VariantSpec:
+def identify(shapes: Shapes, path: Path | str, encoder: str = "", known: str = "") -> VariantSpec:
     """The spec of an adapter with these standard keys (layout.py) and shapes. ``encoder``: the one that the file's
-    header names, if any, as widths do not tell all encoders apart.
+    header names, if any, as widths do not tell all encoders apart; ``known``: the kind that its hash or its header
+    tells, which decides between two of the same shapes.
 
     Raises NotAnAdapter, UnsupportedAdapter, or BrokenAdapter with the keys that are missing, left over or
     misshapen.
@@ -211,117 +236,77 @@ def identify(shapes: Shapes, path: Path | str, encoder: str = "") -> VariantSpec
         if test(solid):
             raise UnsupportedAdapter(
                 path, f"this is {name}, which needs {needs}; this version cannot run it", value=name,
-                expected="a base, light, plus, composition or full-face IP-Adapter",
+                expected="an IP-Adapter: base, light, plus, composition, full-face or FaceID",
             )  # fmt: skip
     if not any(key.startswith((PROJECTION, LAYERS)) for key in shapes):
         raise NotAnAdapter(
             path,
-            f"this is no IP-Adapter but {_foreign(shapes)}",
+            f"this is no IP-Adapter but {foreign(shapes)}",
             expected="an IP-Adapter (image_proj.*, ip_adapter.*)",
         )
-    _refuse_empty(shapes, path)
+    refuse_empty(shapes, path)
     projection = {k[len(PROJECTION) :]: v for k, v in shapes.items() if k.startswith(PROJECTION)}
-    variant = next((v for v in VARIANTS if v.mark in projection), None)
-    context, widths, expected = _layer_shapes(shapes, path)
-    if variant is None or len(projection[variant.mark]) != _RANKS[variant.name]:
-        marks = ", ".join(f"{PROJECTION}{v.mark}" for v in VARIANTS)
+    context, widths, expected = layer_shapes(shapes, path)
+    variant = next((v for v in VARIANTS if _is(v, projection, context, encoder)), None)
+    if variant is None:
+        marks = ", ".join(f"{PROJECTION}{mark}" for mark in dict.fromkeys(v.mark for v in VARIANTS))
         raise BrokenAdapter(path, f"no known image projection: none of {marks} has the shape of one")
     try:
         wanted = variant.expected(projection, context)
     except (KeyError, ValueError) as error:
         raise BrokenAdapter(path, f"the image projection ({variant.label}) is incomplete: {error} is missing") from None
-    expected |= {f"{PROJECTION}{key}": shape for key, shape in wanted.items()}
-    _account_for_all(shapes, expected, path)
+    rank, lora = lora_shapes(shapes, widths, context)
+    expected |= {f"{PROJECTION}{key}": shape for key, shape in wanted.items()} | lora
+    account_for_all(shapes, expected, path)
     spec = _spec(variant, projection, context, widths)
-    return replace(spec, encoder=encoder) if encoder else spec
+    spec = replace(_told(spec, path, known), lora_rank=rank)
+    return replace(spec, encoder=encoder) if encoder and not spec.of_face else spec
 
 
-_RANKS = {"base": 2, "plus": 3, "full": 1}
+def _is(variant: Variant, projection: Shapes, context: int, encoder: str) -> bool:
+    """encoder: of CLIP, by the header of a file that our trainer wrote; no face has one."""
+    mark = projection.get(variant.mark, ())
+    by_clip = bool(encoder) and variant.name in ("instantid", "unnorm")
+    return len(mark) == variant.rank and not by_clip and _safely(variant, projection, context)
+
+
+def _safely(variant: Variant, projection: Shapes, context: int) -> bool:
+    try:
+        return variant.fits(projection, context)
+    except (KeyError, IndexError):
+        return False
+
+
+def _told(spec: VariantSpec, path: Path | str, known: str) -> VariantSpec:
+    """Of two kinds of these shapes the right one."""
+    if spec.variant not in TWINS:
+        return spec
+    kinds = (spec.variant, TWINS[spec.variant])
+    if known in kinds:
+        return replace(replace(spec, kinds=kinds).as_kind(known), kinds=(known,))
+    return replace(spec, kinds=kinds).as_kind(_twin_by_name(spec.variant, path, spec.context))
 
 
 def _spec(variant: Variant, projection: Shapes, context: int, widths: tuple[int, ...]) -> VariantSpec:
     width = variant.width(projection)
+    also: tuple[Need, ...] = ()
+    if variant.resampled:
+        clip = projection[_PLUS_MARK][1]
+        also = (Need("penultimate", clip, _encoder("penultimate", clip), "face"),)
     return VariantSpec(
         variant=variant.name,
         label=variant.label,
         base=base_of_context(context),
         feature=variant.feature,
         feature_width=width,
-        encoder=_encoder(variant.feature, width),
+        encoder=variant.encoder or _encoder(variant.feature, width),
         tokens=variant.tokens(projection, context),
         context=context,
         widths=widths,
+        also=also,
     )
 
 
 def _encoder(feature: Feature, width: int) -> str:
     known = POOLED_ENCODERS if feature == "pooled" else PENULTIMATE_ENCODERS
     return known.get(width, "")
-
-
-def _layer_shapes(shapes: Shapes, path: Path | str) -> tuple[int, tuple[int, ...], dict[str, Shape]]:
-    """(context, widths in file order, expected shapes of all layers up to the last one that the file has)."""
-    keys = {key: shape for key, shape in shapes.items() if key.startswith(LAYERS) and key.endswith(".to_k_ip.weight")}
-    numbers = sorted(int(n) for key in keys if _NUMBER.fullmatch(n := key.split(".")[1]))
-    if not numbers:
-        raise BrokenAdapter(
-            path,
-            "no attention weights (ip_adapter.N.to_k_ip.weight): the file is incomplete, or a concat ablation "
-            "(image tokens appended to the text's), which is for `python -m lib_ipadapter evaluate` only",
-        )
-    if numbers[-1] > _LAST:
-        raise BrokenAdapter(path, f"a layer has the number {numbers[-1]}, expected at most {_LAST}; download it again")
-    first = keys[f"{LAYERS}{numbers[0]}.to_k_ip.weight"]
-    if len(first) != 2:
-        key = f"{LAYERS}{numbers[0]}.to_k_ip.weight"
-        raise BrokenAdapter(path, f"misshapen: {key} is {list(first)}, expected [width, context]; download it again")
-    context = first[1]
-    widths = tuple((keys.get(f"{LAYERS}{n}.to_k_ip.weight") or first)[0] for n in range(1, numbers[-1] + 1, 2))
-    expected: dict[str, Shape] = {
-        f"{LAYERS}{2 * i + 1}.{kind}.weight": (width, context)
-        for i, width in enumerate(widths)
-        for kind in ("to_k_ip", "to_v_ip")
-    }
-    return context, widths, expected
-
-
-def _refuse_empty(shapes: Shapes, path: Path | str) -> None:
-    """No weight is a single number or without extent; what reads shapes further on relies on it."""
-    empty = [f"{key} is {list(shape)}" for key, shape in shapes.items() if not shape or min(shape) < 1]
-    if empty:
-        raise BrokenAdapter(
-            path, f"{_listed('misshapen', empty)}, expected weights; download it again", misshapen=empty
-        )
-
-
-def _account_for_all(shapes: Shapes, expected: Mapping[str, Shape], path: Path | str) -> None:
-    missing = [key for key in expected if key not in shapes]
-    extra = [key for key in shapes if key not in expected]
-    misshapen = [
-        f"{key} is {list(shapes[key])}, expected {list(shape)}"
-        for key, shape in expected.items()
-        if key in shapes and tuple(shapes[key]) != shape
-    ]
-    problems = [_listed("missing", missing), _listed("left over", extra), _listed("misshapen", misshapen)]
-    if any(problems):
-        raise BrokenAdapter(
-            path, f"{'; '.join(p for p in problems if p)}. The file is damaged or of a kind that is not known; "
-            "download it again", missing=missing, extra=extra, misshapen=misshapen,
-        )  # fmt: skip
-
-
-def _listed(what: str, keys: Sequence[str], most: int = 6) -> str:
-    if not keys:
-        return ""
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f"{what}: {', '.join(keys[:most])}{more}"
-
-
-def _foreign(shapes: Shapes) -> str:
-    for test, name in FOREIGN:
-        if test(shapes):
-            return name
-    keys = ", ".join(list(shapes)[:3])
-    return (
-        f"a file of {len(shapes)} tensors ({keys}{', ...' if len(shapes) > 3 else ''})" if shapes else "an empty file"
-    )

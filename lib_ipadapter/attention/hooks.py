@@ -59,11 +59,12 @@ class Hooks:
         self.unet = unet
         self._terms = terms
         self._output = output
+        self._additions = additions or {}
         self._pending: dict[int, Sequence[Term]] = {}
         self._grids: dict[int, Size] = {}  # by id of the block
         self._handles: list[RemovableHandle] = []
         try:
-            self._handles += add_low_rank(layers, additions or {})
+            self._handles += add_low_rank(layers, self._additions, self._grids)
             self._register(unet, layers)
         except BaseException:
             self.remove()

@@ -55,7 +55,7 @@ class ImagePrompt:
     for everywhere; scaling: what the weight scales, one of unit.SCALINGS; label: the name in errors; maps: number of
     references, side by side in the tokens, whose heat maps are recorded, 0 for none; merge: how the term is merged
     with the layer's own output; key: identifies adapter, tokens and token_weights, so that K' and V' may be kept
-    beyond the job, None: they are not.
+    beyond the job, None: they are not; lora: strength of the LoRA that the adapter brings along, if any.
     """
 
     adapter: Adapter
@@ -70,6 +70,7 @@ class ImagePrompt:
     maps: int = 0
     merge: Merge = add_term
     key: Hashable = None
+    lora: float = 1.0
 
 
 def acting(prompts: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:

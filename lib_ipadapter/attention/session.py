@@ -24,6 +24,8 @@ from ..errors import IPAdapterError, RowsError
 from .hooks import Hooks
 from .keyvalue import KeyValue, Store
 from .layers import Layer, check_fit, cross_attention_layers, layer_weights
+from .lora import loras
+from .lowrank import Place
 from .prompt import ImagePrompt, Timing, acting
 from .region import WHOLE, Box, Size
 from .rows import COND, UNCOND, CursorRows, Row, RowSource, rows_of_view, tiled
@@ -145,7 +147,9 @@ class Session:
         self._fitted = fitted
         if self.observer:
             self.observer.attached(layers, [kv.acts_in if kv in fitted else _nowhere for kv in self._kv])
-        self._hooks = Hooks(unet, layers, self, self.observer.output if self.observer else None)
+        output = self.observer.output if self.observer else None
+        additions = loras(fitted, lambda: () if self._current is None or self._foreign else self._active, self._mask_of)
+        self._hooks = Hooks(unet, layers, self, output, additions)
         self._target = unet
 
     def detach(self) -> None:
@@ -273,6 +277,15 @@ class Session:
         if kv.prompt.maps and self.observer:
             self.observer.term(self._kv.index(kv), layer, tuple(r.place for r in rows), query, key, term)
         return term
+
+    def _mask_of(self, kv: KeyValue, place: Place, like: Tensor, grid: Size | None) -> Tensor:
+        """LoRA: the prompt's region over the rows and tokens of ``like`` [B, N, C]."""
+        assert self._current is not None
+        assert kv.prompt.region is not None
+        with self._noting():
+            rows = rows_of_view(self._current, like)
+            places = [(row.box, row.tile) for row in rows]
+            return kv.prompt.region.of_rows(self._called, like.shape[1], like, places, grid)
 
 
 def _nowhere(layer: Layer) -> bool:

@@ -8,7 +8,11 @@ from typing import Literal
 
 from ..errors import BrokenEncoder, EncoderError
 
-Feature = Literal["pooled", "penultimate"]
+# Of a CLIP encoder: pooled [1, E], penultimate [1, T, W]. Of a face recogniser: its embedding [1, 512], as long as it
+# is (raw face) or of length 1 (face).
+Feature = Literal["pooled", "penultimate", "face", "raw face"]
+FACE_FEATURES: tuple[Feature, ...] = ("face", "raw face")
+ZERO_FEATURES: tuple[Feature, ...] = ("pooled", *FACE_FEATURES)  # those that are zeros where there is no picture
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -32,12 +36,18 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Need:
-    """One feature that an adapter takes: its kind, its width, and the name of the encoder, "" where the adapter does
-    not say."""
+    """One feature that an adapter takes: its kind, its width, and the name of the encoder or of the recogniser's pack,
+    "" where the adapter does not say. of: what the encoder is shown, the picture, or the aligned crop of a face."""
 
     feature: Feature
     width: int
     encoder: str = ""
+    of: Literal["picture", "face"] = "picture"
+
+    @property
+    def is_face(self) -> bool:
+        """Whether a face recogniser gives it."""
+        return self.feature in FACE_FEATURES
 
     def __str__(self) -> str:
         of = f" of {self.encoder}" if self.encoder else ""

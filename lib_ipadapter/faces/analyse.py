@@ -13,20 +13,19 @@ from PIL import Image
 from ..cache import LRU
 from ..errors import FaceMissing, UnitError
 from ..pictures.images import content_hash
+from ..unit.face import CHOICE_EXPECTED
 from .detect import Detector, Face
 from .packs import DETECTOR, FacePacks, ModelFile
 from .recognise import Recogniser
+from .runtime import available
 
 Array = NDArray[Any]
-CHOICES = ("largest", "leftmost", "rightmost", "topmost", "centre")
 # A face that fills the picture is missed at 640: then at both sizes together, then with a white margin
 PASSES: tuple[tuple[str, tuple[int, ...], float], ...] = (
     ("at 640 pixels", (640,), 0.0),
     ("at 128 and 640 pixels", (128, 640), 0.0),
     ("with a white margin", (128, 640), 0.5),
 )
-MAX_CHOICE = 999
-CHOICE_EXPECTED = f"one of {', '.join(CHOICES)}, or a number from 0 to {MAX_CHOICE}: faces counted from the left"
 
 
 def choose(faces: Sequence[Face], choice: str | int, size: tuple[int, int]) -> Face:
@@ -85,6 +84,21 @@ class FaceAnalyser:
             model, version = self._load_recogniser(recogniser)
             key = content_hash(picture), face, version
             return self._embeddings.get(key, lambda: model.embedding(np.asarray(picture), face))
+
+    def of_crop(self, crop: Image.Image, recogniser: str) -> Array:
+        """The raw embedding [512] float32 of an aligned crop of 112 x 112 pixels. Raises as ``faces``."""
+        with self._lock:
+            return self._load_recogniser(recogniser)[0].of_crop(np.asarray(crop))
+
+    def check(self, recogniser: str) -> None:
+        """Raises FacesUnavailable, FaceModelMissing if faces cannot be found, or not be recognised by that pack."""
+        available()
+        for role in (DETECTOR, recogniser):
+            self.packs.find(role)
+
+    def identity(self, role: str) -> Hashable:
+        """Equal pictures have equal faces, or embeddings, under an equal identity. Raises FaceModelMissing."""
+        return _version(self.packs.find(role))
 
     def _look(self, detector: Detector, picture: Image.Image) -> tuple[Face, ...]:
         self.runs += 1

@@ -34,7 +34,7 @@ _NAMES = {
     **dict.fromkeys(DETECTOR_NAMES, DETECTOR),
     **{file: name for name, (file, _) in RECOGNISERS.items()},
 }
-_DEPTH = 3  # folders below a searched one: PACK, or PACK/PACK as antelopev2's archive unpacks
+_DEPTH = 3  # folders below a searched one: models/PACK, or models/PACK/PACK as antelopev2's archive unpacks
 LICENCE = "research and non-commercial use only (InsightFace's terms for its models)"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import FaceModelError, FacesUnavailable
 
 THREADS = 4  # more oversubscribe the CPU in containers; one picture takes well below a second
+_RUNTIME = "onnxruntime>=1.15,<1.27"  # newer ones need a protobuf that the WebUI's other packages refuse
 MAX_BYTES = 1 << 30  # of an ONNX file; the largest known one has 261 MB
 
 
@@ -22,6 +23,12 @@ def _package(name: str, install: str) -> Any:
         ) from error
 
 
+def available() -> None:
+    """Raises FacesUnavailable where a package is missing."""
+    cv2()
+    _package("onnxruntime", _RUNTIME)
+
+
 def cv2() -> Any:
     """OpenCV. Raises FacesUnavailable."""
     return _package("cv2", "opencv-python-headless")
@@ -30,7 +37,7 @@ def cv2() -> Any:
 def session(content: bytes, name: str) -> Any:
     """An onnxruntime session on the CPU for the bytes of an ONNX file. From bytes, so that a file cannot make other
     files be read as its weights. Raises FacesUnavailable, FaceModelError."""
-    runtime = _package("onnxruntime", "onnxruntime>=1.15,<1.27")
+    runtime = _package("onnxruntime", _RUNTIME)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 4  # a refused file is our error, not a log line

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cache import Lazy
-from .encode import FeatureMap, Features
+from .encode import FeatureMap, Features, as_long
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def combine(how: str, features: Features, weights: Sequence[float]) -> Combined:
 
     average: the weighted mean. norm average: the weighted mean of the directions, as long as the weighted mean of the
     lengths; lengths are those of a token's feature. add: the weighted sum. subtract: the first, minus the mean of the
-    others, each times its weight.
+    others, each times its weight. An embedding of a face that has length 1 has it again afterwards.
     """
     references, uncond = features.references, features.unconditional
     if how == "concat":
@@ -38,7 +38,9 @@ def combine(how: str, features: Features, weights: Sequence[float]) -> Combined:
 
     def make() -> FeatureMap:
         parts = [reference() for reference in references]
-        return {name: mixed(how, torch.stack([part[name] for part in parts]), scales) for name in parts[0]}
+        return {
+            name: as_long(name, mixed(how, torch.stack([part[name] for part in parts]), scales)) for name in parts[0]
+        }
 
     return Combined((Lazy(key, make),), (1.0,), uncond)
 

@@ -12,13 +12,13 @@ import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from ..atomic import remove
 from ..encoders.source import identity
-from ..encoders.spec import Feature, Need
+from ..encoders.spec import ZERO_FEATURES, Feature, Need
 from ..errors import FileError, UnitError, UnsafeFile
 from ..files.tensors import TensorFile, open_safetensors, save_tensors
 from ..unit.fields import MAX_IMAGES, parse_weight
@@ -27,7 +27,7 @@ from ..unit.names import checked_name
 VERSION = "1"
 _MARK = "ip_adapter_embeds"
 _REFERENCE, _UNCONDITIONAL = "reference", "unconditional"
-_DIMENSIONS = {"pooled": 2, "penultimate": 3}
+_DIMENSIONS = {"pooled": 2, "penultimate": 3, "face": 2, "raw face": 2}
 FeatureMap = Mapping[str, Tensor]
 
 
@@ -58,12 +58,14 @@ class EncodedReference:
 
 def _serves(saved: Need, need: Need) -> bool:
     """An adapter that does not say which encoder it takes, and whose encoder is not on the disk, takes its width."""
-    return (saved.feature, saved.width) == (need.feature, need.width) and need.encoder in ("", saved.encoder)
+    what = (need.feature, need.width, need.of)
+    return (saved.feature, saved.width, saved.of) == what and need.encoder in ("", saved.encoder)
 
 
 def _listed(needs: tuple[Need, ...]) -> str:
     return " and ".join(
         f"{need.feature} features of {need.encoder or 'an encoder that is not known'}, {need.width} wide"
+        + (", of an aligned face" if need.of == "face" and not need.is_face else "")
         for need in needs
     )
 
@@ -152,13 +154,14 @@ def _entries(text: str, most: int) -> list[dict[str, Any]]:
 def _need(entry: dict[str, Any]) -> Need:
     if entry["feature"] not in get_args(Feature):
         raise ValueError(f"feature {str(entry['feature'])[:40]}")
-    return Need(entry["feature"], int(entry["width"]), str(entry["encoder"]))
+    of: Literal["picture", "face"] = "face" if entry.get("of") == "face" else "picture"
+    return Need(entry["feature"], int(entry["width"]), str(entry["encoder"]), of)
 
 
 def _check_shapes(file: TensorFile, needs: tuple[Need, ...], count: int) -> None:
     """Raises ValueError for tensors that are missing, left over or misshapen."""
     wanted = {f"{_REFERENCE}.{i}.{need.feature}": need for i in range(count) for need in needs}
-    wanted |= {f"{_UNCONDITIONAL}.{need.feature}": need for need in needs if need.feature != "pooled"}
+    wanted |= {f"{_UNCONDITIONAL}.{need.feature}": need for need in needs if need.feature not in ZERO_FEATURES}
     if set(file.shapes) != set(wanted):
         raise ValueError(f"tensors {', '.join(sorted(file.shapes)[:4])}")
     for key, need in wanted.items():

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..cache import Cache, Lazy
-from ..encoders.spec import Need
+from ..encoders.spec import ZERO_FEATURES, Need
 from ..errors import UnitError
 from ..unit import Unit
 from .embeds import EncodedReference
@@ -107,15 +107,24 @@ def _unconditional(
     if preprocessed.unconditional:
         parts = [_feature(squares, need, source, cache) for squares in preprocessed.unconditional]
         key = ("mean", *(part.key for part in parts))
-        return Lazy(key, lambda: {need.feature: torch.stack([part()[need.feature] for part in parts]).mean(0)})
+        return Lazy(key, lambda: {need.feature: _mean(need.feature, [part()[need.feature] for part in parts])})
     saved = [part for part in preprocessed.references if isinstance(part, EncodedReference)]
     if len(saved) == len(preprocessed.references) and need.feature in saved[0].unconditional:
         empty: FeatureMap = {need.feature: saved[0].unconditional[need.feature]}
         return Lazy(("no picture", saved[0].key), lambda: empty)
-    if need.feature == "pooled":  # zeros, for which no encoder has to be there
+    if need.feature in ZERO_FEATURES:  # zeros, for which no encoder has to be there
         return Lazy(("zeros", need.feature, need.width), lambda: {need.feature: source.unconditional(need)})
     key = (need.feature, source.identity(need), "no picture")
     return Lazy(key, lambda: {need.feature: source.unconditional(need)}, cache)
+
+
+def _mean(name: str, features: Sequence[Tensor]) -> Tensor:
+    return as_long(name, torch.stack(list(features)).mean(0))
+
+
+def as_long(name: str, mixed: Tensor) -> Tensor:
+    """A mix of features of this name, as long as one of them: the adapter knows only embeddings of length 1."""
+    return F.normalize(mixed, dim=-1) if name == "face" else mixed
 
 
 def no_picture(
@@ -124,7 +133,7 @@ def no_picture(
     """The features of no picture, as embeds keep them: without those that are zeros."""
     found: dict[str, Tensor] = {}
     for need, each in preprocessed.items():
-        if need.feature != "pooled":
+        if need.feature not in ZERO_FEATURES:
             found.update(_unconditional(Preprocessed(each.references), need, source, cache)())
     return found
 

@@ -31,6 +31,7 @@ def image_prompt(unit: Unit, adapter: Adapter, tokens: Tokens, region: Region | 
         unit.model,
         maps_of(unit),
         key=tokens.key,
+        lora=unit.lora,
     )
 
 

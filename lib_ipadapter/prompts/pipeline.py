@@ -13,15 +13,19 @@ The values between are computed when they are needed: a known reference is neith
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..adapters.adapter import Adapter
 from ..adapters.variant import VariantSpec
 from ..attention.region import Region
 from ..attention.session import ImagePrompt
 from ..encoders.spec import Need
+from ..errors import FaceError
+from ..faces.analyse import FaceAnalyser
 from .combine import combine
 from .embeds import Embeds
 from .encode import FeatureCache, Features, FeatureSource, check_noise, encode, no_picture
+from .faces import FaceSource, check_face_fields, preprocess_faces
 from .image_prompt import image_prompt
 from .preprocess import Preprocessed, preprocess
 from .project import TokenCache, Tokens, project
@@ -45,29 +49,39 @@ class Caches:
 
 
 class Pipeline:
-    """The stages after resolve. source: encodes pictures; caches: may be those of other pipelines too."""
+    """The stages after resolve. source: encodes pictures; caches: may be those of other pipelines too; faces: finds
+    and recognises faces, for adapters that take them."""
 
-    def __init__(self, source: FeatureSource, caches: Caches | None = None) -> None:
-        self.source = source
+    def __init__(self, source: FeatureSource, caches: Caches | None = None, faces: FaceAnalyser | None = None) -> None:
+        self.source = source if faces is None else FaceSource(source, faces)
+        self.faces = faces
         self.caches = caches if caches is not None else Caches()
 
     def check(self, units: Sequence[ResolvedUnit], spec: VariantSpec) -> None:
-        """Raises EncoderError if an encoder that has to be there is not. Encodes nothing."""
+        """Raises EncoderError, FaceError if what has to be there is not, and UnitError for fields that faces cannot
+        have. Encodes nothing."""
+        for unit in units if spec.of_face else ():
+            check_face_fields(unit.unit)
         if any(unit.needs_encoder for unit in units):
             for need in spec.needs:
+                self._analyser(need)
                 self.source.check(need)
 
     def features(self, resolved: ResolvedUnit, needs: Sequence[Need]) -> Features:
-        """Stages 2 and 3. Raises UnitError, ImageError, EncoderError, FileError."""
+        """Stages 2 and 3. Raises UnitError, ImageError, EncoderError, FaceError, FileError."""
         squares = self._squares(resolved, needs)
-        check_noise(resolved.unit, next(iter(squares.values())))
+        if any(need.of == "face" for need in squares):
+            check_face_fields(resolved.unit)
+        else:
+            check_noise(resolved.unit, next(iter(squares.values())))
         return encode(squares, self.source, self.caches.features)
 
     def tokens(self, resolved: ResolvedUnit, adapter: Adapter) -> Tokens:
         """Stages 2 to 5."""
         features = self.features(resolved, adapter.spec.needs)
         weights = [reference.weight for reference in resolved.unit.images]
-        return project(combine(resolved.unit.combine, features, weights), adapter, self.caches.tokens)
+        combined = combine(resolved.unit.combine, features, weights)
+        return project(combined, adapter, self.caches.tokens, resolved.unit.shortcut)
 
     def prompt(self, resolved: ResolvedUnit, adapter: Adapter, region: Region | None = None) -> ImagePrompt:
         """Stages 2 to 6: the image prompt of a unit, acting in ``region``."""
@@ -89,6 +103,18 @@ class Pipeline:
         )
 
     def _squares(self, resolved: ResolvedUnit, needs: Sequence[Need]) -> dict[Need, Preprocessed]:
+        for need in needs:
+            self._analyser(need)
         needs = [self.source.named(need) for need in needs]
         sides = {need: self.source.side(need) if resolved.needs_encoder else 0 for need in needs}
-        return {need: preprocess(resolved, side) for need, side in sides.items()}
+        found = {need: preprocess(resolved, side) for need, side in sides.items() if need.of == "picture"}
+        of_face = {need: side for need, side in sides.items() if need.of == "face"}
+        if of_face:
+            found |= preprocess_faces(resolved, of_face, self._analyser(next(iter(of_face))))
+        return {need: found[need] for need in sides}
+
+    def _analyser(self, need: Need) -> Any:
+        """What finds faces, for a need of one. Raises FaceError."""
+        if need.of == "face" and self.faces is None:
+            raise FaceError(f"the adapter takes {need}, and faces cannot be looked for here; choose another adapter")
+        return self.faces

@@ -32,17 +32,23 @@ class TokenCache(Cache[Tensor]):
         super().__init__(limit, lambda tokens: tokens.numel() * tokens.element_size())
 
 
-def project(combined: Combined, adapter: Adapter, cache: Cache[Tensor]) -> Tokens:
-    """The image tokens. The unconditional ones are repeated for each of several references, so that one attention
-    serves cond and uncond rows: attention over copies is attention over one, here with the mean weight."""
+def project(combined: Combined, adapter: Adapter, cache: Cache[Tensor], shortcut: float = 1.0) -> Tokens:
+    """The image tokens. shortcut: of kinds that have one.
+
+    The unconditional ones are repeated for each of several references, so that one attention serves cond and uncond
+    rows: attention over copies is attention over one, here with the mean weight.
+    """
+
+    own = (shortcut,) if adapter.spec.shortcut else ()
+    whose = (adapter.key, *own)
 
     def tokens(features: Lazy[FeatureMap]) -> Tensor:
-        return cache.get((adapter.key, features.key), lambda: adapter.tokens(features()))
+        return cache.get((whose, features.key), lambda: adapter.tokens(features(), *own))
 
     count = len(combined.conds)
     cond = torch.cat([tokens(features) for features in combined.conds], dim=1)
     uncond = tokens(combined.uncond)
     uncond = uncond.repeat(1, count, 1) if count > 1 else uncond
     weights = torch.tensor(combined.weights).repeat_interleave(cond.shape[1] // count)
-    key = (adapter.key, *(features.key for features in combined.conds), combined.weights, combined.uncond.key)
+    key = (whose, *(features.key for features in combined.conds), combined.weights, combined.uncond.key)
     return Tokens(cond, uncond, weights, key)

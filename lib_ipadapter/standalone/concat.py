@@ -43,7 +43,7 @@ def load_concat(path: Path | str) -> Adapter:
             file.path,
             f"its header says attention: concat, but it has K', V' ({layers[0]}, ...); one is wrong",
         )
-    spec = identify({**file.shapes, **_one_layer(file.shapes, file.path)}, file.path, file.encoder)
+    spec = identify({**file.shapes, **_one_layer(file.shapes, file.path)}, file.path, file.encoder, file.known)
     return Adapter(dataclasses.replace(spec, widths=()), file.tensors(), file.path)
 
 

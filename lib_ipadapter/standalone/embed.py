@@ -10,7 +10,7 @@ from ..options import add_flags, from_flags
 from ..pictures.picture import Pictures
 from ..prompts.pipeline import Pipeline
 from ..prompts.resolve import resolve
-from .generate import encoder_source, read_units
+from .generate import encoder_source, face_analyser, read_units
 from .honoured import check_embed
 from .options import EmbedOptions
 from .store import PathStore
@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
             f"holds the references of one unit, got {len(units)}; give one --adapter, or one --unit",
         )
     check_embed(units[0])
-    pipeline = Pipeline(encoder_source(units, options))
+    pipeline = Pipeline(encoder_source(units, options), faces=face_analyser(options))
     resolved = resolve(units[0], PathStore(), Pictures())
-    spec = Adapter.load(units[0].model).spec
+    spec = Adapter.load(units[0].model).spec.as_kind(units[0].kind)
     pipeline.embeds(options.out.stem, resolved, spec, options.title).save(options.out)
     print(options.out)
     return 0

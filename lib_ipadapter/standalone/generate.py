@@ -20,6 +20,7 @@ from ..attention.session import COND, UNCOND, ImagePrompt
 from ..encoders import EncoderSource, Need, identify_encoder
 from ..encoders.recognise import Recognised
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
+from ..faces import FaceAnalyser, FacePacks
 from ..options import add_flags, canonical, from_flags
 from ..pictures import images
 from ..pictures.picture import Pictures
@@ -94,7 +95,7 @@ def _plain_unit(options: UnitOptions) -> dict[str, Any]:
         {"image": images.load(path), "weight": weight} for path, weight in zip(options.image, weights, strict=True)
     ]
     pictures += [{"embeds": str(path)} for path in options.embeds]
-    fields = ("weight", "start", "end", "fit", "combine")
+    fields = ("weight", "start", "end", "fit", "combine", "face", "shortcut", "lora", "kind")
     return {
         "model": str(options.adapter),
         "images": pictures,
@@ -145,10 +146,10 @@ class _OneEncoder(EncoderSource):
 def image_prompts(units: Sequence[Unit], options: GenerateOptions, device: torch.device) -> list[ImagePrompt]:
     """The units, ready to run but for their regions. Raises FileError, EncoderError, ImageError."""
     source, store = encoder_source(units, options, device), PathStore()
-    pipeline, pictures, prompts = Pipeline(source), Pictures(), []
+    pipeline, pictures, prompts = Pipeline(source, faces=face_analyser(options)), Pictures(), []
     for unit in units:
         each = [unit] if unit.distribute == "together" else one_per_picture(unit, range(options.batch), store)
-        adapter = Adapter.load(unit.model)
+        adapter = Adapter.load(unit.model).as_kind(unit.kind)
         resolved = [resolve(one, store, pictures) for one in each]
         prompts.append(in_turn([pipeline.prompt(one, adapter) for one in resolved]))
     source.pool.release()
@@ -161,6 +162,12 @@ def encoder_source(units: Sequence[Unit], options: UnitOptions, device: torch.de
     folders = folders or list(dict.fromkeys(Path(unit.model).parent for unit in units))
     device = torch.device(device)
     return _OneEncoder(options.encoder, device) if options.encoder else EncoderSource(folders, device=device)
+
+
+def face_analyser(options: UnitOptions) -> FaceAnalyser:
+    """What finds and recognises faces, by --face-models."""
+    folders = options.face_models or (Path.home() / ".insightface",)
+    return FaceAnalyser(FacePacks(lambda: folders))
 
 
 def device_of(options: Any) -> tuple[torch.device, torch.dtype]:

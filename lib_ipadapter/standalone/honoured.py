@@ -21,7 +21,7 @@ GENERATE: Mapping[str, str] = {  # what it cannot use, and why
     "in_upscale": _NO_SCRIPTS,
     "in_loopback": _NO_SCRIPTS,
 }
-EMBED = ("enabled", "model", "images", "fit", "position", "box", "sharpen", "focus")  # what it uses
+EMBED = ("enabled", "model", "images", "fit", "position", "box", "sharpen", "focus", "face", "kind")  # what it uses
 
 
 def check_generate(unit: Unit, inpaints: bool) -> None:

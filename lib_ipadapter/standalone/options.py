@@ -41,6 +41,17 @@ class UnitOptions:
     end: float = same_as(Unit, "end", group=UNIT)
     fit: str = same_as(Unit, "fit", group=UNIT)
     combine: str = same_as(Unit, "combine", group=UNIT)
+    face: str = same_as(Unit, "face", group=UNIT)
+    shortcut: float = same_as(Unit, "shortcut", group=UNIT)
+    lora: float = same_as(Unit, "lora", group=UNIT)
+    kind: str = same_as(Unit, "kind", group=UNIT)
+    face_models: tuple[Path, ...] = path(
+        "Folder with InsightFace's face models or their archives; may be repeated. Default: ~/.insightface.",
+        (),
+        many="repeat",
+        metavar="FOLDER",
+        group=UNIT,
+    )
     unit: tuple[str, ...] = declare(
         "string",
         (),

@@ -98,7 +98,7 @@ def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) 
 
 def _opened(path: Path, layers: Sequence[Layer]) -> Adapter:
     file = open_adapter(path)
-    adapter = Adapter(identify(file.shapes, path, file.encoder), file.tensors(), path)
+    adapter = Adapter(identify(file.shapes, path, file.encoder, file.known), file.tensors(), path)
     check_fit(adapter.spec, layers, path.name)
     return adapter
 

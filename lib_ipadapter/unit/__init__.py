@@ -5,6 +5,7 @@ from .names import Named, checked_name
 from .unit import (
     COMBINES,
     DISTRIBUTIONS,
+    FACE,
     FIELD_NAMES,
     FIELDS,
     FITS,
@@ -24,6 +25,7 @@ from .unit import (
 __all__ = [
     "COMBINES",
     "DISTRIBUTIONS",
+    "FACE",
     "FIELDS",
     "FIELD_NAMES",
     "FITS",

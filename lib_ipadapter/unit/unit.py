@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import IPAdapterError, UnitError
-from ..options import checked, choice, fields_of, number, string, switch
+from ..options import checked, choice, declare, fields_of, number, string, switch
 from . import crops, weights
+from .face import CHOICE_EXPECTED, CHOICES, KINDS, parse_face
 from .fields import WEIGHT_RANGE, Reference, picture, references, text
 from .names import Named
 
@@ -25,6 +26,7 @@ DISTRIBUTIONS = ("together", "one per picture")
 # Groups of fields, which the panel folds away
 PREPROCESS, LAYERS = "Crop, mask and negatives", "Layers, steps and hires fix"
 REGION, SCRIPTS = "Region", "Output and other scripts"
+FACE = "Face"  # of adapters that take faces
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,36 @@ class Unit:
     )
     in_loopback: bool = switch(
         True, "Act in the passes of Loopback after the first.", label="In loopback", group=SCRIPTS
+    )
+
+    face: str = declare(
+        "text",
+        CHOICES[0],
+        "Which face of a picture counts: largest, leftmost, rightmost, topmost, centre, or a number from the left, "
+        "beginning with 0.",
+        normalize=lambda value, _: parse_face(value),
+        hint=CHOICE_EXPECTED,
+        json={"type": ["string", "integer"]},
+        label="Which face",
+        group=FACE,
+    )
+    shortcut: float = number(
+        1.0,
+        "FaceID-PlusV2: how much the look of the face counts, beside who it is.",
+        0.0,
+        5.0,
+        label="Face structure",
+        group=FACE,
+    )
+    lora: float = number(
+        1.0, "Strength of the LoRA that FaceID files bring along.", 0.0, 2.0, label="LoRA strength", group=FACE
+    )
+    kind: str = choice(
+        "auto",
+        "What the file is, where two kinds look the same and its hash is not known: by default what its name says.",
+        KINDS,
+        label="Kind of file",
+        group=FACE,
     )
 
     @classmethod

@@ -6,7 +6,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,18 @@ from ..encoders import Catalog, EncoderPool, EncoderSource, register_archs
 from ..encoders.fetch import download_encoder
 from ..encoders.source import identity
 from ..errors import EncoderError, IPAdapterError, UnsupportedModel, WrongBase
+from ..faces import FaceAnalyser, FacePacks
 from ..files.library import Library
 from ..pictures.picture import Pictures
 from ..prompts.embeds import Embeds
+from ..prompts.faces import name_of
 from ..prompts.pipeline import Caches, Pipeline
 from ..prompts.resolve import ResolvedUnit, resolve
 from ..unit import Unit
 from ..unit.presets import Presets
 from . import fetch, settings
 from .bounds import check_pixels
+from .describe import description_of
 from .hosts import Host
 from .log import logger
 from .store import HostStore
@@ -47,6 +50,7 @@ class Models:
         self.library = Library()
         self.pool = EncoderPool()
         self.catalog = Catalog(host.encoder_folders)
+        self.faces = FaceAnalyser(FacePacks(host.face_folders))
         self.caches = Caches(settings.cache_bytes)
         self.pictures = Pictures(fetch.data)
         # K' and V' on the device that samples, so that a detail or a tile projects and uploads nothing again
@@ -106,7 +110,7 @@ class Models:
     def _embeds(self, name: str, given: Mapping[str, Any], title: str) -> Embeds:
         fields = {"fit": settings.default_fit(), **self.presets().over(given), "enabled": True}
         resolved = self.resolve(Unit.parse(fields))
-        spec = self.adapter(resolved.unit.model).spec
+        spec = self.adapter(resolved.unit.model).spec.as_kind(resolved.unit.kind)
         with queue_lock, self.encoding():
             return self.pipeline().embeds(name, resolved, spec, title)
 
@@ -118,14 +122,15 @@ class Models:
 
         def read() -> VariantSpec:
             file = open_adapter(path)
-            return identify(file.shapes, path, file.encoder)
+            return identify(file.shapes, path, file.encoder, file.known)
 
         return self._specs.get(identity(path), read)
 
     def inspect(self, model: str) -> dict[str, Any]:
         """What ``inspect --json`` prints for one file, without its folder; the encoder by those on the disk."""
         path = self.find(model)
-        return {**inspection.report(path), "encoder": self._encoder_name(self.spec(path))}
+        spec = self.spec(path)
+        return inspection.report(path) | ({} if spec.of_face else {"encoder": self._encoder_name(spec)})
 
     def fits(self, model: str) -> bool | None:
         """Whether an adapter fits the loaded checkpoint; None if none is loaded, or the file cannot be used."""
@@ -144,7 +149,8 @@ class Models:
     def _layers_of(self, unet: nn.Module) -> list[Layer]:
         if self._layers[0]() is not unet:
             # Without the modules: nothing here may keep an unloaded model in memory.
-            layers = [replace(layer, module=None, block=None) for layer in cross_attention_layers(unet)]
+            found = cross_attention_layers(unet)
+            layers = [replace(layer, module=None, block=None, self_attention=None) for layer in found]
             self._layers = weakref.ref(unet), layers
         return self._layers[1]
 
@@ -177,28 +183,35 @@ class Models:
         except IPAdapterError as failure:
             return {"title": model, "base": "", "encoder": "", "encoder_found": False, "error": str(failure),
                     "text": str(failure), "fits": None, "checkpoint": ""}  # fmt: skip
-        encoder = self._encoder_name(spec)
-        try:
-            found, note, error = True, self.source().find(spec.needs[0]).note, None
-        except EncoderError as failure:
-            found, note = False, ""
-            error = None if encoder else str(failure)
-        state = "found" if found else "missing"
-        text = f"{spec.label} · {spec.base} · {spec.tokens} tokens · encoder {encoder or 'not known'}: {state}"
-        return {"title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
-                "text": f"{text} · {note}" if note else text, "fits": self.fits(model),
-                "checkpoint": self.host.checkpoint_name()}  # fmt: skip
+        found = description_of(spec, self._encoder_name(spec), self.source(), self.faces)
+        return {**found, "fits": self.fits(model), "checkpoint": self.host.checkpoint_name()}
 
     def _encoder_name(self, spec: VariantSpec) -> str:
+        """Of the CLIP encoder, "" if it takes none."""
+        need = next((need for need in spec.needs if not need.is_face), None)
         try:
-            return self.catalog.name_of(spec.needs[0])
+            return self.catalog.name_of(need) if need else ""
         except EncoderError:
-            return spec.encoder
+            return need.encoder if need else ""
+
+    def takes_faces(self, model: str) -> bool:
+        """Whether an adapter takes faces; False for a file that cannot be used."""
+        try:
+            return self.spec(self.find(model)).of_face
+        except (IPAdapterError, OSError):
+            return False
+
+    def find_faces(self, picture: Any) -> dict[str, Any]:
+        """The faces of a picture as a request or the panel gives it, from the left. Raises ImageError, FaceError."""
+        given = self.pictures.reference(picture, "image")
+        image = given.image()
+        found = sorted(self.faces.faces(image, name_of(given)), key=lambda face: face.centre[0])
+        return {"width": image.width, "height": image.height, "faces": [asdict(face) for face in found]}
 
     def encoder_size(self, model: str) -> int:
         """Side in pixels of the encoder's input; 224 when the encoder is not known."""
         try:
-            need = self.spec(self.find(model)).needs[0]
+            need = self.spec(self.find(model)).needs[-1]
             return self.catalog.spec(self.catalog.name_of(need)).image_size
         except IPAdapterError:
             return 224
@@ -235,7 +248,7 @@ class Models:
 
     def pipeline(self) -> Pipeline:
         """Pictures to prompts; one for each job."""
-        return Pipeline(self.source(), self.caches)
+        return Pipeline(self.source(), self.caches, self.faces)
 
     def encoding(self) -> AbstractContextManager[None]:
         """Around encoding: the host makes room on the device when the encoder is first needed, and the encoder leaves
@@ -245,6 +258,7 @@ class Models:
     def release(self) -> None:
         """Frees what is cached."""
         self.pool.release()
+        self.faces.release()
         self._adapters.clear()
         self.caches.clear()
         self.projected.clear()

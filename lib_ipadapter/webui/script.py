@@ -95,7 +95,7 @@ class Run:
         picture in turn. What can be refused without encoding is first."""
         if not self.place.lets(unit):
             return None, [(unit, hashes(self.models.resolve(unit), unit))]
-        adapter = self.models.adapter(unit.model)
+        adapter = self.models.adapter(unit.model).as_kind(unit.kind)
         for one in passes:
             one.check(unit, adapter.spec)
         pipeline, each = self.models.pipeline(), turns.taken(self.p, unit, self.models.shelf())

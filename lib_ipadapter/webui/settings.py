@@ -17,6 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "ipadapter_default_fit": "crop",
     "ipadapter_model_folders": "",
     "ipadapter_encoder_folders": "",
+    "ipadapter_face_folders": "",
     "ipadapter_cache_mb": 256,
     "ipadapter_projected_mb": 64,
     "ipadapter_cached_adapters": 3,
@@ -89,6 +90,8 @@ def register() -> None:
     )
     add("ipadapter_model_folders", "Further folders with adapter files", info="separated by commas")
     add("ipadapter_encoder_folders", "Further folders with image encoders", info="separated by commas")
+    add("ipadapter_face_folders", "Further folders with face models", info="InsightFace's packs or their archives; "
+        "separated by commas")  # fmt: skip
     add("ipadapter_cache_mb", "Memory for encoded references, MB", gr.Slider,
         {"minimum": 0, "maximum": 4096, "step": 16},
         "in RAM; a reference takes at most 3 MB, and a known one is neither decoded nor encoded again")  # fmt: skip

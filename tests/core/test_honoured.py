@@ -22,7 +22,7 @@ OTHER: dict[str, Any] = {
     "negative": [Image.new("RGB", (4, 4))], "weight_type": "ease in", "composition": 0.5, "layers": "0:1",
     "curve": "0:0, 1:1", "interpolation": "step", "passes": "hires", "hires_factor": 0.5, "scaling": "K+V",
     "maps": True, "mask": Image.new("L", (4, 4), 255), "region": "inpaint", "feather": 3, "in_detailer": False,
-    "in_upscale": False, "in_loopback": False,
+    "in_upscale": False, "in_loopback": False, "shortcut": 0.5, "lora": 0.5,
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def half(colour: int = 255, size: tuple[int, int] = (8, 4)) -> Image.Image:
 def test_every_field_is_used_or_refused_by_embed() -> None:
     names = {field.name for field in FIELDS} - set(EMBED) - {"invert"}  # which takes a mask or inpaint
     assert names == set(OTHER)
-    check_embed(unit(fit="pad", box="0, 0, 1, 0.5", sharpen=0.5))
+    check_embed(unit(fit="pad", box="0, 0, 1, 0.5", sharpen=0.5, face="leftmost", kind="faceid-plus"))
     for name in names:
         with pytest.raises(UnitError, match=f"^{name}: .*when the embeds are used"):
             check_embed(unit(**{name: OTHER[name]}))

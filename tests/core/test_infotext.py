@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lib_ipadapter.unit import FIELDS, Unit
+from lib_ipadapter.unit.face import CHOICES
 from lib_ipadapter.webui import infotext
 from lib_ipadapter.webui.infotext import Hashes
 
@@ -94,6 +95,7 @@ BY_KIND = {
     "image": lambda field: st.sampled_from([None, "aGk="]),
 }  # fmt: skip
 TEXTS = {
+    "face": st.sampled_from(CHOICES) | st.integers(0, 999),
     "layers": st.dictionaries(st.integers(0, 15), factor, max_size=6),
     "box": st.just(""),  # whose number depends on that of the pictures
     "curve": st.dictionaries(fraction, factor, max_size=6).map(lambda points: sorted(points.items())),

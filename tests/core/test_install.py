@@ -20,11 +20,12 @@ MODULES = ("safetensors", "open_clip", "PIL")
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Runs install.py where ``missing`` packages are not installed; gives the launcher's pip commands."""
 
-    def run(*missing: str, skip: bool = False) -> list[str]:
+    def run(*missing: str, skip: bool = False, pip: Callable[[str], None] | None = None) -> list[str]:
         commands: list[str] = []
+        noted = pip or commands.append
         launch = ModuleType("launch")
         launch.args = SimpleNamespace(skip_install=skip)  # type: ignore[attr-defined]
-        launch.run_pip = lambda command, name: commands.append(command)  # type: ignore[attr-defined]
+        launch.run_pip = lambda command, name: noted(command)  # type: ignore[attr-defined]
         find = importlib.util.find_spec
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "launch", launch)
@@ -56,6 +57,18 @@ def test_only_what_is_missing_is_installed_and_pinned(install, module):
     assert verb == "install"
     assert name.lower().replace("open-clip-torch", "open_clip").replace("pillow", "pil") == module.lower()
     assert version
+
+
+def test_what_faces_need_is_installed_in_a_range(install):
+    assert install("onnxruntime") == ['install "onnxruntime>=1.15,<1.27"']
+
+
+def test_without_it_the_rest_starts(install, capsys):
+    def refuse(command):
+        raise RuntimeError("no wheel for this Python")
+
+    assert install("onnxruntime", pip=refuse) == []
+    assert "works without onnxruntime" in capsys.readouterr().out
 
 
 def test_the_pins_are_those_that_the_tests_run_with(install):

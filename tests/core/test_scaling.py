@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,6 +73,7 @@ class Plain:
     """A projection that changes nothing."""
 
     key = "plain"
+    spec = SimpleNamespace(shortcut=False)
 
     def tokens(self, features: dict[str, Tensor]) -> Tensor:
         return features["pooled"].view(1, -1, 4)

@@ -47,6 +47,10 @@ ORDER = [
     "in_detailer",
     "in_upscale",
     "in_loopback",
+    "face",
+    "shortcut",
+    "lora",
+    "kind",
 ]
 
 

@@ -277,9 +277,12 @@ def test_noise_fades_the_negatives_or_else_the_references() -> None:
 def test_thumbnails_show_the_box(tmp_path: object) -> None:
     path = f"{tmp_path}/wide.png"
     picture(40, 30).save(path)
-    how = Preprocess()
-    plain = panel_html.thumbnails([path], [None], 32, how, [None])
-    boxed = panel_html.thumbnails([path], [None], 32, how, [(0.0, 0.0, 0.5, 1.0)])
+
+    def see(path, box):
+        return panel_html.square(path, 32, Preprocess(), box), "what the encoder will see"
+
+    plain = panel_html.thumbnails([path], [None], [None], see)
+    boxed = panel_html.thumbnails([path], [None], [(0.0, 0.0, 0.5, 1.0)], see)
     assert plain != boxed
     assert 'data-box=""' in plain
     assert 'data-box="0.0,0.0,0.5,1.0"' in boxed

@@ -14,7 +14,7 @@ from lib_ipadapter.adapters.file import open_adapter
 from tests.synthetic import adapter_tensors
 
 
-@pytest.mark.parametrize("variant", ["base", "plus", "full"])
+@pytest.mark.parametrize("variant", ["base", "plus", "full", "faceid", "faceid-plus"])
 def test_a_unet_of_diffusers_holds_the_same_projection(tmp_path: Path, variant: str) -> None:
     from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 

@@ -19,6 +19,10 @@ SHAPES = {
     "plus SD1.5": ("plus", 768, 1280, 16, 768, 768),
     "plus SDXL": ("plus", 2048, 1280, 16, 1280, 1280),
     "full-face SD1.5": ("full", 768, 1280, 257, 0, 0),
+    "FaceID SD1.5": ("faceid", 768, 512, 4, 0, 0),
+    "FaceID SDXL": ("faceid", 2048, 512, 4, 0, 0),
+    "FaceID portrait SD1.5": ("faceid", 768, 512, 16, 0, 0),
+    "FaceID portrait SDXL": ("faceid", 2048, 512, 16, 0, 0),
 }
 
 
@@ -28,7 +32,7 @@ def test_tokens(name, tmp_path):
     flat = adapter_tensors(variant, context, (32,), width, tokens, dim=dim or 64, inner=inner or 64, depth=4)
     theirs = theirs_of(flat, context)
     adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat))
-    features = torch.randn(2, width) if variant == "base" else torch.randn(2, 257, width)
+    features = torch.randn(2, width) if variant in ("base", "faceid") else torch.randn(2, 257, width)
     with torch.no_grad():
         reference = theirs(features).reshape(2, -1, context)
     mine = adapter.tokens(features)
@@ -52,6 +56,46 @@ def test_mixed_up_norms_would_be_seen(one, other, tmp_path):
     with torch.no_grad():
         reference = theirs_of(flat, 768)(features)
     assert relative(adapter.tokens(features), reference) > 1e-3
+
+
+@pytest.mark.parametrize("context", [768, 2048])
+@pytest.mark.parametrize("kind", ["faceid-plus", "faceid-plusv2"])
+@pytest.mark.parametrize("shortcut", [1.0, 0.4])
+def test_tokens_of_face_id_plus(kind, context, shortcut, tmp_path):
+    flat = adapter_tensors("faceid-plus", context, (32,), 1280, 4, inner=context, depth=4)
+    theirs = theirs_of(flat, context)
+    face, crop = torch.nn.functional.normalize(torch.randn(2, 512), dim=-1), torch.randn(2, 257, 1280)
+    theirs.shortcut, theirs.shortcut_scale, theirs.clip_embeds = kind == "faceid-plusv2", shortcut, crop[:, None]
+    adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat)).as_kind(kind)
+    cases = {"cond": (face, crop), "uncond": (torch.zeros_like(face), crop.flip(0))}
+    for name, (embedding, features) in cases.items():
+        theirs.clip_embeds = features[:, None]
+        with torch.no_grad():
+            reference = theirs(embedding)
+        mine = adapter.tokens({"face": embedding, "penultimate": features}, shortcut)
+        error = relative(mine, reference)
+        print(f"\n{kind}, {name}, context {context}, s = {shortcut}: relative error {error:.1e}")
+        assert error <= 1e-4
+
+
+def test_the_two_versions_of_face_id_plus_differ(tmp_path):
+    """The control of the test above."""
+    flat = adapter_tensors("faceid-plus", 768, (32,), 1280, 4, inner=768, depth=4)
+    adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat))
+    features = {"face": torch.randn(1, 512), "penultimate": torch.randn(1, 257, 1280)}
+    first, second = (adapter.as_kind(kind).tokens(features) for kind in ("faceid-plus", "faceid-plusv2"))
+    assert relative(first, second) > 0.1
+
+
+@pytest.mark.parametrize("context", [768, 2048])
+def test_tokens_of_a_resampled_face(context, tmp_path):
+    """InstantID's and portrait-unnorm's Resampler, fed with one embedding; diffusers has the same one for plus."""
+    flat = adapter_tensors("unnorm", context, (32,), 512, 16, dim=1280, inner=1280, depth=4)
+    adapter = Adapter.load(write_adapter(tmp_path / "portrait.safetensors", flat))
+    face = 20 * torch.randn(2, 512)
+    with torch.no_grad():
+        reference = theirs_of(flat, context)(face[:, None])
+    assert relative(adapter.tokens(face), reference) <= 1e-4
 
 
 def relative(mine: torch.Tensor, reference: torch.Tensor) -> float:

@@ -115,6 +115,58 @@ def test_diffusers_unet(config, layers, tmp_path):
     assert error <= TOLERANCE
 
 
+def face_id_state(unet: torch.nn.Module) -> dict[str, dict[str, Tensor]]:
+    """A FaceID file's layout, random: layers and LoRA by diffusers' own numbers, attn1 before attn2 of each block."""
+    state = adapter_state(unet)
+    g = torch.Generator().manual_seed(3)
+    state["image_proj"] = {
+        "proj.0.weight": torch.randn(1024, 512, generator=g) / 512**0.5,
+        "proj.0.bias": torch.randn(1024, generator=g),
+        "proj.2.weight": torch.randn(4 * CONTEXT, 1024, generator=g) / 32,
+        "proj.2.bias": torch.randn(4 * CONTEXT, generator=g),
+        "norm.weight": torch.rand(CONTEXT, generator=g),
+        "norm.bias": torch.randn(CONTEXT, generator=g),
+    }
+    for number, name in enumerate(unet.attn_processors):
+        for target in ("to_q", "to_k", "to_v", "to_out"):
+            linear = projection(unet, name, target)
+            key = f"{number}.{target}_lora"
+            down = torch.randn(8, linear.in_features, generator=g) / linear.in_features**0.5
+            state["ip_adapter"][f"{key}.down.weight"] = down
+            state["ip_adapter"][f"{key}.up.weight"] = 0.2 * torch.randn(linear.out_features, 8, generator=g)
+    return state
+
+
+def projection(unet: torch.nn.Module, processor: str, target: str) -> torch.nn.Module:
+    attention = unet.get_submodule(processor.removesuffix(".processor"))
+    return attention.to_out[0] if target == "to_out" else getattr(attention, target)
+
+
+@pytest.mark.parametrize("config", [SD1, SDXL], ids=["sd1", "sdxl"])
+def test_face_id_with_its_lora(config, tmp_path):
+    """diffusers' FaceID projection and processors, with the file's LoRA merged into its UNet's weights."""
+    unet = small(config)
+    state = face_id_state(unet)
+    x, t, text, _ = inputs()
+    face = torch.nn.functional.normalize(torch.randn(512, generator=torch.Generator().manual_seed(4)), dim=0)
+    features = torch.stack([face, torch.zeros(512)])
+    base = unet(x, t, text).sample
+    path = tmp_path / "a.safetensors"
+    mine = ours(unet, state, features, x, t, path, lambda u: u(x, t, text).sample)
+    assert torch.equal(unet(x, t, text).sample, base)
+    bare = {part: {k: v for k, v in tensors.items() if "_lora" not in k} for part, tensors in state.items()}
+    without = ours(unet, bare, features, x, t, path, lambda u: u(x, t, text).sample)
+    for number, name in enumerate(list(unet.attn_processors)):
+        for target in ("to_q", "to_k", "to_v", "to_out"):
+            down, up = (state["ip_adapter"][f"{number}.{target}_lora.{part}.weight"] for part in ("down", "up"))
+            projection(unet, name, target).weight += up @ down
+    reference = theirs(unet, bare, features, lambda u, kwargs: u(x, t, text, added_cond_kwargs=kwargs).sample)
+    error, effect = relative(mine, reference), relative(without, reference)
+    print(f"\nUNet call with FaceID: relative error {error:.1e}, effect of the LoRA {effect:.2f}")
+    assert effect > 0.01
+    assert error <= TOLERANCE
+
+
 def test_ldm_unet(tmp_path):
     openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is not installed")
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint

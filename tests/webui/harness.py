@@ -157,6 +157,7 @@ class WebUI:
         with_controlnet: bool = False,
         with_extension: bool = True,
         config: dict[str, Any] | None = None,
+        path: Path | None = None,
     ) -> None:
         self.checkpoints = checkpoints
         self.extra = tuple(flag for flag in extra if flag != NO_API)
@@ -164,6 +165,7 @@ class WebUI:
         self.with_controlnet = with_controlnet
         self.with_extension = with_extension
         self.config = config or {}
+        self.path = path  # of packages in front of the WebUI's own
         self.data = Path(tempfile.mkdtemp(prefix="ipadapter-webui-"))
         self.log_path = self.data / "log.txt"
         with socket.socket() as s:
@@ -236,6 +238,8 @@ class WebUI:
             "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
         env.pop("PYTHONPATH", None)
+        if self.path:
+            env["PYTHONPATH"] = str(self.path)
         started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(

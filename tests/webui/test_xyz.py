@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lib_ipadapter.unit import FIELDS
+from lib_ipadapter.unit import FACE, FIELDS
 
 from .harness import Reply, WebUI, b64, picture, pixels
 
@@ -34,6 +34,7 @@ WITHOUT_EFFECT = {
     "distribute", "hires_factor", "invert", "feather", "in_detailer", "in_upscale", "in_loopback", "region",
 }  # fmt: skip
 AXES = [field for field in FIELDS if field.in_infotext and field.kind != "image"]
+PLAIN = [field for field in AXES if field.group != FACE]  # those of faces: test_faces.py
 
 
 def label(field: Any) -> str:
@@ -68,7 +69,7 @@ def test_each_axis_has_a_name_of_its_own(on_sd1: WebUI) -> None:
     assert [label(field) for field in AXES if label(field) not in known] == []
 
 
-@pytest.mark.parametrize("field", AXES, ids=lambda field: field.name)
+@pytest.mark.parametrize("field", PLAIN, ids=lambda field: field.name)
 def test_a_cell_is_what_the_unit_draws_with_the_value(on_sd1: WebUI, wide: dict[str, Any], field: Any) -> None:
     unit: dict[str, Any] = {**wide, **BESIDE.get(field.name, {})}
     if field.kind == "images":

@@ -30,6 +30,7 @@ def register(app: FastAPI, models: Models) -> None:
     _add_lists(add, models)
     _add_presets(add, models)
     _add_references(add, models)
+    _add_faces(add, models)
 
 
 Add = Callable[[str, Callable[..., Any], str], None]
@@ -93,6 +94,20 @@ def _add_references(add: Add, models: Models) -> None:
     add("embeds", save, "POST")
     add("embeds/{name}", delete, "DELETE")
     add("folders", folders, "GET")
+
+
+def _add_faces(add: Add, models: Models) -> None:
+    def faces(body: Any = Depends(json_body(PICTURES))) -> Any:
+        return _answer(lambda: models.find_faces(_picture_of(body)))
+
+    add("faces", faces, "POST")
+
+
+def _picture_of(body: Any) -> Any:
+    picture = body.get("image") if isinstance(body, dict) else None
+    if not isinstance(picture, str) or not picture.strip():
+        raise UnitError("image", picture, 'a JSON object {"image": a picture as base64 or a data URI}')
+    return picture
 
 
 def _fields(saved: Presets, name: str) -> dict[str, Any]:

@@ -48,12 +48,13 @@ class A1111:
 
     def encoder_folders(self) -> list[Path]:
         """Ours, those of the settings, and the ControlNet extension's downloads."""
-        downloads = shared.opts.data.get("control_net_modules_path") or getattr(
-            shared.cmd_opts, "controlnet_annotator_models_path", None
-        )
-        annotator = Path(downloads or _extensions() / "sd-webui-controlnet" / "annotator" / "downloads")
         ours = [_models() / name for name in _ENCODERS]
-        return [*ours, *map(Path, settings.folders("ipadapter_encoder_folders")), annotator / "clip_vision"]
+        return [*ours, *map(Path, settings.folders("ipadapter_encoder_folders")), _annotator() / "clip_vision"]
+
+    def face_folders(self) -> list[Path]:
+        """ReActor's and Forge's, those of the settings, the ControlNet extension's, and insightface's own."""
+        given = map(Path, settings.folders("ipadapter_face_folders"))
+        return [_models() / "insightface", *given, _annotator() / "insightface", Path.home() / ".insightface"]
 
     def text_tower_folders(self) -> list[Path]:
         """Those of the encoders and of the checkpoints."""
@@ -165,6 +166,13 @@ def _models() -> Path:
 
 def _extensions() -> Path:
     return Path(paths.extensions_dir)
+
+
+def _annotator() -> Path:
+    downloads = shared.opts.data.get("control_net_modules_path") or getattr(
+        shared.cmd_opts, "controlnet_annotator_models_path", None
+    )
+    return Path(downloads or _extensions() / "sd-webui-controlnet" / "annotator" / "downloads")
 
 
 def _unet_in_use() -> Any:

@@ -27,6 +27,9 @@ class Host(Protocol):
     def encoder_folders(self) -> list[Path]:
         """Where image encoders are searched. Downloads go into the first."""
 
+    def face_folders(self) -> list[Path]:
+        """Where face models are searched: packs' folders, or their archives. The first is what a message names."""
+
     def text_tower_folders(self) -> list[Path]:
         """Where the configs of custom text towers may lie, beside the checkpoints that need them."""
 

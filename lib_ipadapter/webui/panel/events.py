@@ -17,14 +17,15 @@ from ...unit.fields import parse_weight
 from ...unit.presets import KEPT
 from ...unit.weights import BOTH, SD, SDXL
 from .. import settings
+from ..describe import FACE_FIELDS
 from ..infotext import match, weights_text
-from . import html
+from . import faces, html
 from .charts import SHOWN, charts
 from .values import NO_MODEL, panel_default, parse_weights
 
 CLEARED = ("negative", "focus", "mask")  # go with the references that they belong to
 RESET = tuple(f.name for f in FIELDS if f.name not in ("images", "enabled", "box", *CLEARED))
-PREPROCESSING = ("fit", "position", "sharpen", "box")
+PREPROCESSING = ("fit", "position", "sharpen", "box", "face", "kind")
 _ENABLED = next(field for field in FIELDS if field.name == "enabled")
 
 
@@ -99,7 +100,7 @@ class UnitEvents:
 
     def no_tiles(self) -> str:
         """The tiles of a unit without references: the one that takes them."""
-        return html.thumbnails([], [], 224, preprocess.Preprocess(), [])
+        return html.thumbnails([], [], [], lambda path, box: ("", ""))
 
     def show(
         self, files: Any, weights: Any, model: Any, wanted: Any, saved: Any, combine: Any, distribute: Any,
@@ -110,21 +111,27 @@ class UnitEvents:
         paths, text, named = paths_of(files), str(weights or ""), list(saved or [])
         count = len(paths) + len(named)
         numbers, problem = _numbers(text, count)
-        fit, position, sharpen, box = look
+        fit, position, sharpen, box, face, _ = look
         try:
             boxes = crops.boxes(crops.parse_boxes(box or ""), len(paths))
         except UnitError as error:
             boxes, problem = [None] * len(paths), problem or (str(error) if paths else "")
-        size = self.models.encoder_size(model) if is_model(model) else 224
         remark = html.note(match(_wanted(wanted), [html.picture_hash(path) for path in paths], html.known_name))
         how = preprocess.Preprocess(fit, position, sharpen)
         return [
             gr.update(visible=count > 1 or combine != "concat"),
             gr.update(visible=count > 1 or distribute != "together"),
-            html.thumbnails(paths, numbers, size, how, boxes, named, str(focus or "")),
+            html.thumbnails(paths, numbers, boxes, self._see(model, how, face, str(focus or "")), named),
             (html.failure(problem) if problem else "") + remark,
             gr.update(visible=count > 0),
         ]
+
+    def _see(self, model: Any, how: preprocess.Preprocess, face: Any, focus: str) -> html.See:
+        """How a picture is shown: as what the model will get of it. focus: the reference mask, a data URI."""
+        if is_model(model) and self.models.takes_faces(model):
+            return lambda path, box: faces.view(path, box, face, focus, self.models.faces)
+        size = self.models.encoder_size(model) if is_model(model) else 224
+        return lambda path, box: (html.square(path, size, how, box, focus), "as the encoder sees it")
 
     def composition(self, weight_type: Any) -> Any:
         """The composition weight shows for the types that have one."""
@@ -188,13 +195,16 @@ class UnitEvents:
     # the model's file
 
     def describe(self, model: Any) -> list[Any]:
-        """What the file is, and whether the download button shows."""
+        """What the file is, whether the download button shows, and the fields that only face adapters have: their fold,
+        and each of FACE_FIELDS. A field that goes has its default."""
         info = description(self.models, model)
         if info and not info["error"]:
             self.models.used(model)
         offer = bool(info and not info["error"] and not info["encoder_found"] and settings.allow_download())
         label = f"Download {info['encoder']}" if info and offer else "Download"
-        return [html.file_info(info), gr.update(visible=offer, value=label)]
+        has = set((info or {}).get("fields", ()))
+        shown = [gr.update(visible=True) if name in has else _gone(name) for name in FACE_FIELDS]
+        return [html.file_info(info), gr.update(visible=offer, value=label), gr.update(visible=bool(has)), *shown]
 
     def charts(self, model: Any, *values: Any) -> list[str]:
         """The weight over layers and steps, for the values of SHOWN, and a remark on weight, start and end; the model
@@ -211,9 +221,10 @@ class UnitEvents:
         reports: queue.Queue[tuple[int, int | None] | Exception | None] = queue.Queue()
         threading.Thread(target=self._fetch, args=(info["encoder"], reports), daemon=True).start()
         while isinstance(report := _latest(reports), tuple):
-            yield [html.progress(report[0], report[1], info["encoder"]), gr.update(visible=False)]
+            rest = [gr.update() for _ in ("fold", *FACE_FIELDS)]
+            yield [html.progress(report[0], report[1], info["encoder"]), gr.update(visible=False), *rest]
         shown = self.describe(model)
-        yield shown if report is None else [shown[0] + html.failure(str(report)), shown[1]]
+        yield shown if report is None else [shown[0] + html.failure(str(report)), *shown[1:]]
 
     def _fetch(self, name: str, reports: queue.Queue[tuple[int, int | None] | Exception | None]) -> None:
         try:
@@ -222,6 +233,10 @@ class UnitEvents:
             reports.put(error)
         else:
             reports.put(None)
+
+
+def _gone(name: str) -> Any:
+    return gr.update(visible=False, value=next(field.default for field in FIELDS if field.name == name))
 
 
 def _latest(reports: queue.Queue[Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -22,6 +22,8 @@ from ...pictures.preprocess import Preprocess
 from ...unit.crops import Box
 from ...unit.fields import WEIGHT_RANGE
 
+# Shows a picture (its path) cut to a box: (data URI, what it is)
+See = Callable[[str, "Box | None"], tuple[str, str]]
 _NAMES: dict[str, str] = {}  # of pictures that were shown, by hash
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
@@ -37,7 +39,7 @@ def square(path: str, size: int, how: Preprocess, box: Box | None, focus: str = 
     seen = preprocess.square(picture, how, size)
     if how.fit == "tiles":
         _draw_tiles(seen, picture.size, preprocess.tiles(picture, how))
-    return _data_uri(seen, _THUMB)
+    return data_uri(seen, _THUMB)
 
 
 def _draw_tiles(square: Image.Image, size: tuple[int, int], tiles: Sequence[preprocess.Tile]) -> None:
@@ -56,7 +58,7 @@ def whole(path: str) -> str:
     """The whole picture as a data URI, at most 1024 pixels wide and high, to draw the box on. Raises ImageError."""
     from ...pictures.images import load
 
-    return _data_uri(load(Path(path)), 1024)
+    return data_uri(load(Path(path)), 1024)
 
 
 _PADS = {
@@ -88,12 +90,13 @@ def _mask_preview(uri: str) -> str:
     from ...pictures.images import load
 
     try:
-        return _data_uri(load(uri), 160)
+        return data_uri(load(uri), 160)
     except IPAdapterError:
         return ""
 
 
-def _data_uri(seen: Image.Image, side: int) -> str:
+def data_uri(seen: Image.Image, side: int) -> str:
+    """A JPEG of at most ``side`` pixels; shrinks ``seen`` in place."""
     seen.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     seen.save(buffer, "JPEG", quality=88)
@@ -122,16 +125,14 @@ def known_name(digest: str) -> str:
 def thumbnails(
     paths: Sequence[str],
     weights: Sequence[float | None],
-    size: int,
-    how: Preprocess,
     boxes: Sequence[Box | None],
+    see: See,
     named: Sequence[str] = (),
-    focus: str = "",
 ) -> str:
     """All references of a unit as a row of tiles, each with its weight and a button that takes it out; the last tile
-    takes more. weights: of the pictures, then of those that are named; focus: the reference mask, a data URI."""
+    takes more. weights: of the pictures, then of those that are named; see: what is shown of a picture."""
     several = len(paths) + len(named) > 1 or any(weight not in (None, 1) for weight in weights)
-    tiles = [_tile(i, path, size, how, box, focus) for i, (path, box) in enumerate(zip(paths, boxes, strict=True))]
+    tiles = [_tile(i, path, box, see) for i, (path, box) in enumerate(zip(paths, boxes, strict=True))]
     tiles += [_named_tile(len(paths) + i, name) for i, name in enumerate(named)]
     names = [*(Path(path).name for path in paths), *named]
     figures = [
@@ -156,15 +157,15 @@ def _weight(name: str, weight: float | None) -> str:
     )
 
 
-def _tile(index: int, path: str, size: int, how: Preprocess, box: Box | None, focus: str) -> str:
+def _tile(index: int, path: str, box: Box | None, see: See) -> str:
     name = escape(Path(path).name, quote=True)
     try:
-        source = square(path, size, how, box, focus)
+        source, what = see(path, box)
     except (IPAdapterError, OSError) as error:
         text = escape(f"{Path(path).name}: {error}")
         return f'<div class="ipadapter-picture"><p class="ipadapter-error">{text}</p>{_remove(index, name)}</div>'
     at = ",".join(map(str, box or ()))
-    title = f"{name}, as the encoder sees it. Click to crop; drag, or Alt and an arrow key, to move it"
+    title = f"{name}, {what}. Click to crop; drag, or Alt and an arrow key, to move it"
     cut = '<span class="ipadapter-cut">\u2702 cropped</span>' if box else ""
     return (
         f'<div class="ipadapter-picture"><button type="button" class="ipadapter-open" data-index="{index}" '
@@ -202,10 +203,17 @@ def file_info(description: Mapping[str, Any] | None) -> str:
         return failure(str(description["error"]))
     state = "found" if description.get("encoder_found") else "missing"
     encoder = f"{description.get('encoder') or 'image encoder'} {state}"
-    chips = [(description.get("title"), ""), _base_chip(description), (encoder, state)]
+    chips = [(description.get("title"), ""), _base_chip(description)]
+    pack, missing = description.get("face_models"), str(description.get("face_error") or "")
+    if description.get("encoder") or not pack:
+        chips.append((encoder, state))
+    if pack:
+        look = "missing" if missing else "found"
+        chips.append((f"face models {pack} {look}", look))
     spans = [_chip(str(what), look) for what, look in chips if what]
     title = escape(str(description.get("text", "")), quote=True)
-    return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>'
+    told = failure(missing) if missing else ""
+    return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>{told}'
 
 
 def _base_chip(description: Mapping[str, Any]) -> tuple[str, str]:

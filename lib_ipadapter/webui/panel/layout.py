@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ...unit import FIELDS, LAYERS, PREPROCESS, REGION, SCRIPTS
+from ...unit import FACE, FIELDS, LAYERS, PREPROCESS, REGION, SCRIPTS
 from .values import panel_default
 
 SPECS = {field.name: field for field in FIELDS}
@@ -22,12 +22,13 @@ class Fold(NamedTuple):
 ROWS = (("weight", "start", "end"), ("weight_type", "fit", "combine", "distribute"), ("composition",))
 _BUILT = ("enabled", "images", "model", "box")  # by themselves
 _LISTED: dict[str, Sequence[Sequence[str]]] = {
+    "who": (("face", "kind"), ("lora", "shortcut")),
     "where": (("mask",), ("region",), ("feather", "invert")),
     "fine": (("layers", "curve"), ("interpolation", "scaling", "passes", "hires_factor")),
     "look": (("position", "sharpen", "noise"), ("negative", "focus")),
     "follow": (("maps", "in_detailer", "in_upscale", "in_loopback"),),
 }
-_TITLES = {"where": REGION, "fine": LAYERS, "look": PREPROCESS, "follow": SCRIPTS}
+_TITLES = {"who": FACE, "where": REGION, "fine": LAYERS, "look": PREPROCESS, "follow": SCRIPTS}
 
 
 def _unlisted(group: str) -> Sequence[Sequence[str]]:

@@ -43,4 +43,4 @@ def bind_lists(root: str, units: Sequence[Any], models: Any) -> None:
         events.append(unit.refresh.click(refresh, [], [*listed, names], show_progress=False))
     for event in events:
         for unit in units:
-            event.then(unit.events.describe, [unit.inputs["model"]], [unit.info, unit.download], **described)
+            event.then(unit.events.describe, [unit.inputs["model"]], unit.described, **described)

@@ -16,9 +16,10 @@ import gradio as gr
 from modules.ui_components import FormRow, InputAccordion, ToolButton
 
 from ...options import Option
-from ...unit import FIELDS
+from ...unit import FACE, FIELDS
 from ...unit.presets import KEPT
 from .. import settings
+from ..describe import FACE_FIELDS
 from .charts import SHOWN
 from .events import CLEARED, PREPROCESSING, RESET, UnitEvents
 from .files import Files
@@ -79,6 +80,7 @@ class _UnitPanel:
         self.is_img2img = is_img2img
         self.inputs: dict[str, Any] = {}
         self.pads: dict[str, Any] = {}  # the previews of masks
+        self.folds: dict[str, Any] = {}  # by title
         self.events = UnitEvents(index, models)
         self.saved_events = SavedEvents(models)
         self._default_fit = settings.default_fit()
@@ -88,7 +90,10 @@ class _UnitPanel:
         self._build_rows(ROWS)
         self.timing_note = gr.HTML("", elem_id=self._id("timing_note"))
         for fold in FOLDS:
-            with gr.Accordion(fold.title, open=False, elem_id=self._id(fold.name)):
+            # Only adapters that take faces show theirs.
+            shown = fold.title != FACE
+            with gr.Accordion(fold.title, open=False, visible=shown, elem_id=self._id(fold.name)) as built:
+                self.folds[fold.title] = built
                 self._build_rows(fold.rows)
                 if fold.name == "fine":
                     self.charts = gr.HTML(self.events.charts(None, *self._shown())[0], elem_id=self._id("charts"))
@@ -299,10 +304,15 @@ class _UnitPanel:
             self.events.delete_preset, [self.preset], [self.preset, self.preset_note], _js="ipadapterDeleting", **_QUIET
         ).then(None, [], [], **done)
 
+    @property
+    def described(self) -> list[Any]:
+        """What ``UnitEvents.describe`` sets."""
+        return [self.info, self.download, self.folds[FACE], *self._named(FACE_FIELDS)]
+
     def _bind_model(self) -> None:
-        model, described = self.inputs["model"], [self.info, self.download]
-        model.change(self.events.describe, [model], described, **_QUIET).then(**self._showing)
-        self.download.click(self.events.download, [model], described, show_progress=False)
+        model = self.inputs["model"]
+        model.change(self.events.describe, [model], self.described, **_QUIET).then(**self._showing)
+        self.download.click(self.events.download, [model], self.described, show_progress=False)
 
     def infotext_fields(self, paste: Paste) -> Iterator[tuple[Any, Any]]:
         """What a pasted text sets in this unit: all but the pictures."""

@@ -1,0 +1,64 @@
+"""What the panel shows of a model's file: its kind, its base, and whether what it needs is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..adapters.variant import VariantSpec
+from ..encoders.source import EncoderSource
+from ..encoders.spec import Need
+from ..errors import EncoderError, FaceError
+from ..faces import FaceAnalyser
+
+FACE_FIELDS = ("face", "shortcut", "lora", "kind")  # of the panel
+
+
+def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces: FaceAnalyser) -> dict[str, Any]:
+    """encoder: the name of the CLIP encoder that it takes, "" if it takes none or an unknown one. ``face_models``: the
+    recogniser's pack, "" for none; ``fields``: which of FACE_FIELDS the kind has."""
+    clip = next((need for need in spec.needs if not need.is_face), None)
+    found, note, error = _encoder(clip, encoder, source)
+    pack, missing, other = _faces(spec, faces)
+    parts = [spec.label, spec.base, f"{spec.tokens} tokens"]
+    if clip is not None:
+        parts.append(f"encoder {encoder or 'not known'}: {'found' if found else 'missing'}")
+    if pack:
+        parts.append(f"face models {pack}: {'missing' if missing else 'found'}")
+    return {
+        "title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
+        "face_models": pack, "face_error": missing, "fields": _fields(spec),
+        "text": " · ".join([*parts, *filter(None, (note, other))]),
+    }  # fmt: skip
+
+
+def _encoder(need: Need | None, name: str, source: EncoderSource) -> tuple[bool, str, str | None]:
+    """(found, a note, error)"""
+    if need is None:
+        return True, "", None
+    try:
+        return True, source.find(need).note, None
+    except EncoderError as failure:
+        return False, "", None if name else str(failure)
+
+
+def _faces(spec: VariantSpec, faces: FaceAnalyser) -> tuple[str, str, str]:
+    """(pack, what is missing, a note on a recogniser that is not the published one)"""
+    if not spec.of_face:
+        return "", "", ""
+    pack = spec.needs[0].encoder
+    try:
+        faces.check(pack)
+        file = faces.packs.find(pack)
+    except FaceError as error:
+        return pack, str(error), ""
+    return pack, "", "" if file.exact else f"{file.label} is not {pack}'s published file, by its hash"
+
+
+def _fields(spec: VariantSpec) -> list[str]:
+    has = {
+        "face": spec.of_face,
+        "shortcut": "faceid-plusv2" in (spec.variant, *spec.kinds),
+        "lora": spec.lora_rank > 0,
+        "kind": len(spec.kinds) > 1,
+    }
+    return [name for name in FACE_FIELDS if has[name]]

@@ -1,0 +1,115 @@
+"""What the panel shows of face adapters: the face that counts, and what is there of what they need."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.encoders import EncoderSource
+from lib_ipadapter.errors import FaceMissing, FaceModelMissing, UnitError
+from lib_ipadapter.faces import FaceAnalyser, FacePacks
+from lib_ipadapter.webui.describe import description_of
+from lib_ipadapter.webui.panel import faces as panel_faces
+from lib_ipadapter.webui.panel import html
+from tests.core.test_face_prompts import NONE, ONE, TWO
+from tests.face_models import write_pack
+from tests.synthetic import adapter_tensors, write_adapter
+
+
+@pytest.fixture
+def analyser(tmp_path) -> FaceAnalyser:
+    write_pack(tmp_path / "packs")
+    return FaceAnalyser(FacePacks(lambda: [tmp_path / "packs"]))
+
+
+def shown(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"), int)
+
+
+def saved(folder, picture: Image.Image) -> str:
+    picture.save(folder / "x.png")
+    return str(folder / "x.png")
+
+
+def test_the_thumbnail_is_the_face_that_counts_with_all_that_were_found(tmp_path, analyser):
+    path = saved(tmp_path, TWO)
+    first, what = panel_faces.view(path, None, "leftmost", "", analyser)
+    assert what == "face 1 of 2 from the left"
+    assert shown(first).shape == (224, 224, 3)
+    second, what = panel_faces.view(path, None, 1, "", analyser)
+    assert what == "face 2 of 2 from the left"
+    one, other = shown(first), shown(second)
+    chosen = [np.abs(x - np.array([255, 120, 0])).max(-1) < 60 for x in (one, other)]
+    corner = (slice(128, 224), slice(0, 96))  # the picture in the corner, 96 pixels
+    assert np.argwhere(chosen[0][corner])[:, 1].mean() < 40 < 56 < np.argwhere(chosen[1][corner])[:, 1].mean()
+    assert analyser.runs == 1
+
+
+def test_a_single_face_has_no_corner(tmp_path, analyser):
+    uri, what = panel_faces.view(saved(tmp_path, ONE), None, "", "", analyser)
+    assert what == "the face that counts"
+    assert shown(uri).shape == (224, 224, 3)
+
+
+def test_box_and_mask_say_where_it_is_looked_for(tmp_path, analyser):
+    path = saved(tmp_path, TWO)
+    whole, _ = panel_faces.view(path, None, "largest", "", analyser)
+    half, what = panel_faces.view(path, (0.5, 0.0, 1.0, 1.0), "largest", "", analyser)
+    assert half != whole
+    mask = Image.new("L", TWO.size, 0)
+    mask.paste(255, (320, 0, 640, 640))
+    buffer = io.BytesIO()
+    mask.save(buffer, "PNG")
+    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    _, what = panel_faces.view(path, None, "largest", uri, analyser)
+    assert what == "the face that counts"
+
+
+def test_a_tile_says_what_is_wrong(tmp_path, analyser):
+    def see(path, box):
+        return panel_faces.view(path, box, "largest", "", analyser)
+
+    tile = html.thumbnails([saved(tmp_path, NONE)], [None], [None], see)
+    assert "no face was found in x.png" in tile
+    with pytest.raises(FaceMissing):
+        see(str(tmp_path / "x.png"), None)
+    with pytest.raises(UnitError, match="face"):
+        panel_faces.view(saved(tmp_path, ONE), None, "4", "", analyser)
+    for file in (tmp_path / "packs" / "buffalo_l").iterdir():
+        file.unlink()
+    with pytest.raises(FaceModelMissing):
+        see(str(tmp_path / "x.png"), None)
+
+
+def described(tmp_path, analyser, variant="faceid-plus", name="plusv2", **more):
+    sizes = {"context": 64, "widths": (32,), "feature_width": 48, "lora": 2} | more
+    path = write_adapter(tmp_path / f"{name}.safetensors", adapter_tensors(variant, **sizes))
+    return description_of(Adapter.load(path).spec, "", EncoderSource([tmp_path / "encoders"]), analyser)
+
+
+def test_what_a_face_adapter_needs_and_which_fields_it_has(tmp_path, analyser):
+    found = described(tmp_path, analyser)
+    assert found["fields"] == ["face", "shortcut", "lora", "kind"]
+    assert (found["face_models"], found["face_error"]) == ("buffalo_l", "")
+    assert "face models buffalo_l: found" in found["text"]
+    assert "w600k_r50.onnx is not buffalo_l's published file, by its hash" in found["text"]
+    assert described(tmp_path, analyser, "faceid", "a")["fields"] == ["face", "lora"]
+    assert described(tmp_path, analyser, "faceid", "a", lora=0, tokens=16)["fields"] == ["face"]
+    plain = described(tmp_path, analyser, "base", "b", lora=0)
+    assert (plain["fields"], plain["face_models"]) == ([], "")
+
+
+def test_the_chips_say_what_is_missing(tmp_path, analyser):
+    found = html.file_info(described(tmp_path, analyser, "faceid", "a"))
+    assert '<span class="ipadapter-chip found">face models buffalo_l found</span>' in found
+    assert "image encoder" not in found
+    for file in (tmp_path / "packs" / "buffalo_l").iterdir():
+        file.unlink()
+    found = html.file_info(described(tmp_path, analyser, "faceid", "a"))
+    assert '<span class="ipadapter-chip missing">face models buffalo_l missing</span>' in found
+    assert "det_10g.onnx" in found

@@ -1,0 +1,277 @@
+"""Faces in the real WebUI: FaceID adapters, the LoRA inside them, and every message where something is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests.synthetic import adapter_tensors, write_adapter
+
+from .harness import WebUI, absent, b64, pixels, python
+from .networks import CONTEXT, SD1_WIDTHS, SDXL_WIDTHS
+from .test_generation import one, same
+from .test_xyz import AXES, label, plot
+
+pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")
+
+from tests.face_models import picture, write_pack
+
+TWO = picture((176, 208), (496, 432), radius=15)  # each covers one cell of the detector: one face
+NOBODY = Image.new("RGB", (300, 200), (0, 0, 120))
+CLIP = 128  # width of the tiny encoder's penultimate features
+
+
+def place_of(layer: int) -> str:
+    """diffusers' name of SD1's i-th transformer block, in file order, as LoRA files have it."""
+    if layer < 6:
+        return f"down_blocks_{layer // 2}_attentions_{layer % 2}"
+    return f"up_blocks_{1 + (layer - 6) // 3}_attentions_{(layer - 6) % 3}" if layer < 15 else "mid_block_attentions_0"
+
+
+def write_as_lora(flat: dict[str, torch.Tensor], path) -> None:
+    """The LoRA of a FaceID file as the file that its author publishes beside it."""
+    tensors = {}
+    for key, value in flat.items():
+        if "_lora." not in key:
+            continue
+        _, number, target, part, _ = key.split(".")
+        target = target.removesuffix("_lora").replace("to_out", "to_out_0")
+        layer = f"{place_of(int(number) // 2)}_transformer_blocks_0_attn{1 + int(number) % 2}"
+        tensors[f"lora_unet_{layer}_{target}.lora_{part}.weight"] = value
+    save_file(tensors, path)
+
+
+@pytest.fixture(scope="module")
+def faces(webui: WebUI) -> WebUI:
+    """The shared WebUI with face adapters and a pack of small face models."""
+    if subprocess.run([python(), "-c", "import onnxruntime"], capture_output=True, check=False).returncode:
+        pytest.skip("the WebUI's Python has no onnxruntime")
+    folder = webui.data / "models" / "ipadapter"
+    sd1 = {"context": CONTEXT, "widths": SD1_WIDTHS, "feature_width": CLIP, "seed": 7, "inner": 256}
+    files = {
+        "sd1-faceid": adapter_tensors("faceid", **sd1, lora=4),
+        "sd1-faceid-plusv2": adapter_tensors("faceid-plus", **sd1, lora=4),
+        "sd1-portrait": adapter_tensors("faceid", **sd1, tokens=16),
+        "sdxl-faceid": adapter_tensors("faceid", **{**sd1, "widths": SDXL_WIDTHS}, lora=4),
+    }
+    for name, flat in files.items():
+        write_adapter(folder / f"{name}.safetensors", flat)
+    write_as_lora(files["sd1-faceid"], webui.data / "models" / "Lora" / "faceid.safetensors")
+    write_pack(webui.data / "models" / "insightface" / "models", "buffalo_l", seed=1)
+    webui.get("/ip-adapter/model_list")
+    webui.post("/sdapi/v1/refresh-loras", {})
+    return webui
+
+
+@pytest.fixture
+def on_face(faces: WebUI, on_sd1: WebUI) -> WebUI:
+    return on_sd1
+
+
+@pytest.fixture(scope="module")
+def face() -> dict:
+    return {"model": "sd1-faceid", "images": [b64(TWO)]}
+
+
+@pytest.mark.parametrize("model", ["sd1-faceid", "sd1-faceid-plusv2", "sd1-portrait"])
+def test_a_face_changes_the_picture_and_off_is_the_base(on_face, face, model):
+    unit = {**face, "model": model}
+    base = on_face.images()
+    drawn = on_face.images(unit)
+    assert drawn != base
+    assert on_face.images(unit) == drawn
+    assert on_face.images({**unit, "weight": 0}) == base
+    assert on_face.images({**unit, "start": 0.9}) == base  # 3 steps: 0, 1/3, 2/3
+    assert on_face.images({**unit, "end": 0.3}) not in (base, drawn)
+    assert on_face.images() == base
+
+
+def test_each_field_of_a_face_changes_the_picture(on_face, face):
+    unit = {**face, "model": "sd1-faceid-plusv2"}
+    pictures = [on_face.images(unit)]
+    for fields in ({"face": "rightmost"}, {"shortcut": 0.2}, {"lora": 0.4}, {"lora": 0}, {"kind": "faceid-plus"}):
+        pictures.append(on_face.images({**unit, **fields}))
+    assert len({tuple(images) for images in pictures}) == len(pictures)
+    assert on_face.images({**unit, "face": 1}) == pictures[1]
+    assert on_face.images({**unit, "face": "rightmost", "box": "0, 0, 0.5, 1"}) == on_face.images(
+        {**unit, "box": "0, 0, 0.5, 1"}
+    )
+
+
+def test_the_lora_by_hooks_is_the_lora_that_the_webui_merges(on_face, face):
+    unit = {**face, "lora": 0.8}
+    alone = one(on_face, {**face, "lora": 0})
+    hooked = one(on_face, unit)
+    merged = one(on_face, {**face, "lora": 0}, prompt="a red house on a hill <lora:faceid:0.8>")
+    same(on_face, hooked, merged, 2.0)
+    assert hooked != alone
+
+
+def test_a_loras_file_beside_it_and_its_hires_pass(on_face, face):
+    """The WebUI's own LoRA, which is on the very modules that the hooks are on, stays in force."""
+    probe = {"prompt": "a red house on a hill <lora:probe:0.5>"}
+    beside = on_face.images(face, **probe)
+    assert beside not in (on_face.images(face), on_face.images(**probe))
+    hires = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.6, "hr_upscaler": "Latent"}
+    base = on_face.images(**hires)
+    assert on_face.images({**face, "passes": "hires"}, **hires) not in (base, on_face.images(face, **hires))
+    assert on_face.images({**face, "passes": "hires", "hires_factor": 0}, **hires) == base
+
+
+def test_sdxl(faces, on_sdxl, face):
+    unit = {**face, "model": "sdxl-faceid"}
+    base = on_sdxl.images()
+    drawn = on_sdxl.images(unit)
+    assert drawn not in (base, on_sdxl.images({**unit, "lora": 0}))
+    assert on_sdxl.images({**unit, "weight": 0}) == base
+    assert on_sdxl.images() == base
+
+
+def test_two_people_by_masks(on_face, face):
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (0, 0, 32, 64))
+    units = [
+        {**face, "face": "leftmost", "mask": b64(half)},
+        {**face, "face": "rightmost", "mask": b64(half), "invert": True},
+    ]
+    drawn = on_face.images(*units)
+    assert drawn not in (on_face.images(), on_face.images(units[0]), on_face.images(units[1]))
+    swapped = [{**units[0], "face": "rightmost"}, {**units[1], "face": "leftmost"}]
+    assert on_face.images(*swapped) != drawn
+
+
+def test_units_of_one_file_have_its_lora_once(on_face, face):
+    twice = one(on_face, face, {**face, "lora": 0.5})
+    same(on_face, twice, one(on_face, face, {**face, "lora": 0}), 2.0)
+
+
+@pytest.mark.parametrize(("field", "typed"), [("face", "rightmost"), ("face", "1"), ("shortcut", "0.2"),
+                                              ("lora", "0.4"), ("kind", "faceid-plus")])  # fmt: skip
+def test_axes_of_the_plot(on_face, face, field, typed):
+    unit = {**face, "model": "sd1-faceid-plusv2"}
+    axis = next(one for one in AXES if one.name == field)
+    reply = plot(on_face, unit, label(axis), typed)
+    assert reply.status == 200, reply.body[:1000]
+    given = float(typed) if axis.kind == "number" else typed
+    changed = on_face.images({**unit, field: given}, steps=2)
+    assert [pixels(reply.json["images"][-1])] == changed
+    assert changed != on_face.images(unit, steps=2)
+
+
+def refused(webui: WebUI, *units: dict) -> str:
+    """The message of a generation that is refused; afterwards the base is drawn as ever."""
+    reply = webui.draw(*units)
+    assert reply.status == 422, reply.body[:500]
+    assert webui.images() == webui.images()
+    return reply.json["detail"]["message"]
+
+
+def test_messages(on_face, face):
+    said = refused(on_face, {**face, "images": [b64(NOBODY)]})
+    assert "no face was found in images[0] (300 x 200 pixels; tried at 640 pixels" in said
+    assert "IP-Adapter unit 1" in said
+    assert "face: got 2, expected a number below 2" in refused(on_face, {**face, "face": 2})
+    assert "noise: got 0.5, expected 0" in refused(on_face, {**face, "noise": 0.5})
+    assert "kind: got 'unnorm', expected auto, or faceid" in refused(on_face, {**face, "kind": "unnorm"})
+    said = refused(on_face, {**face, "model": "sdxl-faceid"})
+    assert "layer" in said
+
+
+@contextlib.contextmanager
+def without(path):
+    """A file that is away inside."""
+    away = path.with_name(f"{path.name}.away")
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
+@pytest.mark.parametrize(("file", "said"), [("w600k_r50", "w600k_r50.onnx (of the pack buffalo_l)"),
+                                            ("det_10g", "det_10g.onnx or scrfd_10g_bnkps.onnx")])  # fmt: skip
+def test_a_missing_model_of_the_pack(on_face, face, file, said):
+    pack = on_face.data / "models" / "insightface" / "models" / "buffalo_l"
+    with without(pack / f"{file}.onnx"):
+        message = refused(on_face, face)
+    assert said in message
+    assert "Put buffalo_l.zip, or its files, into" in message
+    assert "non-commercial" in message
+    on_face.images(face)
+
+
+def test_a_broken_model_of_the_pack(on_face, face):
+    pack = on_face.data / "models" / "insightface" / "models" / "buffalo_l"
+    good = (pack / "w600k_r50.onnx").read_bytes()
+    try:
+        (pack / "w600k_r50.onnx").write_bytes(good[: len(good) // 2])
+        assert "w600k_r50.onnx" in refused(on_face, {**face, "images": [b64(picture((336, 336), radius=15))]})
+    finally:
+        (pack / "w600k_r50.onnx").write_bytes(good)
+
+
+def test_the_route_that_finds_faces(on_face):
+    reply = on_face.post("/ip-adapter/faces", {"image": b64(TWO)})
+    assert reply.status == 200, reply.body
+    found = reply.json
+    assert (found["width"], found["height"], len(found["faces"])) == (640, 640, 2)
+    assert [face["box"] for face in found["faces"]] == [[128, 144, 192, 240], [448, 368, 512, 464]]
+    assert all(len(face["points"]) == 5 and 0.5 <= face["score"] <= 1 for face in found["faces"])
+    for body, status in (({"image": b64(NOBODY)}, 422), ({"image": "x"}, 422), ({}, 422), ([], 422), (None, 422)):
+        reply = on_face.post("/ip-adapter/faces", body)
+        assert reply.status == status, reply.body
+    assert "no face was found in image" in on_face.post("/ip-adapter/faces", {"image": b64(NOBODY)}).json["errors"]
+
+
+def test_what_a_file_is_and_embeds_of_a_face(on_face, face):
+    unit = {**face, "model": "sd1-faceid-plusv2"}
+    found = on_face.post("/ip-adapter/inspect", {"model": unit["model"]}).json
+    assert (found["variant"], found["lora_rank"], found["encoder"]) == ("faceid-plusv2", 4, "buffalo_l")
+    reply = on_face.post("/ip-adapter/embeds", {"name": "person", "unit": {**unit, "face": "rightmost"}})
+    assert reply.status == 200, reply.body
+    saved = {**unit, "images": [{"embeds": "person"}]}
+    assert on_face.images(saved) == on_face.images({**unit, "face": "rightmost"})
+    reply = on_face.draw({**saved, "model": "sd1-faceid"})
+    assert reply.status == 422
+    assert "the adapter takes face features of buffalo_l" in reply.json["detail"]["message"]
+
+
+def test_the_infotext_tells_the_face(on_face, face):
+    reply = on_face.draw({**face, "face": "rightmost", "lora": 0.6})
+    info = reply.json["info"]
+    assert "rightmost" in info
+    assert "lora" in info
+
+
+def test_without_onnxruntime_only_faces_are_refused(tmp_path):
+    if reason := absent():
+        pytest.skip(reason)
+    (tmp_path / "onnxruntime.py").write_text("raise ImportError('absent here')")
+    with WebUI(("sd1",), path=tmp_path) as webui:
+        write_adapter(webui.data / "models" / "ipadapter" / "sd1-faceid.safetensors",
+                      adapter_tensors("faceid", CONTEXT, SD1_WIDTHS, seed=7))  # fmt: skip
+        base = webui.images()
+        said = refused(webui, {"model": "sd1-faceid", "images": [b64(TWO)]})
+        assert "the Python package onnxruntime, which cannot be imported (absent here)" in said
+        assert 'pip install "onnxruntime>=1.15,<1.27"' in said
+        assert webui.images({"model": "sd1-base", "images": [b64(TWO)]}) != base
+
+
+@pytest.mark.parametrize("flag", ["--lowvram", "--medvram"])
+def test_little_memory(tmp_path, face, flag):
+    """With modules that are moved about between calls: the LoRA follows what a projection gives, not its module."""
+    if reason := absent():
+        pytest.skip(reason)
+    with WebUI(("sd1",), extra=("--nowebui", flag)) as webui:
+        write_adapter(webui.data / "models" / "ipadapter" / "sd1-faceid.safetensors",
+                      adapter_tensors("faceid", CONTEXT, SD1_WIDTHS, seed=7, lora=4))  # fmt: skip
+        write_pack(webui.data / "models" / "insightface" / "models", "buffalo_l", seed=1)
+        base, drawn = webui.images(), webui.images(face)
+        assert drawn not in (base, webui.images({**face, "lora": 0}))
+        assert webui.images({**face, "weight": 0}) == webui.images() == base
+        assert webui.images(face) == drawn
