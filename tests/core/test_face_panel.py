@@ -39,10 +39,10 @@ def saved(folder, picture: Image.Image) -> str:
 def test_the_thumbnail_is_the_face_that_counts_with_all_that_were_found(tmp_path, analyser):
     path = saved(tmp_path, TWO)
     first, what = panel_faces.view(path, None, "leftmost", "", analyser)
-    assert what == "face 1 of 2 from the left"
+    assert what == "face number 0 from the left, of 2"
     assert shown(first).shape == (224, 224, 3)
     second, what = panel_faces.view(path, None, 1, "", analyser)
-    assert what == "face 2 of 2 from the left"
+    assert what == "face number 1 from the left, of 2"
     one, other = shown(first), shown(second)
     chosen = [np.abs(x - np.array([255, 120, 0])).max(-1) < 60 for x in (one, other)]
     corner = (slice(128, 224), slice(0, 96))  # the picture in the corner, 96 pixels

@@ -45,5 +45,5 @@ def _view(path: str, box: Box | None, choice: str, focus: str, faces: FaceAnalys
             edges = tuple(scale * edge for edge in face.box)
             draw.rectangle(edges, outline=_CHOSEN if face is chosen else _OTHER, width=2 if face is chosen else 1)
         shown.paste(small, (0, _SIDE - small.height))
-    place = f"face {found.index(chosen)} of {len(found)} from the left" if len(found) > 1 else "the face that counts"
-    return data_uri(shown, _SIDE), place
+    number = f"face number {found.index(chosen)} from the left, of {len(found)}"
+    return data_uri(shown, _SIDE), number if len(found) > 1 else "the face that counts"

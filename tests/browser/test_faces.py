@@ -1,0 +1,70 @@
+"""The panel with adapters that take faces: their options show, the tile is the face that counts."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+
+from tests.synthetic import adapter_tensors, write_adapter
+from tests.webui.networks import CONTEXT, SD1_WIDTHS
+
+from .conftest import WithPage
+from .pages import PanelPage
+
+pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")
+
+from tests.face_models import picture, write_pack
+
+TWO = picture((176, 208), (496, 432), radius=15)  # each covers one cell of the detector: one face
+NAME = "page-faceid-plusv2"
+
+
+@pytest.fixture
+def with_faces(server: WithPage | None) -> None:
+    if server is None:
+        pytest.skip("the WebUI's folders are not known")
+    write_pack(server.data / "models" / "insightface" / "models", "buffalo_l", seed=1)
+    write_adapter(
+        server.data / "models" / "ipadapter" / f"{NAME}.safetensors",
+        adapter_tensors("faceid-plus", CONTEXT, SD1_WIDTHS, 128, inner=256, seed=7, lora=2),
+    )
+
+
+def upload() -> dict[str, Any]:
+    buffer = io.BytesIO()
+    TWO.save(buffer, "PNG")
+    return {"name": "two.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def titles(panel: PanelPage) -> str:
+    return " ".join(
+        button.get_attribute("title") or "" for button in panel.unit(0, "thumbnails").locator(".ipadapter-open").all()
+    )
+
+
+def test_options_of_faces_show_with_an_adapter_that_takes_them(with_faces: None, panel: PanelPage):
+    panel.unit(0, "refresh").click()
+    panel.choose_model(0, "sd1-base")
+    assert not panel.unit(0, "who").is_visible()
+    panel.add(0, upload())
+    panel.until(panel.thumbs, 1)
+    plain = panel.sources()
+    panel.choose_model(0, NAME)
+    panel.until(lambda: panel.unit(0, "who").is_visible(), True)
+    panel.until(lambda: "face models buffalo_l found" in panel.unit(0, "info").inner_text(), True)
+    panel.until(lambda: "face number 0 from the left, of 2" in titles(panel), True)
+    first = panel.sources()
+    assert first != plain
+    panel.unit(0, "who").locator(".label-wrap").click()
+    box = panel.unit(0, "face").locator("textarea, input").first
+    box.fill("1")
+    box.blur()
+    panel.until(lambda: "face number 1 from the left, of 2" in titles(panel), True)
+    assert panel.sources() != first
+    assert panel.unit(0, "lora").is_visible()
+    panel.choose_model(0, "sd1-base")
+    panel.until(lambda: panel.unit(0, "who").is_visible(), False)
+    panel.until(lambda: box.input_value(), "largest")
+    panel.until(panel.sources, plain)
