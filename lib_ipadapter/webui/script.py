@@ -21,6 +21,7 @@ from ..errors import IPAdapterError, WrongBase
 from ..prompts.image_prompt import in_turn
 from ..unit import Unit
 from . import regions, turns
+from .doubles import brings_lora, twice
 from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
 from .infotext import Hashes, to_infotext
 from .log import logger
@@ -54,6 +55,7 @@ class Run:
         self._units: list[tuple[int, Unit, ImagePrompt]] = []  # those that act, with their places
         self._idle: set[int] = set()  # places of units that act in no pass, which was said
         self._sampled = False
+        self._compared = False  # the units' LoRAs with those of the prompt
         self._redrawn: list[tuple[Region, Unit]] = []  # regions that inpainting's mask says, once it is known
 
     def start(self, units: Sequence[Unit]) -> None:
@@ -170,6 +172,7 @@ class Run:
             # A hires pass alone loads its model first, and attaches at its first step.
             if not only_hires(self.p):
                 self._attach(self._unet())
+                self._say_doubles()
             self.sheets.begin()
             samples = original(*args, **kwargs)
             if error := self._inner.error or self.session.error:
@@ -180,6 +183,14 @@ class Run:
         finally:
             self.restore_methods()
             self.stop()
+
+    def _say_doubles(self) -> None:
+        """A comment where the prompt loads a LoRA that a unit's file brings along: it was loaded a moment ago."""
+        units = [] if self._compared else [one for one in self._units if brings_lora(one[2])]
+        self._compared = True
+        for remark in twice(units, self._unet(), self.host.loras) if units else ():
+            logger.warning("%s", remark)
+            self.host.comment(self.p, remark)
 
     def never_acted(self) -> list[str]:
         """Remarks on units of which no step computed a term, after the job: pictures never lack one in silence."""

@@ -65,3 +65,29 @@ def test_what_embed_refuses(place, capsys):
     assert main(["embed", "--adapter", str(place / "a.safetensors"), "--out", str(place / "x.pt")]) == 2
     assert main(["embed", "--out", str(place / "x.safetensors")]) == 2
     assert "one unit, got 0" in capsys.readouterr().err
+
+
+def test_faces_on_the_command_line(place, capsys):
+    """A FaceID-Plus adapter: ``embed`` and ``generate`` find the face models by --face-models."""
+    pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")
+    from tests.face_models import picture, write_pack
+
+    write_pack(place / "faces")
+    adapter = write_adapter(place / "plusv2.safetensors", adapter_tensors("faceid-plus", feature_width=128, lora=2))
+    picture((176, 208), (496, 432), radius=15).save(place / "two.png")
+    given = ["--encoder", place / "encoder" / "tiny-vit.safetensors", "--face", "rightmost"]
+    given += ["--face-models", place / "faces"]
+    unit = f'{{"model": "{adapter}", "images": ["{place}/two.png"], "face": "%s", "lora": 0.5, "shortcut": 0.3}}'
+    (left, right), _ = prompts(place, *given[:2], *given[4:], "--unit", unit % 0, "--unit", unit % "rightmost")
+    assert not torch.equal(left.tokens, right.tokens)
+    assert (left.lora, left.tokens.shape) == (0.5, (2, 4, 64))
+    out = place / "person.safetensors"
+    words = ["embed", "--adapter", adapter, *given, "--image", place / "two.png", "--out", out]
+    assert main(list(map(str, words))) == 0
+    saved = f'{{"model": "{adapter}", "images": [{{"embeds": "{out}"}}], "shortcut": 0.3}}'
+    (found,), _ = prompts(place, *given[:2], "--unit", saved)
+    assert torch.equal(found.tokens, right.tokens)
+    capsys.readouterr()
+    words[words.index(place / "faces")] = place / "nowhere"
+    assert main(list(map(str, words))) == 2
+    assert "was not found. Put buffalo_l.zip" in capsys.readouterr().err

@@ -112,6 +112,18 @@ def test_the_lora_by_hooks_is_the_lora_that_the_webui_merges(on_face, face):
     assert hooked != alone
 
 
+def test_a_lora_that_acts_twice_is_said(on_face, face):
+    tag = {"prompt": "a red house on a hill <lora:faceid:0.5>"}
+    said = "unit 1: the LoRA faceid in the prompt is the one inside sd1-faceid, so their strengths add up"
+    before = on_face.log.count(said)
+    on_face.images({**face, "lora": 0}, **tag)
+    on_face.images({**face, "weight": 0}, **tag)
+    on_face.images(face, prompt="a red house on a hill <lora:probe:0.5>")
+    assert on_face.log.count(said) == before
+    on_face.images(face, n_iter=2, **tag)
+    assert on_face.log.count(said) == before + 1
+
+
 def test_a_loras_file_beside_it_and_its_hires_pass(on_face, face):
     """The WebUI's own LoRA, which is on the very modules that the hooks are on, stays in force."""
     probe = {"prompt": "a red house on a hill <lora:probe:0.5>"}

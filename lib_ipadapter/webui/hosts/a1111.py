@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import safetensors
 import torch
 from modules import devices, lowvram, paths, sd_models, sd_unet, shared
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import UnsupportedModel
 from ...files.library import Folder
@@ -134,6 +135,14 @@ class A1111:
     def comment(self, p: Any, text: str) -> None:
         """Below the pictures."""
         p.comment(text)
+
+    def loras(self, module: str) -> Iterator[tuple[str, Tensor]]:
+        """Of the built-in Lora extension, whose modules stand on the path of imports."""
+        key = "diffusion_model_" + module.replace(".", "_")
+        for network in getattr(sys.modules.get("networks"), "loaded_networks", ()):
+            up = getattr(getattr(network.modules.get(key), "up_model", None), "weight", None)
+            if isinstance(up, Tensor):
+                yield str(network.name), up
 
     def run_last(self, p: Any, method: str, title: str) -> None:
         """By the runner's list of callbacks, which it keeps."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...files.library import Folder
 
@@ -68,6 +68,9 @@ class Host(Protocol):
 
     def interrupted(self) -> bool:
         """Whether the user has stopped the job, or skipped pictures of it."""
+
+    def loras(self, module: str) -> Iterable[tuple[str, Tensor]]:
+        """Name and ``up`` [out, rank] of each LoRA that is loaded for a module of the UNet, by its dotted name."""
 
     def run_last(self, p: Any, method: str, title: str) -> None:
         """Of the job's scripts, the one with this title gets its callback ``method`` after all others."""
