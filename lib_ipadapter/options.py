@@ -68,6 +68,7 @@ class Option:
     group: str = ""
     in_infotext: bool = True  # False for what does not change the picture
     aliases: tuple[str, ...] = ()  # other names that are taken for this one
+    switched: tuple[str, str] | None = None  # what false and true stand for, of a choice that was a switch
     metavar: str = ""
     name: str = ""
     error: Error = ConfigError
@@ -102,6 +103,8 @@ class Option:
         return tuple(map(self._parse_one, value))
 
     def _parse_one(self, value: Any) -> Any:
+        if self.switched and isinstance(value, bool):
+            value = self.switched[value]
         if not self._is_of_kind(value):
             raise self.error(self.name, value, self.expected)
         if self.required and value == "":
@@ -160,6 +163,8 @@ class Option:
             kind |= {"minimum": self.minimum, "maximum": self.maximum}
         if self.choices:
             kind["enum"] = list(self.choices)
+        if self.switched:
+            kind |= {"type": ["string", "boolean"], "enum": [*self.choices, False, True]}
         default = list(self.default) if isinstance(self.default, tuple) else self.default
         names = f" Also accepted as {', '.join(self.aliases)}." if self.aliases else ""
         return {**kind, "default": default, "title": self.label, "description": f"{self.help}{names}"}

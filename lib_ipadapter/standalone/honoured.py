@@ -30,6 +30,8 @@ def check_generate(unit: Unit, inpaints: bool) -> None:
         _refuse(unit, name, reason)
     if unit.passes == "hires":
         raise UnitError("passes", unit.passes, "both or first: there is no hires pass on the command line")
+    if unit.distribute == "one per detail":
+        raise UnitError("distribute", unit.distribute, "together or one per picture: there are no details here")
     if unit.region == "inpaint" and not inpaints:
         raise UnitError("region", unit.region, "mask: without --mask nothing is inpainted")
 

@@ -22,7 +22,8 @@ COMBINES = ("concat", "average", "norm average", "add", "subtract")
 SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
 REGIONS = ("mask", "inpaint")
-DISTRIBUTIONS = ("together", "one per picture")
+DISTRIBUTIONS = ("together", "one per picture", "one per detail")
+DETAILS = ("yes", "no", "only")
 # Groups of fields, which the panel folds away
 PREPROCESS, LAYERS = "Crop, mask and negatives", "Layers, steps and hires fix"
 REGION, SCRIPTS = "Region", "Output and other scripts"
@@ -68,7 +69,8 @@ class Unit:
     )
     distribute: str = choice(
         "together",
-        "In a batch: all images for every picture, or one image per picture, in turn.",
+        "In a batch: all images for every picture, or one image per picture, in turn. In a detailer: the first image for "
+        "the first detail of a picture, and so on.",
         DISTRIBUTIONS,
         label="References",
     )
@@ -180,9 +182,11 @@ class Unit:
         label="Feather",
         group=REGION,
     )
-    in_detailer: bool = switch(
-        True,
-        "Act in ADetailer's details too, if ip_adapter is among ADetailer's script names.",
+    in_detailer: str = choice(
+        "yes",
+        "Act in ADetailer's details too, or only there, if ip_adapter is among ADetailer's script names.",
+        DETAILS,
+        switched=("no", "yes"),
         label="In detailers",
         group=SCRIPTS,
     )
@@ -256,7 +260,7 @@ class Unit:
             raise UnitError("mask", "a picture", 'null, since region is inpaint; or region "mask"')
         if self.invert and self.mask is None and self.region == "mask":
             raise UnitError("invert", True, "false, since there is no mask to invert")
-        if self.distribute == "together" and not any(isinstance(r.image, Named) for r in self.images):
+        if self.distribute != "one per picture" and not any(isinstance(r.image, Named) for r in self.images):
             self.check_images()
 
     def check_images(self) -> None:

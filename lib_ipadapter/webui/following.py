@@ -38,11 +38,12 @@ class Place:
     boxes: tuple[Box, ...] = (WHOLE,)
     known: bool = True
     size: Size = (1, 1)
+    detail: int | None = None  # of a job inside another one: which of that one's picture, None if not known
 
     def lets(self, unit: Unit) -> bool:
         """Whether the unit's switches let it act here."""
         switches = (
-            (self.detailer, unit.in_detailer),
+            (True, unit.in_detailer != ("no" if self.detailer else "only")),
             (self.upscale, unit.in_upscale),
             (self.loopback, unit.in_loopback),
         )
@@ -67,7 +68,9 @@ class Following:
         part = _inside(around, run_of) or (_tile(frames, p) if upscale else None)
         boxes, size = part or ((WHOLE,), whole_size(p))
         known = part is not None or not upscale or is_cut(p)
-        return Place(detailer, upscale, loopback, around, boxes, known, size)
+        outer = None if around is None else run_of(around)
+        detail = outer.next_detail() if outer is not None else None
+        return Place(detailer, upscale, loopback, around, boxes, known, size, detail)
 
     def _repeats(self, run: Any, p: Any) -> bool:
         """Whether this pass of the script's run starts from another picture than its first pass."""

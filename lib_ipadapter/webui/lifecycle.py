@@ -85,7 +85,9 @@ class Lifecycle:
         if run is not None and run.p is p:
             cut = cut_of(p)
             if not self.models.host.interrupted():
-                processed.comments += "".join(f"{remark}\n" for remark in run.never_acted())
+                for remark in run.never_acted():
+                    logger.warning("%s", remark)
+                    processed.comments += f"{remark}\n"
             when_closed(p, run.sheets, lambda: run.sheets.append_to(processed, cut, self.models.host))
         self.forget(p)
 

@@ -7,6 +7,7 @@ picture. Only ``p.init`` and ``p.sample`` are called unguarded. So a refused req
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,6 +56,8 @@ class Run:
         self._units: list[tuple[int, Unit, ImagePrompt]] = []  # those that act, with their places
         self._idle: set[int] = set()  # places of units that act in no pass, which was said
         self._sampled = False
+        self._elsewhere: list[Unit] = []  # those that act in details only, of a job that is none
+        self._details: Counter[tuple[int, int]] = Counter()  # jobs inside this one, by batch and picture
         self._compared = False  # the units' LoRAs with those of the prompt
         self._redrawn: list[tuple[Region, Unit]] = []  # regions that inpainting's mask says, once it is known
 
@@ -96,7 +99,15 @@ class Run:
         """The unit's image prompt, None where its switches are off, and as what it stands in the infotext of each
         picture in turn. What can be refused without encoding is first."""
         if not self.place.lets(unit):
+            self._elsewhere += [unit] if unit.in_detailer == "only" and not self.place.detailer else []
             return None, [(unit, hashes(self.models.resolve(unit), unit))]
+        if unit.distribute == "one per detail" and self.place.detailer:
+            own = turns.of_detail(unit, self.place.detail, self.models.shelf())
+            if own is None:
+                logger.warning("%s", text := f"detail {(self.place.detail or 0) + 1} has no reference left")
+                self.host.comment(self.place.around, f"IP-Adapter: {text}, so it was drawn without one")
+                return None, [(unit, hashes(self.models.resolve(unit), unit))]
+            unit = own
         adapter = self.models.adapter(unit.model).as_kind(unit.kind)
         for one in passes:
             one.check(unit, adapter.spec)
@@ -192,11 +203,23 @@ class Run:
             logger.warning("%s", remark)
             self.host.comment(self.p, remark)
 
+    def next_detail(self) -> int:
+        """A job inside this one begins: which of the current picture it is."""
+        picture = int(getattr(self.p, "iteration", 0)), int(getattr(self.p, "batch_index", 0))
+        self._details[picture] += 1
+        return self._details[picture] - 1
+
     def never_acted(self) -> list[str]:
         """Remarks on units of which no step computed a term, after the job: pictures never lack one in silence."""
+        remarks = []
+        if self._elsewhere and not self._details:
+            remarks.append(
+                "IP-Adapter: a unit acts in details only, and no detail was drawn with it. Switch a detailer on that "
+                "finds something, and list ip_adapter among its script names"
+            )
         if not self._sampled:
-            return []
-        return [
+            return remarks
+        return remarks + [
             f"IP-Adapter unit {index + 1} acted in no step, so the pictures are without it: see its start, end, "
             "curve and "
             "layers; or another extension replaces the attention that it acts in"

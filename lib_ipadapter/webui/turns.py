@@ -36,7 +36,7 @@ def taken(p: Any, unit: Unit, store: HostStore) -> list[Unit]:
             text = f"left out of the folder {named.name}, as no pictures: {', '.join(others)}"
             logger.warning("%s", text)
             p.comment(f"IP-Adapter {text}")
-    if unit.distribute == "together":
+    if unit.distribute != "one per picture":
         return [unit]
     turn = one_per_picture(unit, everyone := places(p), store)
     left = len(without_folders(unit, store).images) - len(everyone)
@@ -45,6 +45,18 @@ def taken(p: Any, unit: Unit, store: HostStore) -> list[Unit]:
             f"IP-Adapter: one reference per picture, so the last {left} were not used for {len(everyone)} pictures"
         )
     return turn
+
+
+def of_detail(unit: Unit, detail: int | None, store: HostStore) -> Unit | None:
+    """The unit with the reference of its own that a job inside another one has; None for a detail behind the last
+    reference. detail: which of the picture it is. Raises UnitError."""
+    if detail is None:
+        raise UnitError(
+            "distribute", unit.distribute, "together: which of the picture's details this job draws is not known"
+        )
+    if detail >= len(without_folders(unit, store).images):
+        return None
+    return one_per_picture(unit, [detail], store)[0]
 
 
 def count(p: Any) -> int:

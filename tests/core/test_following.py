@@ -48,7 +48,7 @@ def test_a_job_of_its_own(place):
     p = job()
     found = process_images(p, place)
     assert found == place(p) == Place(size=(64, 48))
-    assert found.lets(Unit(in_detailer=False, in_upscale=False, in_loopback=False))
+    assert found.lets(Unit(in_detailer="no", in_upscale=False, in_loopback=False))
 
 
 def test_a_job_inside_a_job(place):
@@ -56,9 +56,35 @@ def test_a_job_inside_a_job(place):
     found = process_images(outer, lambda p: process_images(inner, place))
     assert switched(found) == (True, False, False)
     assert found.around is outer
-    assert not found.lets(Unit(in_detailer=False))
+    assert not found.lets(Unit(in_detailer="no"))
     assert found.lets(Unit(in_upscale=False, in_loopback=False))
     assert place(job(_ad_inner=True)).detailer
+
+
+def test_details_only(place):
+    only = Unit(in_detailer="only")
+    assert not place(job()).lets(only)
+    inner = process_images(job(), lambda p: process_images(job(), place))
+    assert inner.lets(only)
+
+
+def test_the_details_of_each_picture_are_counted(place):
+    """By the Run of the job around; without one, which of them it is is not known."""
+
+    class Outer:
+        boxes = ((0.0, 0.0, 1.0, 1.0),)
+        place = Place(size=(64, 48))
+        count = -1
+
+        def next_detail(self):
+            self.count += 1
+            return self.count
+
+    run = Outer()
+    found = [process_images(job(), lambda p: process_images(job(), lambda p: place(p, run))) for _ in range(3)]
+    assert [one.detail for one in found] == [0, 1, 2]
+    assert process_images(job(), lambda p: process_images(job(), place)).detail is None
+    assert place(job(), run).detail is None
 
 
 def test_a_copy_that_is_only_rehearsed_is_no_job(place):
@@ -77,14 +103,16 @@ def test_after_an_exception_nothing_is_under_way(place):
 
 
 def test_a_job_inside_a_job_shows_a_part_of_what_that_shows(place):
-    tiles = SimpleNamespace(boxes=((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)), place=Place(size=(200, 100)))
+    tiles = SimpleNamespace(
+        boxes=((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)), place=Place(size=(200, 100)), next_detail=lambda: 3
+    )
     inner = job(
         inpaint_full_res=True,
         paste_to=(10, 0, 20, 40),
         image_mask=SimpleNamespace(size=(40, 40), width=40, height=40),
     )
     found = process_images(job(batch_index=1), lambda p: process_images(inner, lambda p: place(p, tiles)))
-    assert found.size == (200, 100)
+    assert (found.size, found.detail) == ((200, 100), 3)
     assert boxes_of(inner, found.boxes) == ((0.625, 0.0, 0.875, 1.0),)
 
 

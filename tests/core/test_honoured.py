@@ -21,7 +21,7 @@ OTHER: dict[str, Any] = {
     "weight": 0.5, "start": 0.1, "end": 0.9, "combine": "average", "distribute": "one per picture", "noise": 0.3,
     "negative": [Image.new("RGB", (4, 4))], "weight_type": "ease in", "composition": 0.5, "layers": "0:1",
     "curve": "0:0, 1:1", "interpolation": "step", "passes": "hires", "hires_factor": 0.5, "scaling": "K+V",
-    "maps": True, "mask": Image.new("L", (4, 4), 255), "region": "inpaint", "feather": 3, "in_detailer": False,
+    "maps": True, "mask": Image.new("L", (4, 4), 255), "region": "inpaint", "feather": 3, "in_detailer": "no",
     "in_upscale": False, "in_loopback": False, "shortcut": 0.5, "lora": 0.5,
 }  # fmt: skip
 

@@ -161,3 +161,20 @@ def test_a_bad_value_of_an_alias_is_refused_as_the_fields():
 def test_a_misspelt_field_is_answered_with_the_nearest():
     with pytest.raises(UnitError, match=r"did you mean weight\?$"):
         Unit.parse({**GOOD, "wieght": 1})
+
+
+@pytest.mark.parametrize(("given", "meant"), [(True, "yes"), (False, "no"), ("only", "only"), ("yes", "yes")])
+def test_a_switch_that_became_a_choice_is_still_read(given, meant):
+    assert Unit.parse({**GOOD, "in_detailer": given}).in_detailer == meant
+
+
+@pytest.mark.parametrize("given", [1, 0, "True", None])
+def test_what_was_no_switch_is_no_choice(given):
+    with pytest.raises(UnitError, match=r"in_detailer: got .*expected one of yes, no, only"):
+        Unit.parse({**GOOD, "in_detailer": given})
+
+
+def test_the_schema_says_so():
+    kind = schema()["properties"]["in_detailer"]
+    assert kind["type"] == ["string", "boolean"]
+    assert kind["enum"] == ["yes", "no", "only", False, True]

@@ -91,6 +91,36 @@ def test_each_unit_has_its_switch(on_sd1: WebUI, unit, base):
     assert len(set(drawn)) == 4
 
 
+def test_details_only(on_sd1: WebUI, unit, base):
+    only = {**unit, "in_detailer": "only"}
+    drawn = raw(on_sd1, only, scripts=detailer())
+    without = raw(on_sd1, scripts=detailer(DEFAULT))
+    assert torch.equal(outside(drawn), outside(without))
+    assert not torch.equal(decode(drawn), decode(without))
+    said = "a unit acts in details only, and no detail was drawn with it"
+    before = on_sd1.log.count(said)
+    assert on_sd1.images(only) == base
+    assert on_sd1.log.count(said) == before + 1
+
+
+def test_one_reference_per_detail(on_sd1: WebUI, unit, base):
+    """Each detail has the reference of its place; the one behind the last is drawn without."""
+    two = [unit["images"][0], b64(picture(5))]
+    boxes = ["0,0,24,24", "32,0,56,24", "0,32,24,56"]
+    each = {**unit, "images": two, "distribute": "one per detail", "in_detailer": "only"}
+    drawn = decode(raw(on_sd1, each, scripts=detailer(boxes=";".join(boxes))))
+    plain = decode(raw(on_sd1, scripts=detailer(boxes=";".join(boxes))))
+    swapped = decode(raw(on_sd1, {**each, "images": two[::-1]}, scripts=detailer(boxes=";".join(boxes))))
+    first = decode(raw(on_sd1, {**unit, "in_detailer": "only"}, scripts=detailer(boxes=boxes[0])))
+    parts = [(slice(top, bottom), slice(left, right)) for left, top, right, bottom in
+             (map(int, box.split(",")) for box in boxes)]  # fmt: skip
+    assert torch.equal(drawn[parts[0]], first[parts[0]])
+    for part in parts[:2]:
+        assert (drawn[part] - plain[part]).abs().mean() > 0.5
+        assert (drawn[part] - swapped[part]).abs().mean() > 0.5
+    assert "detail 3 has no reference left" in on_sd1.log
+
+
 def test_a_detail_takes_its_part_of_the_mask(on_sd1: WebUI, unit, base):
     """Over the init image, so that the mask changes the details alone."""
     job = over_picture(64, scripts=detailer(over_init=True))

@@ -18,7 +18,7 @@ VALUES = {
     "combine": "average", "distribute": "one per picture", "position": "left", "box": "0, 0, 0.5, 1", "sharpen": "1",
     "noise": "0.5", "weight_type": "style transfer", "composition": "0.3", "layers": "0:1", "curve": "0:0.2, 1:0.6",
     "interpolation": "step", "passes": "hires", "hires_factor": "0.5", "scaling": "K+V",
-    "invert": "off", "feather": "4", "in_detailer": "off", "in_upscale": "off", "in_loopback": "off",
+    "invert": "off", "feather": "4", "in_detailer": "no", "in_upscale": "off", "in_loopback": "off",
     "region": "mask",
 }  # fmt: skip
 # What must be so for the value to act
