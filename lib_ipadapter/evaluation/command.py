@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, IPAdapterError
+from ..faces import FaceAnalyser
 from ..options import add_flags, from_flags
-from ..standalone.generate import device_of
+from ..standalone.generate import device_of, face_analyser
+from .identity import Identity
 from .items import read_items
 from .methods import BASE, BaseModel, Encoders, Method, Studio, TextBaseline, adapter_method
 from .metric import Clip
@@ -25,6 +27,9 @@ measures:
   CLIP-T   cosine of the CLIP embeddings of picture and caption (with a --prompt template: and that text);
            results.json also has CLIPScore, 2.5 * max(cosine, 0) with "A photo depicts " before the text
   top-1    fraction of the pictures closer to their own reference than to all others; top-5: among the five closest
+With --identity:
+  identity     cosine of the ArcFace embeddings of the largest faces of picture and reference
+  faces found  fraction of the pictures in which a face is found; the others have no identity
 Means over references, with 95 % intervals (Student's t; of top-1 and top-5 Wilson's), and the differences between
 methods, paired by reference. The row "reference" has the real pictures' own values.
 
@@ -58,13 +63,15 @@ def run(args: argparse.Namespace) -> int:
     remote = remote_methods(options)
     device, _ = device_of(options)
     metric = Clip.load(options.clip, options.clip_arch, device)  # first: it makes its architecture known to open_clip
-    results = evaluate(items, [*standalone_methods(options), *remote], metric, options.out, options)
+    faces = face_analyser(options)
+    extra = Identity(faces, options.identity).measures() if options.identity else {}
+    results = evaluate(items, [*standalone_methods(options, faces), *remote], metric, options.out, options, extra)
     print(results.markdown())
     print(f"pictures, results.json, results.md and figures: {options.out}")
     return 0
 
 
-def standalone_methods(options: EvaluateOptions) -> list[Method]:
+def standalone_methods(options: EvaluateOptions, faces: FaceAnalyser | None = None) -> list[Method]:
     """Those of --adapter and --text-baseline; the base model alone where λ = 0 is all that is asked."""
     if not options.checkpoint:
         if options.adapter or options.text_baseline:
@@ -80,7 +87,8 @@ def standalone_methods(options: EvaluateOptions) -> list[Method]:
     config = options.config or options.checkpoint.with_suffix(".yaml")
     base = BaseModel(Studio.load(options.checkpoint, config, device, dtype, **sampling))
     files = [_named(text) for text in options.adapter]
-    encoders = Encoders(options.encoder or list(dict.fromkeys(path.parent for _, path in files)), device)
+    folders = options.encoder or list(dict.fromkeys(path.parent for _, path in files))
+    encoders = Encoders(folders, device, faces or face_analyser(options))
     methods: list[Method] = [adapter_method(name, path, base, encoders, options.fit) for name, path in files]
     if options.text_baseline:
         methods.append(TextBaseline(base.studio, options.text_baseline))

@@ -16,8 +16,10 @@ from ..adapters.file import open_adapter, sha256
 from ..adapters.variant import VariantSpec
 from ..attention.session import ImagePrompt
 from ..cache import LRU
-from ..encoders import Catalog, EncoderSource
-from ..errors import BrokenEncoder, EncoderMissing
+from ..encoders import Catalog, EncoderSource, Need
+from ..errors import BrokenEncoder, EncoderMissing, FaceError
+from ..faces import FaceAnalyser
+from ..faces.packs import DETECTOR
 from ..pictures.picture import Pictures
 from ..prompts.pipeline import Pipeline
 from ..prompts.references import NoStore
@@ -141,24 +143,44 @@ class TextBaseline(BaseModel):
 class Encoders:
     """Features for adapters of different encoders; each encoder stays loaded, and its file is known by hash."""
 
-    def __init__(self, files: Sequence[Path], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, files: Sequence[Path], device: torch.device | str = "cpu", faces: FaceAnalyser | None = None
+    ) -> None:
+        self.faces = faces  # for adapters that take them
         self._catalog, self._device = Catalog(files), device
         self._sources: dict[str, EncoderSource] = {}
         self._hashes: dict[Path, str] = {}
 
     def source(self, spec: VariantSpec) -> EncoderSource:
         """The source of the encoder that ``spec`` takes. Raises EncoderMissing."""
-        name = self._catalog.name_of(spec.needs[0])
+        need = _of_clip(spec)
+        name = self._catalog.name_of(need) if need else ""
         if name not in self._sources:
             self._sources[name] = EncoderSource(self._catalog, device=self._device)
         return self._sources[name]
 
-    def identity(self, spec: VariantSpec) -> str:
-        """Hash of the encoder's file. Raises EncoderMissing."""
-        path = self.source(spec).find(spec.needs[0]).path
+    def identity(self, spec: VariantSpec) -> dict[str, str]:
+        """Hashes of the files that make the features: the encoder's, the face models'. Raises EncoderError,
+        FaceError."""
+        files = {}
+        if need := _of_clip(spec):
+            files["encoder"] = self._hash(self.source(spec).find(need).path)
+        if spec.of_face:
+            if self.faces is None:
+                raise FaceError(f"the adapter takes {spec.needs[0]}, and faces cannot be looked for here")
+            self.faces.check(spec.needs[0].encoder)
+            for role in (DETECTOR, spec.needs[0].encoder):
+                files[role] = self._hash(self.faces.packs.find(role).path)
+        return files
+
+    def _hash(self, path: Path) -> str:
         if path not in self._hashes:
             self._hashes[path] = sha256(path)
         return self._hashes[path]
+
+
+def _of_clip(spec: VariantSpec) -> Need | None:
+    return next((need for need in spec.needs if not need.is_face), None)
 
 
 class AdapterMethod:
@@ -168,11 +190,11 @@ class AdapterMethod:
         self.name, self.adapter, self.fit = name, adapter, fit
         self.at_zero: Method | None = base
         self.studio, self.encoders = base.studio, encoders
-        self._pictures, self._pipeline = Pictures(), Pipeline(encoders.source(adapter.spec))
+        self._pictures, self._pipeline = Pictures(), Pipeline(encoders.source(adapter.spec), faces=encoders.faces)
         self._prepared: LRU[ImagePrompt] = LRU(lambda: _KEPT)
         self._identity = {
             "adapter": sha256(adapter.path),
-            "encoder": encoders.identity(adapter.spec),
+            **encoders.identity(adapter.spec),
             "fit": fit,
         }
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..options import checked, declare, fields_of, number, path, same_as, string, whole
+from ..faces.packs import RECOGNISERS
+from ..options import checked, choice, declare, fields_of, number, path, same_as, string, whole
 from ..standalone.options import CHECKPOINT_HELP, CONFIG_HELP, GenerateOptions
 from ..unit import WEIGHT_RANGE, Unit
 from .items import Item
@@ -95,6 +96,14 @@ class EvaluateOptions(Options):
         metavar="NAME",
         group=DATA,
     )
+    identity: str | None = choice(
+        None,
+        "Also measure who it is, by InsightFace's recogniser of this pack: the cosine of the faces, and how often one "
+        "is found. A recogniser that an adapter was trained with favours it.",
+        tuple(RECOGNISERS),
+        group=DATA,
+    )
+    face_models: tuple[Path, ...] = same_as(GenerateOptions, "face_models", group=DATA)
     adapter: tuple[str, ...] = declare(
         "string",
         (),

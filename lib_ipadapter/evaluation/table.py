@@ -13,7 +13,10 @@ from ..atomic import replacing
 from .pictures import weight_text
 from .stats import INTERVALS, LEVEL, Estimate, Values
 
-TITLES = {"clip_i": "CLIP-I", "clip_t": "CLIP-T", "top_1": "top-1", "top_5": "top-5"}
+TITLES = {
+    "clip_i": "CLIP-I", "clip_t": "CLIP-T", "top_1": "top-1", "top_5": "top-5", "identity": "identity",
+    "face_found": "faces found",
+}  # fmt: skip
 JSON_ONLY = ("clipscore",)
 REFERENCE = "reference"  # the row of the references themselves
 MEANINGS = {
@@ -22,6 +25,8 @@ MEANINGS = {
     "clipscore": "2.5 * max(cosine, 0) of picture and 'A photo depicts ' + text (arXiv 2104.08718)",
     "top_1": "fraction of the pictures that are closer to their own reference than to any other of them",
     "top_5": "fraction of the pictures whose own reference is among the five closest",
+    "identity": "cosine of the ArcFace embeddings of the largest faces of picture and reference, where both have one",
+    "face_found": "fraction of the pictures in which a face is found",
 }
 
 

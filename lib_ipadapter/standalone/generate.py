@@ -164,7 +164,7 @@ def encoder_source(units: Sequence[Unit], options: UnitOptions, device: torch.de
     return _OneEncoder(options.encoder, device) if options.encoder else EncoderSource(folders, device=device)
 
 
-def face_analyser(options: UnitOptions) -> FaceAnalyser:
+def face_analyser(options: Any) -> FaceAnalyser:
     """What finds and recognises faces, by --face-models."""
     folders = options.face_models or (Path.home() / ".insightface",)
     return FaceAnalyser(FacePacks(lambda: folders))

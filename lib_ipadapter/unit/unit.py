@@ -69,8 +69,8 @@ class Unit:
     )
     distribute: str = choice(
         "together",
-        "In a batch: all images for every picture, or one image per picture, in turn. In a detailer: the first image for "
-        "the first detail of a picture, and so on.",
+        "In a batch: all images for every picture, or one image per picture, in turn. In a detailer: the first image "
+        "for the first detail of a picture, and so on.",
         DISTRIBUTIONS,
         label="References",
     )
