@@ -17,7 +17,6 @@ from torch import nn
 from ..attention.heatmaps.recorder import Recorder
 from ..attention.region import WHOLE, Box, Region
 from ..attention.session import ImagePrompt, Session
-from ..attention.traced import TracedRows
 from ..errors import IPAdapterError, WrongBase
 from ..prompts.image_prompt import in_turn
 from ..unit import Unit
@@ -50,7 +49,7 @@ class Run:
         self.infotext: str | Callable[..., str] | None = None
         self._alive = True
         self._refused: nn.Module | None = None
-        self._rows = TracedRows()
+        self._rows = self.host.rows()
         self._inner = InnerModel(self._rows)
         self._break: Any = None  # the hook that raises an error of ours in the job
         self._units: list[tuple[int, Unit, ImagePrompt]] = []  # those that act, with their places
@@ -241,7 +240,9 @@ class Run:
         self._inner.watch(params.denoiser)
         self.boxes = boxes_of(self.p, self.place.boxes)
         turning = any(len(prompt.tokens) > 2 for prompt in self.session.prompts)
-        step = StepRows.of(self.p, params, self.boxes, turning, self.session.observer is not None)
+        needed = turning or len(self.boxes) > 1
+        plan = self.host.plan(self.p, params, needed)
+        step = StepRows.of(self.p, plan, self.boxes, turning, self.session.observer is not None)
         begin(self.session, self._rows, step, params, bool(getattr(self.p, "is_hr_pass", False)))
 
     def _follow(self) -> None:

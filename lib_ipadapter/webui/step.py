@@ -9,11 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attention.region import Box
-from ..attention.session import COND, UNCOND, Session
+from ..attention.rows import RowSource
+from ..attention.session import COND, Session
 from ..attention.traced import Content, TracedRows
 from ..errors import RowsError
 from . import turns
-from .batch import pictures_of
+from .hosts.base import StepPlan
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class StepRows:
     pictures: tuple[int, ...]
 
     @classmethod
-    def of(cls, p: Any, params: Any, boxes: Sequence[Box], turning: bool, maps: bool) -> StepRows:
-        """``params`` are CFGDenoiserParams; boxes: of the batch's pictures, or one for all; turning: each picture has
-        references of its own; maps: pictures are needed if they are known. Raises RowsError."""
-        cond, rows = params.text_cond.shape[0], params.x.shape[0]
+    def of(cls, p: Any, plan: StepPlan, boxes: Sequence[Box], turning: bool, maps: bool) -> StepRows:
+        """boxes: of the batch's pictures, or one for all; turning: each picture has references of its own; maps:
+        pictures are needed if they are known. Raises RowsError."""
         needed = turning or len(boxes) > 1
-        pictures = pictures_of(p, params, needed) if needed or maps else []
-        sets = turns.rows(p, pictures, cond) if turning else [COND] * cond + [UNCOND] * (rows - cond)
+        pictures = plan.pictures() if needed or maps else []
+        cond = plan.kinds.count(COND)
+        sets = turns.rows(p, pictures, cond) if turning else plan.kinds
         boxes = [boxes[picture] for picture in pictures] if len(boxes) > 1 else boxes
         return cls(tuple(sets), tuple(boxes), tuple(pictures))
 
@@ -55,20 +56,20 @@ def _text(cond: Any) -> Tensor:
 
 
 class InnerModel:
-    """The hooks on a denoiser's inner model, which runs a step's rows in chunks."""
+    """The hooks on a denoiser's inner model, which runs a step's rows in chunks. Rows that the UNet's calls label need
+    none."""
 
-    def __init__(self, rows: TracedRows) -> None:
+    def __init__(self, rows: RowSource) -> None:
         self.error: BaseException | None = None  # the last one raised in a call
-        self._rows = rows
+        self._rows = rows if isinstance(rows, TracedRows) else None
         self._model: nn.Module | None = None
         self._handles: list[Any] = []
 
     def watch(self, denoiser: Any) -> None:
         """Hooks on the denoiser's inner model, and off another one. A host may have none that is called as a module."""
-        try:
-            model = denoiser.inner_model
-        except NotImplementedError:  # Forge
+        if self._rows is None:
             return
+        model = denoiser.inner_model
         if model is self._model or not isinstance(model, nn.Module):
             return
         self.leave()
@@ -83,12 +84,15 @@ class InnerModel:
         for handle in self._handles:
             handle.remove()
         self._handles, self._model = [], None
-        self._rows.forget()
+        if self._rows is not None:
+            self._rows.forget()
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         latents = args[0] if args else kwargs["input"]
         given = kwargs.get("cond", args[2] if len(args) > 2 else None)
         texts = given.get("c_crossattn", [given.get("crossattn")]) if isinstance(given, dict) else [None]
+        if self._rows is None:
+            return
         try:
             self._rows.chunk(Content.of(latents, texts[0]))
         except RowsError as error:
@@ -97,13 +101,15 @@ class InnerModel:
             raise
 
     def _after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._rows.unchunk()
+        if self._rows is not None:
+            self._rows.unchunk()
 
 
-def begin(session: Session, rows: TracedRows, step: StepRows, params: Any, hires: bool) -> None:
+def begin(session: Session, rows: RowSource, step: StepRows, params: Any, hires: bool) -> None:
     """Announces a step to the session."""
     denoiser = params.denoiser
     fraction = min(denoiser.step / max(denoiser.total_steps or 1, 1), 1.0)
     size = (params.x.shape[-2], params.x.shape[-1])
     session.begin_step(step.sets, fraction, hires, size, step.boxes, step.cond_pictures)
-    rows.trace(lambda: content(params), bool(step.pictures))
+    if isinstance(rows, TracedRows):
+        rows.trace(lambda: content(params), bool(step.pictures))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from .a1111 import A1111
+import importlib.util
+
 from .base import Host
 
 __all__ = ["Host", "choose"]
 
 
 def choose() -> Host:
-    """The host of this process."""
+    """The host of this process: Forge and its forks have a package of their own, modules_forge."""
+    if importlib.util.find_spec("modules_forge") is not None:
+        from .forge import Forge
+
+        return Forge()
+    from .a1111 import A1111
+
     return A1111()

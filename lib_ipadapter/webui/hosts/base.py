@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ...attention.rows import RowSource
 from ...files.library import Folder
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The rows of a denoiser step. kinds: COND or UNCOND of each; pictures: gives the index in the batch of each, [] if
+    it is not known. Raises RowsError."""
+
+    kinds: tuple[int, ...]
+    pictures: Callable[[], list[int]]
+
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -45,6 +57,13 @@ class Host(Protocol):
     def check(self, p: Any, sampling: bool = True) -> None:
         """Raises UnsupportedModel if the job does not sample with that UNet, or will not: before it is ``sampling`` the
         host may not have switched UNets yet, and only its options tell."""
+
+    def rows(self) -> RowSource:
+        """A source of the rows that UNet calls hold, for one job."""
+
+    def plan(self, p: Any, params: Any, needed: bool) -> StepPlan:
+        """The rows of a step; ``params`` are CFGDenoiserParams. needed: whether it matters which picture a row is
+        of."""
 
     def hires_shapes(self, p: Any) -> Shapes | None:
         """Names and shapes of the tensors in the checkpoint of the hires pass; None if the pass uses the loaded

@@ -1,0 +1,88 @@
+"""Forge and reForge as hosts: the UNet behind ``forge_objects``, UNet calls that label their rows, memory by the host's
+own manager."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from modules import sd_models, shared
+from torch import nn
+
+from ...attention.rows import LabelledRows
+from ...attention.session import COND, UNCOND
+from ...errors import UnsupportedModel
+from .base import StepPlan
+from .webui import WebUI
+
+# Where the memory manager is: Forge, reForge and classic
+_MANAGERS = ("backend.memory_management", "ldm_patched.modules.model_management")
+_ROOM = 4 << 30  # bytes; the largest known encoder in half precision, with what it computes
+
+
+class Forge(WebUI):
+    """``base.Host`` of the Forge family."""
+
+    # the model
+
+    def unet(self) -> nn.Module:
+        """Of the loaded model; clones of the patcher share it."""
+        found = _unet_of(shared.sd_model)
+        if found is None:
+            raise UnsupportedModel("no model is loaded; choose a checkpoint of Stable Diffusion 1.x, 2.x or XL")
+        return found
+
+    def loaded_unet(self) -> nn.Module | None:
+        """Before the first job a stand-in is there, which has no model."""
+        return _unet_of(getattr(sd_models.model_data, "sd_model", None))
+
+    def check(self, p: Any, sampling: bool = True) -> None:
+        """Nothing stands in for the UNet; a model without cross-attention is refused by its layers."""
+
+    # the rows of a step
+
+    def rows(self) -> LabelledRows:
+        """Each UNet call says which of its parts are cond and uncond."""
+        return LabelledRows()
+
+    def plan(self, p: Any, params: Any, needed: bool) -> StepPlan:
+        """A part of a call is the whole batch, so both sides have a row for each picture; with AND a side has several
+        parts."""
+        batch = params.x.shape[0]
+        return StepPlan((COND,) * batch + (UNCOND,) * batch, lambda: [*range(batch)] * 2)
+
+    # memory
+
+    def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
+        """The host's device; half precision where it computes in it."""
+        manager = _manager()
+        device = manager.get_torch_device()
+        half = device.type == "cuda" and manager.should_use_fp16(device)
+        return device, torch.float16 if half else torch.float32
+
+    @contextlib.contextmanager
+    def room(self) -> Iterator[bool]:
+        """Models leave the device until the encoder has room; the sampler loads what it needs, so the encoder leaves
+        afterwards."""
+        manager = _manager()
+        device = manager.get_torch_device()
+        if device.type != "cpu":
+            manager.free_memory(_ROOM, device)
+        with self.progress("IP-Adapter: encoding the reference images"):
+            yield device.type != "cpu"
+
+
+def _unet_of(model: Any) -> nn.Module | None:
+    objects = getattr(model, "forge_objects", None)
+    found = getattr(getattr(getattr(objects, "unet", None), "model", None), "diffusion_model", None)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _manager() -> Any:
+    for name in _MANAGERS:
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(name)
+    raise UnsupportedModel(f"none of {', '.join(_MANAGERS)} is there, so this WebUI's memory cannot be managed")

@@ -1,0 +1,153 @@
+"""What AUTOMATIC1111's WebUI and the forks of it have in common as hosts: folders, checkpoints, a job's result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from modules import paths, sd_models, shared
+
+from ...files.library import Folder
+from .. import settings
+from .base import Shapes
+
+_ENCODERS = ("clip_vision", "image_encoder", "ipadapter")
+_SAME = "Use same checkpoint"
+_safetensors: Any = safetensors  # untyped
+
+
+class WebUI:
+    """The part of ``base.Host`` that all of them share."""
+
+    # folders
+
+    def home(self) -> Path:
+        """models/ipadapter."""
+        return _models() / "ipadapter"
+
+    def adapter_folders(self) -> list[Folder]:
+        """Ours, then those of the ControlNet extension, which hold other models too."""
+        ours = [
+            getattr(shared.cmd_opts, "ipadapter_dir", None),
+            *settings.folders("ipadapter_model_folders"),
+        ]
+        controlnet = [
+            _models() / "ControlNet",
+            _extensions() / "sd-webui-controlnet" / "models",
+            shared.opts.data.get("control_net_models_path"),
+            getattr(shared.cmd_opts, "controlnet_dir", None),
+        ]
+        others = [Folder(Path(f), shared=True) for f in controlnet if f]
+        return [Folder(self.home(), create=True), *(Folder(Path(f)) for f in ours if f), *others]
+
+    def encoder_folders(self) -> list[Path]:
+        """Ours, those of the settings, and the ControlNet extension's downloads."""
+        ours = [_models() / name for name in _ENCODERS]
+        return [*ours, *map(Path, settings.folders("ipadapter_encoder_folders")), _annotator() / "clip_vision"]
+
+    def face_folders(self) -> list[Path]:
+        """ReActor's and Forge's, those of the settings, the ControlNet extension's, and insightface's own."""
+        given = map(Path, settings.folders("ipadapter_face_folders"))
+        return [_models() / "insightface", *given, _annotator() / "insightface", Path.home() / ".insightface"]
+
+    def text_tower_folders(self) -> list[Path]:
+        """Those of the encoders and of the checkpoints."""
+        given = [Path(shared.cmd_opts.ckpt_dir)] if shared.cmd_opts.ckpt_dir else []
+        return [*self.encoder_folders(), _models() / "Stable-diffusion", *given]
+
+    # the model
+
+    def checkpoint_name(self) -> str:
+        """The file's name without its extension."""
+        info = getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None)
+        return str(getattr(info, "name_for_extra", "") or "")
+
+    def hires_differs(self, p: Any) -> bool:
+        """By the name that the job gives; the WebUI looks the checkpoint up later, in ``p.init``."""
+        return _hires_checkpoint(p) is not None
+
+    def hires_shapes(self, p: Any) -> Shapes | None:
+        """From the header of a safetensors file; pickles are not opened."""
+        info = _hires_checkpoint(p)
+        return None if info is None else _header(Path(info.filename))
+
+    def in_refiner(self, p: Any) -> bool:
+        """By the checkpoint that is loaded."""
+        info = getattr(p, "refiner_checkpoint_info", None)
+        return info is not None and shared.sd_model.sd_checkpoint_info == info
+
+    # the job's result
+
+    @contextlib.contextmanager
+    def progress(self, text: str) -> Iterator[None]:
+        """The page's progress says it inside."""
+        shared.state.textinfo = text
+        try:
+            yield
+        finally:
+            shared.state.textinfo = None
+
+    def comment(self, p: Any, text: str) -> None:
+        """Below the pictures."""
+        p.comment(text)
+
+    def run_last(self, p: Any, method: str, title: str) -> None:
+        """By the runner's list of callbacks, which it keeps."""
+        ordered = getattr(p.scripts, "ordered_callbacks", None)
+        if ordered is not None:
+            ordered(method).sort(key=lambda entry: entry.callback.title() == title)
+
+    def interrupted(self) -> bool:
+        """By the WebUI's state."""
+        return bool(shared.state.interrupted or shared.state.skipped or shared.state.stopping_generation)
+
+    def pastes_inpainted(self) -> bool:
+        """An option of the WebUI."""
+        return bool(shared.opts.overlay_inpaint)
+
+    def writes_infotext(self) -> bool:
+        """An option of the WebUI."""
+        return bool(shared.opts.enable_pnginfo)
+
+    def font(self, size: int) -> Any:
+        """The WebUI's."""
+        from modules.images import get_font
+
+        return get_font(size)
+
+
+def _models() -> Path:
+    return Path(paths.models_path)
+
+
+def _extensions() -> Path:
+    return Path(paths.extensions_dir)
+
+
+def _annotator() -> Path:
+    downloads = shared.opts.data.get("control_net_modules_path") or getattr(
+        shared.cmd_opts, "controlnet_annotator_models_path", None
+    )
+    return Path(downloads or _extensions() / "sd-webui-controlnet" / "annotator" / "downloads")
+
+
+def _hires_checkpoint(p: Any) -> Any:
+    """The CheckpointInfo of a hires pass with another checkpoint than the loaded one, else None."""
+    name = getattr(p, "hr_checkpoint_name", None) if getattr(p, "enable_hr", False) else None
+    if not name or name == _SAME:
+        return None
+    info = sd_models.get_closet_checkpoint_match(name)  # the WebUI's spelling
+    return None if info is None or info == shared.sd_model.sd_checkpoint_info else info
+
+
+def _header(path: Path) -> Shapes | None:
+    if path.suffix.lower() != ".safetensors":
+        return None
+    try:
+        with _safetensors.safe_open(str(path), framework="pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    except (OSError, _safetensors.SafetensorError):
+        return None  # the WebUI will say what is wrong with it
