@@ -96,8 +96,9 @@ class Hooks:
         self._terms.call(inputs.pop("x") if "x" in inputs else inputs.pop("sample"), inputs)
 
     def _on_first(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # ldm and sgm: (h, emb, context)
-        self._terms.enter(args[0], kwargs.get("context", args[-1] if len(args) > 1 else None))
+        # ldm and sgm: (h, emb, context); Forge: transformer_options behind them
+        inputs = args[1:3]
+        self._terms.enter(args[0], kwargs.get("context", inputs[-1] if inputs else None))
 
     def _on_block(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs.get("x", kwargs.get("hidden_states"))

@@ -244,12 +244,13 @@ class Unit:
         if not self.model:
             raise UnitError(
                 "model", self.model, "the name of an adapter file, as model_list lists it",
-                "no model is chosen: choose an adapter file under Model, or switch the unit off",
+                "no model is chosen, expected the name of an adapter file: choose one under Model, or switch the unit "
+                "off",
             )  # fmt: skip
         if not self.images:
             raise UnitError(
                 "images", [], "at least one reference image",
-                "there is no image: add at least one reference image, or switch the unit off",
+                "there is no image, expected at least one reference image: add one, or switch the unit off",
             )  # fmt: skip
         self.check_weights()
         if any(reference.weight != 1 for reference in self.negative):
@@ -282,13 +283,13 @@ class Unit:
         if self.start > self.end:
             raise UnitError(
                 "start", self.start, f"a fraction not above end ({self.end:g})",
-                f"Start ({self.start:g}) is after End: choose one that is not above end ({self.end:g})",
+                f"Start ({self.start:g}) is after End, expected a fraction not above end ({self.end:g})",
             )  # fmt: skip
         if self.layers and self.weight_type != "linear":
             raise UnitError(
                 "layers", self.layers, f'"", since weight_type is {self.weight_type}; or weight_type linear',
-                f"Weight per layer works only with linear, and weight_type is {self.weight_type}: clear it, or choose "
-                "linear",
+                f'Weight per layer works only with linear, expected "", since weight_type is {self.weight_type}: clear '
+                "it, or choose linear",
             )  # fmt: skip
 
     def changed(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def to_be_redrawn(p: Any, unit: Unit) -> Region:
     if getattr(p, "image_mask", None) is None:
         raise UnitError(
             "region", unit.region, "mask, or a job with a mask in img2img's Inpaint",
-            "Region inpaint needs a mask in img2img's Inpaint tab: paint one there, or choose region mask",
+            "Region inpaint needs a mask in img2img's Inpaint tab, expected one there, or region mask",
         )  # fmt: skip
     return Region(torch.ones(1, 1), moves=False)
 

@@ -55,15 +55,15 @@ def test_every_field_arrives_exactly(page: Any, tab: str):
 
 def test_the_note_follows_the_pictures(page: Any, panel: PanelPage, hash_of: Any):
     """A picture that the panel has shown has a name, another one its hash (F13)."""
-    panel.add(0, upload(1))
+    shown, never = upload(1, "shown.png", (79, 80)), upload(0, size=(77, 78))
+    panel.add(0, shown)
     panel.until(panel.thumbs, 1)
     panel.unit(0, "clear").click()
     panel.until(panel.thumbs, 0)
-    never = upload(0, size=(77, 78))
-    wanted = [hash_of(never["buffer"]), hash_of(upload(1)["buffer"])]
+    wanted = [hash_of(never["buffer"]), hash_of(shown["buffer"])]
     paste(page, [{"model": panel.models()[-1], "images": wanted}])
-    panel.until(panel.note, f"Add the images that this text was made with: {wanted[0]}, picture1.png.")
-    panel.add(0, upload(1))
+    panel.until(panel.note, f"Add the images that this text was made with: {wanted[0]}, shown.png.")
+    panel.add(0, shown)
     panel.until(lambda: panel.note().startswith(f"Add the image that this text was made with: {wanted[0]}."), True)
     panel.add(0, never)
     panel.until(panel.note, "These are the images of the pasted text, in another order.")

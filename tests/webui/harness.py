@@ -150,6 +150,8 @@ class Reply:
 class WebUI:
     """A running WebUI; a context manager. ``extra`` are further command line flags."""
 
+    loaded = "Model loaded in"  # what the log says when a model is there
+
     def __init__(
         self,
         checkpoints: tuple[str, ...] = ("sd1",),
@@ -187,6 +189,11 @@ class WebUI:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
+    @property
+    def program(self) -> tuple[Path, Path]:
+        """The checkout and its Python."""
+        return checkout(), python()
+
     def checkpoint(self, kind: str) -> Path:
         """The file of one of ``checkpoints``, its yaml beside it."""
         return checkpoint(kind)
@@ -197,7 +204,8 @@ class WebUI:
         for kind in self.checkpoints:
             source = self.checkpoint(kind)
             for suffix in (".safetensors", ".yaml"):
-                _link(source.with_suffix(suffix), models / "Stable-diffusion" / f"{kind}{suffix}")
+                if source.with_suffix(suffix).is_file():
+                    _link(source.with_suffix(suffix), models / "Stable-diffusion" / f"{kind}{suffix}")
         write_adapters(models / "ipadapter")
         write_encoder(models / "clip_vision")
         write_lora(models / "Lora" / "probe.safetensors")
@@ -229,8 +237,9 @@ class WebUI:
 
     def _start(self) -> None:
         first = self.data / "models" / "Stable-diffusion" / f"{self.checkpoints[0]}.safetensors"
+        folder, program = self.program
         command = [
-            str(python()), "launch.py", *self.flags, "--ckpt", str(first), "--data-dir", str(self.data),
+            str(program), "launch.py", *self.flags, "--ckpt", str(first), "--data-dir", str(self.data),
             "--port", str(self.port), *self.extra,
         ]  # fmt: skip
         env = {
@@ -243,7 +252,7 @@ class WebUI:
         started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                command, cwd=checkout(), env=env, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                command, cwd=folder, env=env, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )  # fmt: skip
         self._wait(started + 300)
@@ -255,7 +264,7 @@ class WebUI:
                 raise RuntimeError(f"the WebUI stopped with {self.process.returncode}:\n{self.log[-6000:]}")
             with contextlib.suppress(OSError):
                 # Answers once a model is loaded.
-                if self.get("/sdapi/v1/memory").status in (200, 401) and "Model loaded in" in self.log:
+                if self.get("/sdapi/v1/memory").status in (200, 401) and self.loaded in self.log:
                     return
             time.sleep(0.3)
         raise RuntimeError(f"the WebUI did not start:\n{self.log[-6000:]}")
