@@ -72,6 +72,7 @@ class Fork(WebUI):
     def _prepare(self) -> None:
         super()._prepare()
         folder = self.data / "models" / "ipadapter"
-        for variant, width in {"base": EMBED, "plus": 128}.items():
+        for variant, width in {"base": EMBED, "plus": 128, "full": 128}.items():
             tensors = adapter_tensors(variant, 768, SD1_WIDTHS, width, seed=7)
             write_adapter(folder / f"sd1-{variant}.safetensors", tensors)
+        write_adapter(folder / "pickled.bin", adapter_tensors("base", 768, SD1_WIDTHS, EMBED, seed=7), "pickle")

@@ -6,10 +6,11 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from modules import sd_models, shared
+from modules import paths, sd_models, shared
 from torch import nn
 
 from ...attention.rows import LabelledRows
@@ -25,6 +26,11 @@ _ROOM = 4 << 30  # bytes; the largest known encoder in half precision, with what
 
 class Forge(WebUI):
     """``base.Host`` of the Forge family."""
+
+    def encoder_folders(self) -> list[Path]:
+        """Those of all hosts, and that of Forge's preprocessors."""
+        given = getattr(shared.cmd_opts, "controlnet_preprocessor_models_dir", None)
+        return [*super().encoder_folders(), Path(given or Path(paths.models_path) / "ControlNetPreprocessor")]
 
     # the model
 

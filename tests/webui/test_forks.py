@@ -1,0 +1,61 @@
+"""Forge and reForge, where a checkout of them is: the WebUI's own tests, and what only they have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from .forks import FOLDERS, Fork, absent
+from .harness import WebUI, b64, decode, picture
+from .test_generation import (
+    one,
+    same,
+    test_a_unit_changes_the_picture_and_off_is_the_base_hash_for_hash,
+    test_every_variant_acts,
+)
+
+__all__ = ["test_a_unit_changes_the_picture_and_off_is_the_base_hash_for_hash", "test_every_variant_acts"]
+
+
+@pytest.fixture(scope="module", params=sorted(FOLDERS))
+def on_sd1(request: pytest.FixtureRequest) -> Iterator[WebUI]:
+    """A fork with a checkpoint of SD1.5's shape and adapters that fit it."""
+    if reason := absent(request.param):
+        pytest.skip(reason)
+    with Fork(request.param) as running:
+        yield running
+
+
+def test_cfg_1_and_a_prompt_of_two_parts(on_sd1: WebUI, unit: dict) -> None:
+    for payload in ({"cfg_scale": 1}, {"prompt": "a red house AND a blue boat"}):
+        assert on_sd1.images(unit, steps=2, **payload) != on_sd1.images(steps=2, **payload)
+
+
+def test_one_reference_for_each_picture_of_a_batch(on_sd1: WebUI, reference: str) -> None:
+    """Each is what a job with its own reference draws, and not the other's."""
+    fields = {"model": "sd1-plus", "distribute": "one per picture"}
+    other = b64(picture(3))
+    both = on_sd1.draw({**fields, "images": [reference, other]}, steps=2, batch_size=2).json["images"][-2:]
+    alone = [
+        one(on_sd1, {"model": "sd1-plus", "images": [image]}, steps=2, seed=1 + i)
+        for i, image in enumerate((reference, other))
+    ]
+    for a, b in zip(both, alone, strict=True):
+        same(on_sd1, a, b)
+    swapped = one(on_sd1, {"model": "sd1-plus", "images": [other]}, steps=2)
+    assert (decode(swapped) - decode(both[0])).abs().mean() > 0.5
+
+
+def test_a_request_that_cannot_be_used_is_refused(on_sd1: WebUI, unit: dict) -> None:
+    for change, words in (({"model": "none such"}, "no adapter named"), ({"weight": 9}, "from -1 to 5")):
+        reply = on_sd1.draw({**unit, **change}, steps=2)
+        assert reply.status == 422
+        assert words in reply.json["detail"]["message"]
+    assert on_sd1.draw({**unit, "model": "sdxl-base"}, steps=2).status == 422
+
+
+def test_its_own_ip_adapter_is_still_there(on_sd1: WebUI) -> None:
+    """Forge ships a folder of our package's name, which ours hid once."""
+    assert "ModuleNotFoundError" not in on_sd1.log
+    assert not [line for line in on_sd1.log.splitlines() if "Error loading script" in line and "probe" not in line]
