@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from modules import paths, sd_models, shared
-from torch import nn
+from torch import Tensor, nn
 
 from ...attention.rows import LabelledRows
 from ...attention.session import COND, UNCOND
@@ -47,6 +47,10 @@ class Forge(WebUI):
 
     def check(self, p: Any, sampling: bool = True) -> None:
         """Nothing stands in for the UNet; a model without cross-attention is refused by its layers."""
+
+    def loras(self, module: str) -> Iterator[tuple[str, Tensor]]:
+        """Not told: the host merges them into the weights."""
+        return iter(())
 
     # the rows of a step
 
