@@ -4,35 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..adapters.adapter import Adapter
 from ..adapters.file import open_adapter
-from ..adapters.projection import LinearProjection, MLPProjection, Resampler
+from ..adapters.lora import TARGETS, lora_key
+from ..adapters.projection import FaceProjection, LinearProjection, MLPProjection, Resampler
 from ..adapters.variant import DIM_HEAD, LAYERS, PROJECTION, VariantSpec, identify
 from ..attention.layers import Layer, check_fit
-from ..encoders.spec import EncoderSpec, Feature
+from ..attention.lowrank import Place
+from ..encoders.spec import Feature
 from ..errors import WrongBase
 from .config import TrainConfig
 
-FEATURES: Mapping[str, Feature] = {"base": "pooled", "plus": "penultimate", "full": "penultimate"}
-TOKENS = {"base": 4, "plus": 16}
+FEATURES: Mapping[str, Feature] = {"base": "pooled", "plus": "penultimate", "full": "penultimate", "faceid": "face"}
+TOKENS = {"base": 4, "plus": 16, "faceid": 4}
+FACE_HIDDEN = 1024  # of the MLP
+Lora = Mapping[Place, tuple[Tensor, Tensor]]
 
 
 class TrainableAdapter(nn.Module):
     """The parameters that a training changes, float32.
 
     projection: features to image tokens; to_k, to_v: K' and V' [width, context] of each layer in file
-    order, empty for the concat ablation, which has the base's own.
+    order, empty for the concat ablation, which has the base's own; lora: (down, up) by layer number and projection,
+    which are kept by ``name_of``.
     """
 
-    def __init__(self, projection: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, projection: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], lora: Lora | None = None) -> None:
         super().__init__()
         self.projection = projection
         self.to_k = nn.ParameterList([nn.Parameter(key.detach().float().clone()) for key, _ in pairs])
         self.to_v = nn.ParameterList([nn.Parameter(value.detach().float().clone()) for _, value in pairs])
+        own = lora or {}
+        self.places = tuple(own)
+        self.down, self.up = (
+            nn.ParameterDict({name_of(place): nn.Parameter(pair[i].detach().float().clone())
+                              for place, pair in own.items()})
+            for i in (0, 1)
+        )  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights under an adapter file's names, float32 on the CPU."""
@@ -40,6 +53,9 @@ class TrainableAdapter(nn.Module):
         for i, (key, value) in enumerate(zip(self.to_k, self.to_v, strict=True)):
             named[f"{LAYERS}{2 * i + 1}.to_k_ip.weight"] = key
             named[f"{LAYERS}{2 * i + 1}.to_v_ip.weight"] = value
+        for place in self.places:
+            named[lora_key(*place, "down")] = self.down[name_of(place)]
+            named[lora_key(*place, "up")] = self.up[name_of(place)]
         return {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in named.items()}
 
     def adapter(self, path: Path) -> Adapter:
@@ -48,7 +64,23 @@ class TrainableAdapter(nn.Module):
         return Adapter(identify({key: tuple(value.shape) for key, value in tensors.items()}, path), tensors, path)
 
 
-def make(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) -> TrainableAdapter:
+def name_of(place: Place) -> str:
+    """Of a LoRA's parameters; a module's names have no dots."""
+    return f"{place[0]}_{place[1]}"
+
+
+class _Widths(Protocol):
+    """What is asked of an encoder: ``EncoderSpec``, or a face recogniser."""
+
+    @property
+    def name(self) -> str:
+        """Of the encoder, or of the recogniser's pack."""
+
+    def feature_width(self, feature: Feature) -> int:
+        """Columns of the feature."""
+
+
+def make(config: TrainConfig, layers: Sequence[Layer], encoder: _Widths) -> TrainableAdapter:
     """A fresh adapter, K' and V' beginning as the layer's own K and V, or as those of ``config.init_layers``; or
     that of ``config.init``.
 
@@ -62,10 +94,28 @@ def make(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) -> 
     else:
         own = [(layer.module.to_k.weight, layer.module.to_v.weight) for layer in layers]
         pairs = own if config.attention == "decoupled" else []
-    return TrainableAdapter(projection_of(config, layers[0].context, encoder), pairs)
+    lora = fresh_lora(layers, config.lora_rank, config.seed) if config.variant == "faceid" else {}
+    return TrainableAdapter(projection_of(config, layers[0].context, encoder), pairs, lora)
 
 
-def projection_of(config: TrainConfig, context: int, encoder: EncoderSpec) -> nn.Module:
+def fresh_lora(layers: Sequence[Layer], rank: int, seed: int) -> dict[Place, tuple[Tensor, Tensor]]:
+    """(down, up) for every projection of self- and cross-attention, up zero: it begins as no change (T's recipe, with
+    diffusers' LoRALinearLayer). Empty for rank 0."""
+    if not rank:
+        return {}
+    draw = torch.Generator().manual_seed(seed)
+    found: dict[Place, tuple[Tensor, Tensor]] = {}
+    for layer in layers:
+        for number, module in ((layer.number - 1, layer.self_attention), (layer.number, layer.module)):
+            for target in TARGETS:
+                linear = module.to_out[0] if target == "to_out" else getattr(module, target)
+                rows, columns = linear.weight.shape
+                down = torch.randn(rank, columns, generator=draw) / rank
+                found[number, target] = down, torch.zeros(rows, rank)
+    return found
+
+
+def projection_of(config: TrainConfig, context: int, encoder: _Widths) -> nn.Module:
     """A fresh projection of the config's variant, to tokens of width ``context``; the same for the same seed."""
     width = encoder.feature_width(FEATURES[config.variant])
     generator_state = torch.random.get_rng_state()
@@ -75,6 +125,8 @@ def projection_of(config: TrainConfig, context: int, encoder: EncoderSpec) -> nn
             return LinearProjection(width, config.tokens or TOKENS["base"], context)
         if config.variant == "full":
             return MLPProjection(width, context)
+        if config.variant == "faceid":
+            return FaceProjection(width, FACE_HIDDEN, config.tokens or TOKENS["faceid"], context)
         dim = config.resampler_dim
         return Resampler(
             width, config.tokens or TOKENS["plus"], dim, config.resampler_heads * DIM_HEAD, 4 * dim,
@@ -84,7 +136,7 @@ def projection_of(config: TrainConfig, context: int, encoder: EncoderSpec) -> nn
         torch.random.set_rng_state(generator_state)
 
 
-def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) -> TrainableAdapter:
+def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: _Widths) -> TrainableAdapter:
     path = Path(config.init)
     if config.attention == "concat":
         from ..standalone.concat import load_concat
@@ -93,7 +145,7 @@ def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: EncoderSpec) 
     adapter = _opened(path, layers)
     _check_encoder(adapter.spec, config, encoder, path)
     pairs = [adapter.weights(layer.position) for layer in layers]
-    return TrainableAdapter(adapter.projection.requires_grad_(True), pairs)
+    return TrainableAdapter(adapter.projection.requires_grad_(True), pairs, adapter.lora())
 
 
 def _opened(path: Path, layers: Sequence[Layer]) -> Adapter:
@@ -103,8 +155,8 @@ def _opened(path: Path, layers: Sequence[Layer]) -> Adapter:
     return adapter
 
 
-def _check_encoder(spec: VariantSpec, config: TrainConfig, encoder: EncoderSpec, path: Path) -> None:
-    if spec.variant != config.variant:
+def _check_encoder(spec: VariantSpec, config: TrainConfig, encoder: _Widths, path: Path) -> None:
+    if {"portrait": "faceid"}.get(spec.variant, spec.variant) != config.variant:
         raise WrongBase(
             f"{path.name} is of variant {spec.variant}, the config says {config.variant}; change one, or begin "
             "with its K' "

@@ -52,10 +52,15 @@ class TrainConfig:
     )
     encoder: str = string(
         "",
-        "Weight file of the image encoder.",
-        required=True,
+        "Weight file of the image encoder; variant faceid has none.",
         hint="the weight file of an image encoder",
         metavar="FILE",
+        group=FILES,
+    )
+    face_models: str = string(
+        "",
+        "faceid: folder with InsightFace's buffalo_l, or its archive. Default: ~/.insightface.",
+        metavar="FOLDER",
         group=FILES,
     )
     out: str = string(
@@ -72,8 +77,9 @@ class TrainConfig:
     )
     variant: str = choice(
         "base",
-        "Projection: base (pooled embedding), plus (resampler), full (MLP over all tokens).",
-        ("base", "plus", "full"),
+        "Projection: base (pooled embedding), plus (resampler), full (MLP over all tokens), faceid (MLP over the "
+        "embedding of a face).",
+        ("base", "plus", "full", "faceid"),
         group=ADAPTER,
     )
     attention: str = choice(
@@ -85,11 +91,15 @@ class TrainConfig:
     )
     tokens: int | None = whole(
         None,
-        "Image tokens. Default: 4 for base, 16 for plus; full has as many as the encoder.",
+        "Image tokens. Default: 4 for base and faceid, 16 for plus; full has as many as the encoder.",
         1,
         1024,
         group=ADAPTER,
     )
+    lora_rank: int = whole(
+        128, "faceid: rank of the LoRA on self- and cross-attention that is trained along; 0: none.", 0, 4096,
+        group=ADAPTER,
+    )  # fmt: skip
     resampler_dim: int = whole(768, "plus: width of the resampler, 64 for each head.", 64, 8192, group=ADAPTER)
     resampler_depth: int = whole(4, "plus: layers of the resampler; diffusers reads 4 only.", 1, 32, group=ADAPTER)
     resampler_heads: int = whole(12, "plus: attention heads, each of width 64.", 1, 128, group=ADAPTER)
@@ -151,6 +161,7 @@ class TrainConfig:
             raise ConfigError(
                 "init_layers", self.init_layers, "nothing: init brings its own K' and V', concat has none"
             )
+        self._check_faces()
         dropped = self.drop_image + self.drop_text + self.drop_both
         if dropped > 1:
             raise ConfigError("drop_image + drop_text + drop_both", dropped, "at most 1")
@@ -163,6 +174,17 @@ class TrainConfig:
         if self.resolution is not None and self.resolution % 8:
             raise ConfigError("resolution", self.resolution, "a multiple of 8 pixels")
 
+    def _check_faces(self) -> None:
+        face = self.variant == "faceid"
+        if not face and not self.encoder:
+            raise ConfigError("encoder", self.encoder, "the weight file of an image encoder; it has no default")
+        if face and self.encoder:
+            raise ConfigError("encoder", self.encoder, "nothing: variant faceid takes face_models")
+        if face and not self.cache:
+            raise ConfigError("cache", self.cache, "true: faces are found and recognised once, for variant faceid")
+        if face and self.attention == "concat":
+            raise ConfigError("attention", self.attention, "decoupled, since variant is faceid")
+
     def as_dict(self) -> dict[str, Any]:
         """All fields, defaults included."""
         return dataclasses.asdict(self)
@@ -173,9 +195,11 @@ class TrainConfig:
         logging and saving; but of the cache, which stores features in half precision."""
         aside = {
             "out", "cache_dir", "base", "base_config", "data", "encoder", "init", "init_layers",
-            "workers", "prefetch", "save_every", "keep", "tensorboard", "steps",
+            "face_models", "workers", "prefetch", "save_every", "keep", "tensorboard", "steps",
         }  # fmt: skip
         aside |= {row.name for row in dataclasses.fields(self) if row.name.startswith("sample_")}
+        if self.variant != "faceid":  # so that trainings from before there was a LoRA go on
+            aside.add("lora_rank")
         if self.schedule == "cosine":  # whose course the number of steps decides
             aside.remove("steps")
         kept = {name: value for name, value in self.as_dict().items() if name not in aside}

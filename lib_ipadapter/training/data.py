@@ -23,6 +23,7 @@ from ..encoders.spec import EncoderSpec
 from ..errors import DataError
 from ..pictures import images
 from .cache import Cache
+from .faces import FaceEncoder
 from .source import BrokenPicture, Item, Source
 
 
@@ -37,19 +38,24 @@ class Preparation:
     """Turns a sample's pictures into tensors, in a worker. resolution: side of the target, pixels."""
 
     resolution: int
-    encoder: EncoderSpec
+    encoder: EncoderSpec | FaceEncoder
 
     def __call__(self, item: Item) -> dict[str, Tensor]:
-        """pixels [3, R, R] in -1..1; reference [3, S, S], normalised; sizes [6] of SDXL: original height and
-        width, top and left of the crop, height and width of the target."""
+        """pixels [3, R, R] in -1..1; reference [3, S, S], normalised, or the aligned crop of a face; sizes [6] of SDXL:
+        original height and width, top and left of the crop, height and width of the target. Raises BrokenPicture."""
         picture, corner = square(item.picture, self.resolution)
         pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-        reference = images.fit(item.reference, self.encoder.image_size, "crop")
         height, width = item.picture.height, item.picture.width
         sizes = torch.tensor([height, width, *corner, self.resolution, self.resolution], dtype=torch.float32)
         return {
-            "pixels": pixels.contiguous(), "reference": normalised(reference, self.encoder)[0], "sizes": sizes
+            "pixels": pixels.contiguous(), "reference": self._reference(item), "sizes": sizes
         }  # fmt: skip
+
+    def _reference(self, item: Item) -> Tensor:
+        """Raises BrokenPicture without a face, where one is wanted."""
+        if isinstance(self.encoder, EncoderSpec):
+            return normalised(images.fit(item.reference, self.encoder.image_size, "crop"), self.encoder)[0]
+        return self.encoder.reference(item)
 
 
 def square(picture: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int]]:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from ..adapters.file import sha256
 from ..encoders.clip import ImageEncoder
+from ..encoders.spec import Feature
 from ..errors import ConfigError
 from .adapter import FEATURES
 from .base import Base, Sizes
 from .cache import Cache
 from .config import TrainConfig
 from .data import Positions, PositionSampler, Preparation, Sample, draws, loader, stacked
+from .faces import FaceEncoder
 from .run_folder import RunFolder
 from .source import BrokenPicture, Source
 from .sources import open_source
@@ -45,7 +47,19 @@ class Batch:
 
 def stored_dtype(feature: str) -> str:
     """How the cache stores a kind of features: penultimate ones, a hundred times larger, in half precision."""
-    return "float32" if feature == "pooled" else "float16"
+    return "float16" if feature == "penultimate" else "float32"
+
+
+def _encoder(config: TrainConfig, base: Base) -> ImageEncoder | FaceEncoder:
+    """In float32: features decide what is learned, and cost little beside the UNet. Raises EncoderError, FaceError."""
+    if config.variant != "faceid":
+        return ImageEncoder.load(Path(config.encoder), base.device)
+    return FaceEncoder([Path(config.face_models) if config.face_models else Path.home() / ".insightface"])
+
+
+def _nothing(encoder: ImageEncoder | FaceEncoder, feature: Feature) -> Tensor:
+    """The feature without a picture, [1, ...]."""
+    return encoder.nothing() if isinstance(encoder, FaceEncoder) else encoder.unconditional(feature).of(feature)
 
 
 class Feed:
@@ -54,14 +68,12 @@ class Feed:
     def __init__(self, config: TrainConfig, base: Base, accelerator: Any, folder: RunFolder) -> None:
         self.config, self.base, self.accelerator, self.folder = config, base, accelerator, folder
         self.source: Source = open_source(config.data)
-        path = Path(config.encoder)
-        # In float32: features decide what is learned, and cost little beside the UNet.
-        self.encoder = ImageEncoder.load(path, base.device)
+        self.encoder = _encoder(config, base)
         self.feature = FEATURES[config.variant]
         self.resolution = config.resolution or base.resolution
         if self.resolution % base.multiple:
             raise ConfigError("resolution", self.resolution, f"a multiple of {base.multiple} for this base")
-        self.nothing = self.encoder.unconditional(self.feature).of(self.feature)
+        self.nothing = _nothing(self.encoder, self.feature)
         self.broken = 0
         self._listed: set[str] = set()
         self.cache: Cache | None = None
@@ -73,9 +85,11 @@ class Feed:
             if len(found) == count:
                 break
             try:
-                found.append(self.source.load(index).reference)
+                picture = self.source.load(index).reference
             except BrokenPicture:
                 continue
+            if isinstance(self.encoder, ImageEncoder) or self.encoder.has_face(picture):
+                found.append(picture)
         return found
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -139,13 +153,18 @@ class Feed:
         self.cache = cache
         self.encoder.to("cpu")
 
+    @property
+    def digest(self) -> str:
+        """Of the files that make the features."""
+        return self.encoder.digest if isinstance(self.encoder, FaceEncoder) else sha256(self.config.encoder)
+
     def _about(self) -> dict[str, str]:
         base = Path(self.config.base)
         inner = base if base.is_file() else base / "vae" / "diffusion_pytorch_model.safetensors"
         return {
             "data": self.source.fingerprint,
             "base": sha256(inner) if inner.is_file() else str(base),
-            "encoder": sha256(self.config.encoder),
+            "encoder": self.digest,
             "feature": self.feature,
             "resolution": str(self.resolution),
         }

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention.hooks import Hooks
-from .adapter import TrainableAdapter
+from .adapter import TrainableAdapter, name_of
 from .base import Base, Sizes, Text
 from .config import TrainConfig
-from .terms import TrainTerms
+from .terms import TrainLoRA, TrainTerms
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class Denoiser(nn.Module):
         self._base = base  # not an nn.Module, so its weights are not registered
         self._concat = concat
         self._terms = TrainTerms(adapter)
-        self._hooks = None if concat else Hooks(base.unet, base.layers, self._terms)
+        lora = {place: TrainLoRA(self._terms, name_of(place)) for place in adapter.places}
+        self._hooks = None if concat else Hooks(base.unet, base.layers, self._terms, additions=lora)
 
     def remove(self) -> None:
         """Removes the hooks from the base."""

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..attention.session import ImagePrompt, Session
-from ..encoders.source import LoadedSource
+from ..encoders.clip import ImageEncoder
+from ..encoders.source import EncoderSource, LoadedSource
 from ..encoders.spec import Need
 from ..errors import TrainingError
 from ..pictures import images
@@ -46,8 +47,13 @@ class Sampler:
     def _feature(self, picture: Image.Image) -> Tensor:
         spec, name = self.feed.encoder.spec, self.feed.feature
         resolved = resolve(Unit(images=(Reference(picture),)), NoStore(), Pictures())
-        needs = (Need(name, spec.feature_width(name), spec.name),)
-        features = Pipeline(LoadedSource(self.feed.encoder)).features(resolved, needs)
+        if isinstance(self.feed.encoder, ImageEncoder):
+            pipeline = Pipeline(LoadedSource(self.feed.encoder))
+            need = Need(name, spec.feature_width(name), spec.name)
+        else:
+            pipeline = Pipeline(EncoderSource([]), faces=self.feed.encoder.faces)
+            need = Need(name, spec.feature_width(name), spec.name, "face")
+        features = pipeline.features(resolved, (need,))
         return features.references[0]()[name]
 
     def _references(self) -> list[Image.Image]:

@@ -18,6 +18,20 @@ from ..errors import RowsError
 from .adapter import TrainableAdapter
 
 
+class TrainLoRA:
+    """``lowrank.Addition`` over parameters, which acts as long as ``terms`` do, on all rows."""
+
+    def __init__(self, terms: TrainTerms, name: str) -> None:
+        self._terms, self._name = terms, name
+
+    def added(self, x: Tensor, output: Tensor, grid: Size | None) -> Tensor | None:
+        """``Addition.added``, with gradients."""
+        if self._terms.tokens is None:
+            return None
+        down, up = (part[self._name].to(output.dtype) for part in (self._terms.adapter.down, self._terms.adapter.up))
+        return output + F.linear(F.linear(x.to(output.dtype), down), up)
+
+
 class TrainTerms:
     """``hooks.Terms`` over parameters. ``tokens`` [B, T, context] belong to the rows of the next UNet call,
     and stay until its gradients are computed: gradient checkpointing asks for the terms again."""

@@ -60,6 +60,7 @@ class Trainer:
         layers = self.base.layers
         self.feed = Feed(config, self.base, self.accelerator, self.folder)
         self.identity = identity_of(config, self.feed.source.identity, self.accelerator.num_processes)
+        self.identity["encoder"] = self.feed.digest  # the recogniser's, where there is no encoder
         if self.main:
             check_same(self.folder.identity(), self.identity, self.folder.root)
             self.folder.write(self.identity)
