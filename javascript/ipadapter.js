@@ -111,9 +111,13 @@
         const response = await fetch("./upload", {method: "POST", body: form});
         if (!response.ok) throw new Error(`the server answered ${response.status}`);
         const paths = await response.json();
-        return paths.map((path, i) => (
-            {name: path, orig_name: pictures[i].name, size: pictures[i].size, is_file: true, data: null}
-        ));
+        // What gradio 3 and gradio 4 want of an uploaded file.
+        return paths.map((path, i) => {
+            const {name, size, type} = pictures[i];
+            return {
+                name: path, path, orig_name: name, size, mime_type: type || null, is_file: true, data: null, meta: {_type: "gradio.FileData"},
+            };
+        });
     }
 
     const busy = (prefix, on) => byId(`${prefix}_image_area`)?.classList.toggle("ipadapter-busy", on);

@@ -58,7 +58,8 @@ class Fork(WebUI):
     def __init__(self, host: str, extra: tuple[str, ...] = ("--nowebui",), **more: Any) -> None:
         super().__init__(("sd1",), extra, **more)
         self.host = host
-        self.flags = list(FLAGS)
+        # gradio 4 serves a page's scripts from folders that are named.
+        self.flags = [*FLAGS, "--gradio-allowed-path", str(checkout(host))]
 
     @property
     def program(self) -> tuple[Path, Path]:

@@ -1,0 +1,80 @@
+"""The panel on the pages of Forge (gradio 4) and reForge: from a picture to a picture, and an error to the eye."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.webui.forks import FOLDERS, Fork, absent
+
+from .pages import PanelPage, upload
+from .test_generate import generate, pixels, small
+from .test_looks import box, drag, numbers
+
+__all__ = ["small"]
+
+
+@pytest.fixture(scope="module", params=sorted(FOLDERS))
+def fork(request: pytest.FixtureRequest) -> Iterator[Fork]:
+    """A running fork with its page."""
+    if reason := absent(request.param):
+        pytest.skip(reason)
+    with Fork(request.param, extra=()) as running:
+        deadline = time.monotonic() + 120
+        while "Startup time" not in running.log and time.monotonic() < deadline:
+            time.sleep(0.3)
+        yield running
+
+
+@pytest.fixture
+def page(browser: Any, fork: Fork) -> Iterator[Any]:
+    """The fork's page, fully loaded. The test fails when a script of the page failed."""
+    context = browser.new_context(viewport={"width": 1400, "height": 1500})
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(fork.url)
+    page.wait_for_selector("#ipadapter_txt2img_names [data-names]", state="attached", timeout=120_000)
+    yield page
+    context.close()
+    assert [text for text in errors if "ipadapter" in text] == []
+
+
+def opened(page: Any) -> PanelPage:
+    page.locator("#ipadapter_txt2img .label-wrap > span").first.click()
+    page.locator("#ipadapter_txt2img_units").wait_for(state="visible")
+    return PanelPage(page)
+
+
+def test_from_a_picture_to_a_picture(small: Any) -> None:
+    plain = pixels(small, generate(small))
+    panel = opened(small)
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.choose_model(0, "sd1-base")
+    panel.until(lambda: "fits" in panel.info() and "found" in panel.info(), True)
+    whole = panel.sources()
+    prompted = pixels(small, generate(small))
+    assert prompted != plain
+    drag(panel, 0, (0.1, 0.1), (0.5, 0.9), "Apply")
+    panel.until(lambda: panel.sources() != whole, True)
+    assert len(numbers(box(panel))[0]) == 4
+    panel.unfold(0, "where")
+    panel.edit_mask(0, "mask", "left")
+    panel.until(lambda: panel.unit(0, "mask_pad").locator("img").count(), 1)
+    assert pixels(small, generate(small)) not in (plain, prompted)
+    panel.unit(0, "thumbnails").locator(".ipadapter-remove").click()
+    panel.until(panel.thumbs, 0)
+
+
+def test_an_error_reaches_the_eye(small: Any) -> None:
+    panel = opened(small)
+    panel.choose_model(0, "sd1-base")
+    small.locator("#txt2img_generate").click()
+    said = small.locator("#html_log_txt2img .error")
+    said.wait_for(timeout=60_000)
+    assert "at least one reference image" in said.inner_text()
