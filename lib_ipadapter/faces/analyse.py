@@ -28,14 +28,15 @@ PASSES: tuple[tuple[str, tuple[int, ...], float], ...] = (
 )
 
 
-def choose(faces: Sequence[Face], choice: str | int, size: tuple[int, int]) -> Face:
-    """One of the faces (at least one) of a picture of (width, height). Raises UnitError."""
+def choose(faces: Sequence[Face], choice: str | int, size: tuple[int, int], field: str = "face") -> Face:
+    """One of the faces (at least one) of a picture of (width, height). field: names the choice in errors. Raises
+    UnitError."""
     if isinstance(choice, str) and choice.isdecimal():
         choice = int(choice)
     if isinstance(choice, int) and not isinstance(choice, bool):
         ordered = sorted(faces, key=lambda face: face.centre[0])
         if not 0 <= choice < len(ordered):
-            raise UnitError("face", choice, f"a number below {len(ordered)}, the faces in the picture")
+            raise UnitError(field, choice, f"a number below {len(ordered)}, the faces in the picture")
         return ordered[choice]
     middle = size[0] / 2, size[1] / 2
     ranks: dict[str, Callable[[Face], float]] = {
@@ -46,7 +47,7 @@ def choose(faces: Sequence[Face], choice: str | int, size: tuple[int, int]) -> F
         "centre": lambda face: float(np.hypot(face.centre[0] - middle[0], face.centre[1] - middle[1])),
     }
     if choice not in ranks:
-        raise UnitError("face", choice, CHOICE_EXPECTED)
+        raise UnitError(field, choice, CHOICE_EXPECTED)
     return min(faces, key=ranks[str(choice)])
 
 

@@ -20,6 +20,8 @@ GENERATE: Mapping[str, str] = {  # what it cannot use, and why
     "in_detailer": _NO_SCRIPTS,
     "in_upscale": _NO_SCRIPTS,
     "in_loopback": _NO_SCRIPTS,
+    "region_face": "region face is for the WebUI only",
+    "grow": "region face is for the WebUI only",
 }
 EMBED = ("enabled", "model", "images", "fit", "position", "box", "sharpen", "focus", "face", "kind")  # what it uses
 
@@ -32,6 +34,8 @@ def check_generate(unit: Unit, inpaints: bool) -> None:
         raise UnitError("passes", unit.passes, "both or first: there is no hires pass on the command line")
     if unit.distribute == "one per detail":
         raise UnitError("distribute", unit.distribute, "together or one per picture: there are no details here")
+    if unit.region == "face":
+        raise UnitError("region", unit.region, "mask or inpaint: give the face as a mask on the command line")
     if unit.region == "inpaint" and not inpaints:
         raise UnitError("region", unit.region, "mask: without --mask nothing is inpainted")
 

@@ -13,15 +13,15 @@ CHOICE_EXPECTED = f"one of {', '.join(CHOICES)}, or a number from 0 to {MAX_CHOI
 KINDS = ("auto", "faceid-plusv2", "faceid-plus", "instantid", "unnorm")
 
 
-def parse_face(value: Any) -> str:
+def parse_face(value: Any, field: str = "face") -> str:
     """The normal form of the field: one of CHOICES, or a number as text. Raises UnitError."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        raise UnitError("face", value, CHOICE_EXPECTED)
+        raise UnitError(field, value, CHOICE_EXPECTED)
     text = value.strip().lower() or CHOICES[0]
     if text in CHOICES:
         return text
     if not (text.isascii() and text.isdecimal() and int(text[:9]) <= MAX_CHOICE and len(text) < 9):
-        raise UnitError("face", value, CHOICE_EXPECTED)
+        raise UnitError(field, value, CHOICE_EXPECTED)
     return str(int(text))

@@ -21,7 +21,7 @@ FITS = crops.FITS
 COMBINES = ("concat", "average", "norm average", "add", "subtract")
 SCALINGS = ("V only", "K+V", "K+V with C penalty", "K+mean(V) with C penalty")
 PASSES = ("both", "first", "hires")
-REGIONS = ("mask", "inpaint")
+REGIONS = ("mask", "inpaint", "face")
 DISTRIBUTIONS = ("together", "one per picture", "one per detail")
 DETAILS = ("yes", "no", "only")
 # Groups of fields, which the panel folds away
@@ -167,7 +167,8 @@ class Unit:
     mask: Any = picture("The unit acts in the white area of this picture.", label="Mask", group=REGION)
     region: str = choice(
         "mask",
-        "Where the unit acts: in the mask (without one, everywhere), or in the inpainted area.",
+        "Where the unit acts: in the mask (without one, everywhere), in the inpainted area, or around a face of the "
+        "picture that is redrawn.",
         REGIONS,
         label="Region",
         group=REGION,
@@ -226,6 +227,19 @@ class Unit:
         label="Kind of file",
         group=FACE,
     )
+    region_face: str = declare(
+        "text",
+        CHOICES[0],
+        "Region face: which face of the redrawn picture, in the words of Which face.",
+        normalize=lambda value, _: parse_face(value, "region_face"),
+        hint=CHOICE_EXPECTED,
+        json={"type": ["string", "integer"]},
+        label="Face in the picture",
+        group=REGION,
+    )
+    grow: float = number(
+        1.5, "Region face: how much larger than the face the region is.", 1.0, 4.0, step=0.1, label="Grow", group=REGION
+    )
 
     @classmethod
     def parse(cls, value: Unit | Mapping[str, Any]) -> Unit:
@@ -257,8 +271,8 @@ class Unit:
             raise UnitError("negative", "a weight", "pictures without weights: their mean counts")
         if any(isinstance(reference.image, Named) for reference in self.negative):
             raise UnitError("negative", "embeds or a folder", "pictures")
-        if self.mask is not None and self.region == "inpaint":
-            raise UnitError("mask", "a picture", 'null, since region is inpaint; or region "mask"')
+        if self.mask is not None and self.region != "mask":
+            raise UnitError("mask", "a picture", f'null, since region is {self.region}; or region "mask"')
         if self.invert and self.mask is None and self.region == "mask":
             raise UnitError("invert", True, "false, since there is no mask to invert")
         if self.distribute != "one per picture" and not any(isinstance(r.image, Named) for r in self.images):

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ..attention.region import Region, finished, of_picture
 from ..errors import UnitError
+from ..faces import FaceAnalyser, choose
+from ..pictures import images
 from ..unit import Unit
+from .following import Place, is_cut
 
 _LEAST = 4 / 255  # what lossy formats make of black
 
@@ -34,6 +37,49 @@ def of_mask(unit: Unit, mask: Image.Image, size: tuple[int, int]) -> Region:
             "mask", "white spots so small that nothing is left of them in the model", "one with a larger white area"
         )
     return region
+
+
+def of_face(p: Any, unit: Unit, place: Place, faces: FaceAnalyser) -> Region:
+    """The region around a face of the picture that is redrawn. Raises UnitError, FaceError."""
+    pictures: Any = getattr(p, "init_images", None) or ()
+    if len(pictures) != 1 or not isinstance(pictures[0], Image.Image) or place.upscale:
+        raise UnitError(
+            "region", unit.region, "mask, or a job that redraws one picture: img2img, inpaint, or a detail",
+            "Region face needs one picture that is redrawn, to look for a face in it: use img2img, or let the unit act "
+            "in details only",
+        )  # fmt: skip
+    picture = images.load(pictures[0])
+    found = faces.faces(picture, "the picture that is redrawn")
+    left, top, right, bottom = choose(found, unit.region_face, picture.size, "region_face").box
+    across, down = unit.grow * (right - left) / 2, unit.grow * (bottom - top) / 2
+    x, y = (left + right) / 2, (top + bottom) / 2
+    corners = [(x - across, y - down), (x + across, y + down)]
+    size = picture.size if is_cut(p) else (p.width, p.height)
+    if not is_cut(p):
+        corners = [_resized(one, picture.size, size, int(getattr(p, "resize_mode", 0))) for one in corners]
+    (begin, upper), (end, lower) = corners
+    covered = _covered(upper, lower, size[1])[:, None] * _covered(begin, end, size[0])
+    return Region(finished(covered, unit.invert, unit.feather))
+
+
+def _covered(begin: float, end: float, pixels: int) -> Tensor:
+    """How much of each of so many pixels lies between two places."""
+    left = torch.arange(pixels, dtype=torch.float32)
+    return ((left + 1).clamp(max=end) - left.clamp(min=begin)).clamp(0, 1)
+
+
+def _resized(
+    point: tuple[float, float], size: tuple[int, int], target: tuple[int, int], mode: int
+) -> tuple[float, float]:
+    """A point of a picture of ``size`` where the WebUI brings it to ``target``: stretched (0, 3), cropped (1), or
+    filled up (2)."""
+    across, down = target[0] / size[0], target[1] / size[1]
+    if mode in (1, 2):
+        across = down = max(across, down) if mode == 1 else min(across, down)
+    return (
+        point[0] * across + (target[0] - size[0] * across) / 2,
+        point[1] * down + (target[1] - size[1] * down) / 2,
+    )
 
 
 def to_be_redrawn(p: Any, unit: Unit) -> Region:

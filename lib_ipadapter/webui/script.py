@@ -120,6 +120,8 @@ class Run:
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
         """Where the unit acts. Raises UnitError for an empty region."""
+        if unit.region == "face":
+            return regions.of_face(self.p, unit, self.place, self.models.faces)
         if unit.region == "inpaint":
             region = regions.to_be_redrawn(self.p, unit)
             self._redrawn.append((region, unit))

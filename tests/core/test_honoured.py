@@ -22,7 +22,8 @@ OTHER: dict[str, Any] = {
     "negative": [Image.new("RGB", (4, 4))], "weight_type": "ease in", "composition": 0.5, "layers": "0:1",
     "curve": "0:0, 1:1", "interpolation": "step", "passes": "hires", "hires_factor": 0.5, "scaling": "K+V",
     "maps": True, "mask": Image.new("L", (4, 4), 255), "region": "inpaint", "feather": 3, "in_detailer": "no",
-    "in_upscale": False, "in_loopback": False, "shortcut": 0.5, "lora": 0.5,
+    "in_upscale": False, "in_loopback": False, "shortcut": 0.5, "lora": 0.5, "region_face": "leftmost",
+    "grow": 2.0,
 }  # fmt: skip
 
 

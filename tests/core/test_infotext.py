@@ -96,6 +96,7 @@ BY_KIND = {
 }  # fmt: skip
 TEXTS = {
     "face": st.sampled_from(CHOICES) | st.integers(0, 999),
+    "region_face": st.sampled_from(CHOICES) | st.integers(0, 999),
     "layers": st.dictionaries(st.integers(0, 15), factor, max_size=6),
     "box": st.just(""),  # whose number depends on that of the pictures
     "curve": st.dictionaries(fraction, factor, max_size=6).map(lambda points: sorted(points.items())),
@@ -110,7 +111,7 @@ def consistent(values):
         values["weight_type"] = "linear"
     if values["mask"]:
         values["region"] = "mask"
-    values["invert"] = values["invert"] and bool(values["mask"] or values["region"] == "inpaint")
+    values["invert"] = values["invert"] and bool(values["mask"] or values["region"] != "mask")
     return {**values, "enabled": True, "combine": "concat"}
 
 

@@ -51,6 +51,8 @@ ORDER = [
     "shortcut",
     "lora",
     "kind",
+    "region_face",
+    "grow",
 ]
 
 

@@ -157,6 +157,24 @@ def test_two_people_by_masks(on_face, face):
     assert on_face.images(*swapped) != drawn
 
 
+def test_the_region_of_a_face_in_the_picture(on_face, face):
+    """Over an init image of two faces: what the unit changes is around the chosen one, in the WebUI's own order."""
+    job = {"mode": "img2img", "init_images": [b64(TWO)], "denoising_strength": 0.5}
+    unit = {"model": "sd1-base", "images": face["images"], "region": "face"}
+    base = on_face.images(**job)
+    drawn = {
+        name: on_face.images({**unit, **fields}, **job)
+        for name, fields in {"first": {"region_face": 0}, "second": {"region_face": 1}, "all": {"region": "mask"},
+                             "grown": {"region_face": 0, "grow": 4}}.items()
+    }  # fmt: skip
+    assert len({tuple(images) for images in [base, *drawn.values()]}) == 5
+    mask = Image.new("L", TWO.size)
+    mask.paste(255, (128, 144, 192, 240))
+    by_mask = one(on_face, {**unit, "region": "mask", "mask": b64(mask)}, **job)
+    same(on_face, by_mask, one(on_face, {**unit, "region_face": 0, "grow": 1}, **job))
+    assert "Region face needs one picture that is redrawn" in refused(on_face, unit)
+
+
 def test_units_of_one_file_have_its_lora_once(on_face, face):
     twice = one(on_face, face, {**face, "lora": 0.5})
     same(on_face, twice, one(on_face, face, {**face, "lora": 0}), 2.0)

@@ -19,7 +19,7 @@ VALUES = {
     "noise": "0.5", "weight_type": "style transfer", "composition": "0.3", "layers": "0:1", "curve": "0:0.2, 1:0.6",
     "interpolation": "step", "passes": "hires", "hires_factor": "0.5", "scaling": "K+V",
     "invert": "off", "feather": "4", "in_detailer": "no", "in_upscale": "off", "in_loopback": "off",
-    "region": "mask",
+    "region": "mask", "region_face": "leftmost", "grow": "2",
 }  # fmt: skip
 # What must be so for the value to act
 BESIDE: dict[str, dict[str, Any]] = {
@@ -32,6 +32,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 # Their effect needs another kind of job
 WITHOUT_EFFECT = {
     "distribute", "hires_factor", "invert", "feather", "in_detailer", "in_upscale", "in_loopback", "region",
+    "region_face", "grow",
 }  # fmt: skip
 AXES = [field for field in FIELDS if field.in_infotext and field.kind != "image"]
 PLAIN = [field for field in AXES if field.group != FACE]  # those of faces: test_faces.py

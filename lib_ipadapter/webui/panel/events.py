@@ -137,6 +137,10 @@ class UnitEvents:
         """The composition weight shows for the types that have one."""
         return gr.update(visible=weight_type in BOTH)
 
+    def region(self, region: Any) -> list[Any]:
+        """Which face, and how far around it, shows for region face."""
+        return [gr.update(visible=region == "face") for _ in range(2)]
+
     def whole(self, files: Any, place: Any) -> str:
         """The picture whose thumbnail was clicked, for the page to draw a box on; "" for one that cannot be read."""
         paths = paths_of(files)

@@ -23,7 +23,7 @@ ROWS = (("weight", "start", "end"), ("weight_type", "fit", "combine", "distribut
 _BUILT = ("enabled", "images", "model", "box")  # by themselves
 _LISTED: dict[str, Sequence[Sequence[str]]] = {
     "who": (("face", "kind"), ("lora", "shortcut")),
-    "where": (("mask",), ("region",), ("feather", "invert")),
+    "where": (("mask",), ("region",), ("region_face", "grow"), ("feather", "invert")),
     "fine": (("layers", "curve"), ("interpolation", "scaling", "passes", "hires_factor")),
     "look": (("position", "sharpen", "noise"), ("negative", "focus")),
     "follow": (("maps", "in_detailer", "in_upscale", "in_loopback"),),

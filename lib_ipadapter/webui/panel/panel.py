@@ -138,7 +138,8 @@ class _UnitPanel:
         else:
             many = spec.kind == "choice" and name != "region"
             # Nothing is inpainted in txt2img, and most weight types have one weight.
-            shown = not (name == "composition" or (name == "region" and not self.is_img2img))
+            shown = name not in ("composition", "region_face", "grow")
+            shown = shown and (name != "region" or self.is_img2img)
             self.inputs[name] = (gr.Dropdown if many else _BUILDERS[spec.kind])(
                 label=spec.label, elem_id=self._id(name), visible=shown, **self._value_and_range(spec)
             )
@@ -276,6 +277,8 @@ class _UnitPanel:
             component.change(self.events.charts, given, [self.charts, self.timing_note], **_QUIET)
         kind = self.inputs["weight_type"]
         kind.change(self.events.composition, [kind], [self.inputs["composition"]], **_QUIET)
+        region = self.inputs["region"]
+        region.change(self.events.region, [region], self._named(("region_face", "grow")), **_QUIET)
 
     def _bind_masks(self) -> None:
         for name, pad in self.pads.items():
