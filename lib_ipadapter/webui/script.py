@@ -151,6 +151,7 @@ class Run:
 
         def init(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self._alive:
+                self.host.surface(error)
                 raise error
             return original(*args, **kwargs)
 
@@ -192,6 +193,9 @@ class Run:
             self.sheets.end(self.p.iteration)
             self._sampled = True
             return samples
+        except IPAdapterError as error:
+            self.host.surface(error)
+            raise
         finally:
             self.restore_methods()
             self.stop()

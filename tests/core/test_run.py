@@ -41,6 +41,7 @@ class Host:
     rows = staticmethod(TracedRows)
     plan = staticmethod(lambda p, params, needed: StepPlan((0,) * params.text_cond.shape[0] + (1,), lambda: []))
     in_refiner = staticmethod(lambda p: False)
+    surface = staticmethod(lambda error: None)
     comment = staticmethod(lambda p, text: None)
 
 class Inner(nn.Module):

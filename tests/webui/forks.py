@@ -58,6 +58,7 @@ class Fork(WebUI):
     def __init__(self, host: str, extra: tuple[str, ...] = ("--nowebui",), **more: Any) -> None:
         super().__init__(("sd1",), extra, **more)
         self.host = host
+        self.defaults = {"steps": 2}  # the model is of SD1.5's real width
         # gradio 4 serves a page's scripts from folders that are named.
         self.flags = [*FLAGS, "--gradio-allowed-path", str(checkout(host))]
 

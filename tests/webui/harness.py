@@ -167,6 +167,7 @@ class WebUI:
         self.with_controlnet = with_controlnet
         self.with_extension = with_extension
         self.config = config or {}
+        self.defaults: dict[str, Any] = {}  # of each job, over the harness's own
         self.path = path  # of packages in front of the WebUI's own
         self.data = Path(tempfile.mkdtemp(prefix="ipadapter-webui-"))
         self.log_path = self.data / "log.txt"
@@ -328,7 +329,7 @@ class WebUI:
             always["IP-Adapter"] = {"args": list(units)}
         body = {
             "prompt": "a red house on a hill", "negative_prompt": "blurry", "steps": 3, "width": 64, "height": 64,
-            "seed": 1, "sampler_name": "Euler", "cfg_scale": 5, "alwayson_scripts": always, **payload,
+            "seed": 1, "sampler_name": "Euler", "cfg_scale": 5, "alwayson_scripts": always, **self.defaults, **payload,
         }  # fmt: skip
         return self.post(f"/sdapi/v1/{mode}", body)
 

@@ -14,6 +14,7 @@ from .networks import EMBED
 
 @pytest.fixture(scope="module")
 def webui(webui_with_controlnet: WebUI) -> WebUI:
+    webui_with_controlnet.defaults = {"steps": 1}  # its models are of SD1's real width
     return webui_with_controlnet
 
 

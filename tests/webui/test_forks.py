@@ -29,33 +29,54 @@ def on_sd1(request: pytest.FixtureRequest) -> Iterator[WebUI]:
 
 def test_cfg_1_and_a_prompt_of_two_parts(on_sd1: WebUI, unit: dict) -> None:
     for payload in ({"cfg_scale": 1}, {"prompt": "a red house AND a blue boat"}):
-        assert on_sd1.images(unit, steps=2, **payload) != on_sd1.images(steps=2, **payload)
+        assert on_sd1.images(unit, **payload) != on_sd1.images(steps=2, **payload)
 
 
 def test_one_reference_for_each_picture_of_a_batch(on_sd1: WebUI, reference: str) -> None:
     """Each is what a job with its own reference draws, and not the other's."""
     fields = {"model": "sd1-plus", "distribute": "one per picture"}
     other = b64(picture(3))
-    both = on_sd1.draw({**fields, "images": [reference, other]}, steps=2, batch_size=2).json["images"][-2:]
+    both = on_sd1.draw({**fields, "images": [reference, other]}, batch_size=2).json["images"][-2:]
     alone = [
-        one(on_sd1, {"model": "sd1-plus", "images": [image]}, steps=2, seed=1 + i)
-        for i, image in enumerate((reference, other))
+        one(on_sd1, {"model": "sd1-plus", "images": [image]}, seed=1 + i) for i, image in enumerate((reference, other))
     ]
     for a, b in zip(both, alone, strict=True):
         same(on_sd1, a, b)
-    swapped = one(on_sd1, {"model": "sd1-plus", "images": [other]}, steps=2)
+    swapped = one(on_sd1, {"model": "sd1-plus", "images": [other]})
     assert (decode(swapped) - decode(both[0])).abs().mean() > 0.5
 
 
 def test_a_request_that_cannot_be_used_is_refused(on_sd1: WebUI, unit: dict) -> None:
     for change, words in (({"model": "none such"}, "no adapter named"), ({"weight": 9}, "from -1 to 5")):
-        reply = on_sd1.draw({**unit, **change}, steps=2)
+        reply = on_sd1.draw({**unit, **change})
         assert reply.status == 422
         assert words in reply.json["detail"]["message"]
-    assert on_sd1.draw({**unit, "model": "sdxl-base"}, steps=2).status == 422
+    assert on_sd1.draw({**unit, "model": "sdxl-base"}).status == 422
 
 
 def test_its_own_ip_adapter_is_still_there(on_sd1: WebUI) -> None:
     """Forge ships a folder of our package's name, which ours hid once."""
     assert "No module named 'lib_ipadapter" not in on_sd1.log
     assert "Error loading script: forge_ipadapter.py" not in on_sd1.log
+
+
+def test_a_region_hires_fix_and_inpainting(on_sd1: WebUI, unit: dict) -> None:
+    left = picture(0, (64, 64)).convert("L").point(lambda _: 0)
+    left.paste(255, (0, 0, 32, 64))
+    base, masked = on_sd1.images(), on_sd1.images({**unit, "mask": b64(left)})
+    assert masked not in (base, on_sd1.images(unit))
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7, "steps": 1}
+    assert on_sd1.images({**unit, "passes": "hires"}, **hires) != on_sd1.images(**hires)
+    inpaint = {
+        "mode": "img2img",
+        "init_images": [b64(picture(2, (64, 64)))],
+        "mask": b64(left),
+        "denoising_strength": 0.8,
+    }
+    assert on_sd1.images({**unit, "region": "inpaint"}, **inpaint) != on_sd1.images(**inpaint)
+
+
+def test_heat_maps(on_sd1: WebUI, unit: dict) -> None:
+    reply = on_sd1.draw({**unit, "maps": True})
+    assert reply.status == 200
+    assert len(reply.json["images"]) == 2

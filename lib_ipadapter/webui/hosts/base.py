@@ -82,6 +82,9 @@ class Host(Protocol):
         """Makes room on the device for an encoder; yields whether memory is so short that the encoder has to leave
         the device afterwards."""
 
+    def surface(self, error: BaseException) -> None:
+        """An error of ours is raised next in the job: makes sure that the page shows it."""
+
     def comment(self, p: Any, text: str) -> None:
         """Shows a remark beside the job's pictures."""
 

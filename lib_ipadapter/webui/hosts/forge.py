@@ -4,6 +4,7 @@ own manager."""
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ...attention.rows import LabelledRows
 from ...attention.session import COND, UNCOND
 from ...errors import UnsupportedModel
+from ..stack import callers, is_in, variable
 from .base import StepPlan
 from .webui import WebUI
 
@@ -63,6 +65,17 @@ class Forge(WebUI):
         parts."""
         batch = params.x.shape[0]
         return StepPlan((COND,) * batch + (UNCOND,) * batch, lambda: [*range(batch)] * 2)
+
+    # the job's result
+
+    def surface(self, error: BaseException) -> None:
+        """reForge's main thread drops what a job raises, and the page fails on the result that is missing. The task is
+        on the call stack; its result becomes the error, as the WebUI itself would show it."""
+        frame = next((one for one in callers() if is_in(one, "modules_forge.main_thread", "work")), None)
+        task = None if frame is None else variable(frame, "self")
+        if task is not None and not hasattr(task, "exception"):  # Forge's keeps it
+            text = html.escape(f"{type(error).__name__}: {error}")
+            task.result = [None, "", "", f"<div class='error'>{text}</div>"]
 
     # memory
 

@@ -90,6 +90,9 @@ class WebUI:
         finally:
             shared.state.textinfo = None
 
+    def surface(self, error: BaseException) -> None:
+        """What a job raises is shown."""
+
     def comment(self, p: Any, text: str) -> None:
         """Below the pictures."""
         p.comment(text)
