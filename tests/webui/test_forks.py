@@ -65,7 +65,8 @@ def test_a_region_hires_fix_and_inpainting(on_sd1: WebUI, unit: dict) -> None:
     left.paste(255, (0, 0, 32, 64))
     base, masked = on_sd1.images(), on_sd1.images({**unit, "mask": b64(left)})
     assert masked not in (base, on_sd1.images(unit))
-    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7, "steps": 1}
+    hires = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent", "denoising_strength": 0.7, "steps": 1,
+             "hr_additional_modules": ["Use same choices"]}  # fmt: skip
     assert on_sd1.images({**unit, "passes": "hires"}, **hires) != on_sd1.images(**hires)
     inpaint = {
         "mode": "img2img",

@@ -138,7 +138,10 @@ class Neighbours(scripts.Script):
         script_callbacks.remove_current_script_callbacks()
         if getattr(self, "model", None) is not None:
             vars(self.model).pop("forward", None)
-        unet = shared.sd_model.model.diffusion_model
+        model = getattr(shared.sd_model, "model", None)
+        if model is None:  # Forge
+            return
+        unet = model.diffusion_model
         for blocks in (unet.input_blocks, unet.output_blocks):
             for i, block in enumerate(blocks):
                 if isinstance(block, Scaler):
