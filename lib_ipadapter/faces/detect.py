@@ -17,6 +17,7 @@ STRIDES = (8, 16, 32)
 ANCHORS = 2  # per cell
 MIN_SCORE = 0.5
 MAX_OVERLAP = 0.4  # of two boxes that stay
+_FAR = 8  # extents of the picture that a face may lie outside of it: padding moves it, nothing else
 MAX_CANDIDATES = 4096  # before suppression: a random model gives tens of thousands
 
 
@@ -94,12 +95,13 @@ class Detector:
                 for part, width in enumerate((1, 4, 10))
             )
             keep = np.flatnonzero(score[:, 0] >= MIN_SCORE)
-            at, box, point = centres[keep], box[keep] * stride, point[keep] * stride
+            # In float64: a broken model's numbers are left out below, and do not overflow here.
+            at, box, point = centres[keep], box[keep].astype(float) * stride, point[keep].astype(float) * stride
             scores.append(score[keep, 0])
             boxes.append(np.hstack([at - box[:, :2], at + box[:, 2:]]))
             points.append(at[:, None] + point.reshape(-1, 5, 2))
         found = np.concatenate(boxes) / scale, np.concatenate(scores), np.concatenate(points) / scale
-        good = np.isfinite(found[0]).all(1) & np.isfinite(found[2]).all((1, 2))
+        good = _possible(found[0], found[2], max(picture.shape[:2]))
         return found[0][good], found[1][good], found[2][good]
 
     def _rows(self, output: Array, width: int, count: int) -> Array:
@@ -122,6 +124,14 @@ def letterboxed(picture: Array, size: int) -> tuple[Array, float]:
     square = np.zeros((size, size, 3), np.uint8)
     square[:high, :wide] = cv2().resize(picture, (wide, high))
     return square, high / height
+
+
+def _possible(boxes: Array, points: Array, extent: int) -> Array:
+    """Which faces can be aligned: finite, not far outside of a picture of that extent, and with points that differ."""
+    near = (np.abs(boxes) <= _FAR * extent).all(1) & (np.abs(points) <= _FAR * extent).all((1, 2))
+    spread = np.ptp(np.where(near[:, None, None], points, 0), axis=1)
+    good: Array = near & (spread >= 1).any(1)  # NaN is not near
+    return good
 
 
 def _centres(cells: int, stride: int) -> Array:
