@@ -35,9 +35,19 @@
         if (from !== to && to >= 0 && to < pictureCount(prefix)) tell(prefix, "move", `${from},${to}`);
     }
 
+    // One of the faces that were found: the option of the unit.
+    function choose(prefix, number) {
+        const text = byId(`${prefix}_face`)?.querySelector("textarea, input");
+        if (!text) return;
+        text.value = number;
+        updateInput(text);
+    }
+
     document.addEventListener("click", event => {
-        const remove = event.target.closest?.(".ipadapter-remove"), adder = event.target.closest?.(".ipadapter-adder");
+        const remove = event.target.closest?.(".ipadapter-remove"), adder = event.target.closest?.(".ipadapter-adder"),
+            face = event.target.closest?.(".ipadapter-face");
         if (remove) tell(prefixOf(remove), "remove", remove.dataset.index);
+        if (face) choose(prefixOf(face), face.dataset.face);
         if (adder) byId(`${prefixOf(adder)}_inbox`)?.querySelector("input[type=file]")?.click();
     });
 

@@ -64,6 +64,12 @@ def test_options_of_faces_show_with_an_adapter_that_takes_them(with_faces: None,
     panel.until(lambda: "face number 1 from the left, of 2" in titles(panel), True)
     assert panel.sources() != first
     assert panel.unit(0, "lora").is_visible()
+    buttons = panel.unit(0, "thumbnails").locator(".ipadapter-face")
+    assert [one.get_attribute("aria-pressed") for one in buttons.all()] == ["false", "true"]
+    buttons.nth(0).click()
+    panel.until(lambda: "face number 0 from the left, of 2" in titles(panel), True)
+    assert box.input_value() == "0"
+    assert panel.sources() == first
     panel.choose_model(0, "sd1-base")
     panel.until(lambda: panel.unit(0, "who").is_visible(), False)
     panel.until(lambda: box.input_value(), "largest")

@@ -38,35 +38,38 @@ def saved(folder, picture: Image.Image) -> str:
 
 def test_the_thumbnail_is_the_face_that_counts_with_all_that_were_found(tmp_path, analyser):
     path = saved(tmp_path, TWO)
-    first, what = panel_faces.view(path, None, "leftmost", "", analyser)
+    first, what, below = panel_faces.view(path, None, "leftmost", "", analyser)
     assert what == "face number 0 from the left, of 2"
     assert shown(first).shape == (224, 224, 3)
-    second, what = panel_faces.view(path, None, 1, "", analyser)
+    second, what, other_below = panel_faces.view(path, None, 1, "", analyser)
     assert what == "face number 1 from the left, of 2"
     one, other = shown(first), shown(second)
     chosen = [np.abs(x - np.array([255, 120, 0])).max(-1) < 60 for x in (one, other)]
     corner = (slice(128, 224), slice(0, 96))  # the picture in the corner, 96 pixels
     assert np.argwhere(chosen[0][corner])[:, 1].mean() < 40 < 56 < np.argwhere(chosen[1][corner])[:, 1].mean()
     assert analyser.runs == 1
+    assert below.count('class="ipadapter-face"') == 2
+    assert 'data-face="0" aria-pressed="true"' in below
+    assert 'data-face="1" aria-pressed="true"' in other_below
 
 
 def test_a_single_face_has_no_corner(tmp_path, analyser):
-    uri, what = panel_faces.view(saved(tmp_path, ONE), None, "", "", analyser)
-    assert what == "the face that counts"
+    uri, what, below = panel_faces.view(saved(tmp_path, ONE), None, "", "", analyser)
+    assert (what, below) == ("the face that counts", "")
     assert shown(uri).shape == (224, 224, 3)
 
 
 def test_box_and_mask_say_where_it_is_looked_for(tmp_path, analyser):
     path = saved(tmp_path, TWO)
-    whole, _ = panel_faces.view(path, None, "largest", "", analyser)
-    half, what = panel_faces.view(path, (0.5, 0.0, 1.0, 1.0), "largest", "", analyser)
+    whole, _, _ = panel_faces.view(path, None, "largest", "", analyser)
+    half, what, _ = panel_faces.view(path, (0.5, 0.0, 1.0, 1.0), "largest", "", analyser)
     assert half != whole
     mask = Image.new("L", TWO.size, 0)
     mask.paste(255, (320, 0, 640, 640))
     buffer = io.BytesIO()
     mask.save(buffer, "PNG")
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    _, what = panel_faces.view(path, None, "largest", uri, analyser)
+    _, what, _ = panel_faces.view(path, None, "largest", uri, analyser)
     assert what == "the face that counts"
 
 

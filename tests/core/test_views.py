@@ -279,7 +279,7 @@ def test_thumbnails_show_the_box(tmp_path: object) -> None:
     picture(40, 30).save(path)
 
     def see(path, box):
-        return panel_html.square(path, 32, Preprocess(), box), "what the encoder will see"
+        return panel_html.Seen(panel_html.square(path, 32, Preprocess(), box), "what the encoder will see")
 
     plain = panel_html.thumbnails([path], [None], [None], see)
     boxed = panel_html.thumbnails([path], [None], [(0.0, 0.0, 0.5, 1.0)], see)

@@ -100,7 +100,7 @@ class UnitEvents:
 
     def no_tiles(self) -> str:
         """The tiles of a unit without references: the one that takes them."""
-        return html.thumbnails([], [], [], lambda path, box: ("", ""))
+        return html.thumbnails([], [], [], lambda path, box: html.Seen("", ""))
 
     def show(
         self, files: Any, weights: Any, model: Any, wanted: Any, saved: Any, combine: Any, distribute: Any,
@@ -131,7 +131,7 @@ class UnitEvents:
         if is_model(model) and self.models.takes_faces(model):
             return lambda path, box: faces.view(path, box, face, focus, self.models.faces)
         size = self.models.encoder_size(model) if is_model(model) else 224
-        return lambda path, box: (html.square(path, size, how, box, focus), "as the encoder sees it")
+        return lambda path, box: html.Seen(html.square(path, size, how, box, focus), "as the encoder sees it")
 
     def composition(self, weight_type: Any) -> Any:
         """The composition weight shows for the types that have one."""

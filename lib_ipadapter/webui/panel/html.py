@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -22,8 +22,16 @@ from ...pictures.preprocess import Preprocess
 from ...unit.crops import Box
 from ...unit.fields import WEIGHT_RANGE
 
-# Shows a picture (its path) cut to a box: (data URI, what it is)
-See = Callable[[str, "Box | None"], tuple[str, str]]
+
+class Seen(NamedTuple):
+    """How a picture is shown: a data URI, what it is in words, and what stands below it, as HTML."""
+
+    source: str
+    what: str
+    below: str = ""
+
+
+See = Callable[[str, "Box | None"], Seen]  # of a picture (its path), cut to a box
 _NAMES: dict[str, str] = {}  # of pictures that were shown, by hash
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
@@ -160,7 +168,7 @@ def _weight(name: str, weight: float | None) -> str:
 def _tile(index: int, path: str, box: Box | None, see: See) -> str:
     name = escape(Path(path).name, quote=True)
     try:
-        source, what = see(path, box)
+        source, what, below = see(path, box)
     except (IPAdapterError, OSError) as error:
         text = escape(f"{Path(path).name}: {error}")
         return f'<div class="ipadapter-picture"><p class="ipadapter-error">{text}</p>{_remove(index, name)}</div>'
@@ -170,8 +178,18 @@ def _tile(index: int, path: str, box: Box | None, see: See) -> str:
     return (
         f'<div class="ipadapter-picture"><button type="button" class="ipadapter-open" data-index="{index}" '
         f'data-box="{at}" title="{title}" draggable="true"><img src="{source}" alt="{name}" draggable="false"></button>'
-        f"{cut}{_remove(index, name)}</div>"
+        f"{cut}{_remove(index, name)}</div>{below}"
     )
+
+
+def face_buttons(sources: Sequence[str], chosen: int) -> str:
+    """All faces that were found in a picture, from the left, each a button that chooses it."""
+    buttons = [
+        f'<button type="button" class="ipadapter-face" data-face="{i}" aria-pressed="{str(i == chosen).lower()}" '
+        f'title="Face {i} from the left"><img src="{source}" alt="Face {i}"></button>'
+        for i, source in enumerate(sources)
+    ]
+    return f'<div class="ipadapter-faces">{"".join(buttons)}</div>'
 
 
 def _named_tile(index: int, text: str) -> str:
