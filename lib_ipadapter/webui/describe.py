@@ -7,18 +7,19 @@ from typing import Any
 from ..adapters.variant import VariantSpec
 from ..encoders.source import EncoderSource
 from ..encoders.spec import Need
-from ..errors import EncoderError, FaceError
+from ..errors import EncoderError, FaceError, FaceModelMissing
 from ..faces import FaceAnalyser
 
 FACE_FIELDS = ("face", "shortcut", "lora", "kind")  # of the panel
 
 
 def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces: FaceAnalyser) -> dict[str, Any]:
-    """encoder: the name of the CLIP encoder that it takes, "" if it takes none or an unknown one. ``face_models``: the
-    recogniser's pack, "" for none; ``fields``: which of FACE_FIELDS the kind has."""
+    """encoder: the name of the CLIP encoder that it takes, "" if it takes none or an unknown one.
+    ``face_models``: the recogniser's pack, "" for none; ``download``: what can be downloaded, "" if nothing is
+    missing; ``fields``: which of FACE_FIELDS the kind has."""
     clip = next((need for need in spec.needs if not need.is_face), None)
     found, note, error = _encoder(clip, encoder, source)
-    pack, missing, other = _faces(spec, faces)
+    pack, missing, other, fetched = _faces(spec, faces)
     parts = [spec.label, spec.base, f"{spec.tokens} tokens"]
     if clip is not None:
         parts.append(f"encoder {encoder or 'not known'}: {'found' if found else 'missing'}")
@@ -27,6 +28,7 @@ def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces
     return {
         "title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
         "face_models": pack, "face_error": missing, "fields": _fields(spec),
+        "download": "" if error else encoder if not found else pack if fetched else "",
         "text": " · ".join([*parts, *filter(None, (note, other))]),
     }  # fmt: skip
 
@@ -41,17 +43,17 @@ def _encoder(need: Need | None, name: str, source: EncoderSource) -> tuple[bool,
         return False, "", None if name else str(failure)
 
 
-def _faces(spec: VariantSpec, faces: FaceAnalyser) -> tuple[str, str, str]:
-    """(pack, what is missing, a note on a recogniser that is not the published one)"""
+def _faces(spec: VariantSpec, faces: FaceAnalyser) -> tuple[str, str, str, bool]:
+    """(pack, what is missing, a note on a recogniser that is not the published one, whether a download helps)"""
     if not spec.of_face:
-        return "", "", ""
+        return "", "", "", False
     pack = spec.needs[0].encoder
     try:
         faces.check(pack)
         file = faces.packs.find(pack)
     except FaceError as error:
-        return pack, str(error), ""
-    return pack, "", "" if file.exact else f"{file.label} is not {pack}'s published file, by its hash"
+        return pack, str(error), "", isinstance(error, FaceModelMissing)
+    return pack, "", "" if file.exact else f"{file.label} is not {pack}'s published file, by its hash", False
 
 
 def _fields(spec: VariantSpec) -> list[str]:

@@ -26,6 +26,8 @@ from ..encoders.fetch import download_encoder
 from ..encoders.source import identity
 from ..errors import EncoderError, IPAdapterError, UnsupportedModel, WrongBase
 from ..faces import FaceAnalyser, FacePacks
+from ..faces.fetch import download_pack
+from ..faces.packs import RECOGNISERS
 from ..files.library import Library
 from ..pictures.picture import Pictures
 from ..prompts.embeds import Embeds
@@ -216,8 +218,10 @@ class Models:
         except IPAdapterError:
             return 224
 
-    def download_encoder(self, name: str, progress: Callable[[int, int | None], None]) -> Path:
-        """Downloads an encoder."""
+    def download(self, name: str, progress: Callable[[int, int | None], None]) -> Path:
+        """Downloads an encoder, or the face models of a pack."""
+        if name in RECOGNISERS:
+            return download_pack(name, self.host.face_folders()[0] / "models", progress)
         return download_encoder(name, self.host.encoder_folders()[0], progress)
 
     # loaded adapters, features and tokens

@@ -103,5 +103,5 @@ def register() -> None:
     add("ipadapter_encoder_stays", "After encoding, the image encoder stays", gr.Radio, {"choices": list(STAYS)},
         "in VRAM: fastest for many new references, and takes up to 4 GB while sampling; nowhere: it is read from disk "
         "for new references")  # fmt: skip
-    add("ipadapter_allow_download", "Offer to download a missing image encoder", gr.Checkbox,
+    add("ipadapter_allow_download", "Offer to download a missing image encoder or face models", gr.Checkbox,
         info="shows a button in the panel; nothing is ever downloaded by itself")  # fmt: skip

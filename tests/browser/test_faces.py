@@ -70,7 +70,28 @@ def test_options_of_faces_show_with_an_adapter_that_takes_them(with_faces: None,
     panel.until(lambda: "face number 0 from the left, of 2" in titles(panel), True)
     assert box.input_value() == "0"
     assert panel.sources() == first
+    assert not panel.unit(0, "download").is_visible()
     panel.choose_model(0, "sd1-base")
     panel.until(lambda: panel.unit(0, "who").is_visible(), False)
     panel.until(lambda: box.input_value(), "largest")
     panel.until(panel.sources, plain)
+
+
+def test_missing_face_models_can_be_downloaded_and_their_terms_are_said(
+    server: WithPage | None, with_faces: None, panel: PanelPage
+):
+    pack = server.data / "models" / "insightface" / "models" / "buffalo_l"
+    pack.rename(pack.with_name("away"))
+    for file in pack.with_name("away").iterdir():
+        file.rename(file.with_suffix(".bin"))
+    try:
+        panel.unit(0, "refresh").click()
+        panel.choose_model(0, NAME)
+        panel.until(lambda: "face models buffalo_l missing" in panel.unit(0, "info").inner_text(), True)
+        button = panel.unit(0, "download")
+        panel.until(button.is_visible, True)
+        assert button.inner_text().strip() == "Download buffalo_l (research, non-commercial use only)"
+    finally:
+        for file in pack.with_name("away").iterdir():
+            file.rename(file.with_suffix(".onnx"))
+        pack.with_name("away").rename(pack)

@@ -15,6 +15,8 @@ from lib_ipadapter.encoders import ENCODERS
 from lib_ipadapter.encoders.fetch import download_encoder
 from lib_ipadapter.encoders.spec import EncoderSpec, HubFile
 from lib_ipadapter.errors import DownloadError, EncoderError
+from lib_ipadapter.faces import fetch as face_fetch
+from lib_ipadapter.faces import packs as face_packs
 from lib_ipadapter.files import download as download_module
 from lib_ipadapter.files.download import download, hub_url
 
@@ -311,3 +313,41 @@ def test_an_encoder_by_its_name(server: Server, tmp_path: Path, monkeypatch: pyt
 def test_hub_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     assert hub_url("a/b", "c d.bin") == "https://huggingface.co/a/b/resolve/main/c%20d.bin"
+
+
+@pytest.fixture
+def pack(monkeypatch: pytest.MonkeyPatch, server: Server) -> str:
+    """Of files that the server has: DATA, under the names and hashes of a pack."""
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    server.stated_hash = HASH
+    monkeypatch.setitem(face_packs.RECOGNISERS, "buffalo_l", ("w600k_r50.onnx", HASH))
+    monkeypatch.setattr(face_fetch, "DETECTOR_HASH", HASH)
+    monkeypatch.setattr(face_fetch, "_DETECTOR_SIZE", len(DATA))
+    monkeypatch.setitem(face_fetch._SOURCES, "buffalo_l", ("owner/repo", "models/", "det_10g.onnx", len(DATA)))
+    return "buffalo_l"
+
+
+def test_face_models_of_a_pack(tmp_path: Path, server: Server, pack: str) -> None:
+    reports: list[tuple[int, int | None]] = []
+    folder = face_fetch.download_pack(pack, tmp_path / "models", lambda done, total: reports.append((done, total)))
+    assert sorted(path.name for path in folder.iterdir()) == ["det_10g.onnx", "w600k_r50.onnx"]
+    assert all(path.read_bytes() == DATA for path in folder.iterdir())
+    asked = [path for path, _ in server.seen if "/resolve/" in path]
+    assert asked == ["/owner/repo/resolve/main/models/det_10g.onnx", "/owner/repo/resolve/main/models/w600k_r50.onnx"]
+    assert reports[-1] == (2 * len(DATA), 2 * len(DATA))
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+    face_fetch.download_pack(pack, tmp_path / "models")
+    assert len([path for path, _ in server.seen if "/resolve/" in path]) == 2  # what is there stays
+
+
+def test_a_face_model_with_another_hash_is_refused(tmp_path: Path, server: Server, pack: str) -> None:
+    face_packs.RECOGNISERS["buffalo_l"] = ("w600k_r50.onnx", "0" * 64)
+    with pytest.raises(DownloadError, match=r"w600k_r50\.onnx"):
+        face_fetch.download_pack(pack, tmp_path / "models")
+    assert not (tmp_path / "models" / pack / "w600k_r50.onnx").exists()
+    with pytest.raises(DownloadError, match="no download is known for the face models 'x'"):
+        face_fetch.download_pack("x", tmp_path)
+
+
+def test_every_pack_has_a_source() -> None:
+    assert set(face_fetch._SOURCES) == set(face_packs.RECOGNISERS)

@@ -111,8 +111,10 @@ def test_the_chips_say_what_is_missing(tmp_path, analyser):
     found = html.file_info(described(tmp_path, analyser, "faceid", "a"))
     assert '<span class="ipadapter-chip found">face models buffalo_l found</span>' in found
     assert "image encoder" not in found
+    assert described(tmp_path, analyser, "faceid", "a")["download"] == ""
     for file in (tmp_path / "packs" / "buffalo_l").iterdir():
         file.unlink()
     found = html.file_info(described(tmp_path, analyser, "faceid", "a"))
     assert '<span class="ipadapter-chip missing">face models buffalo_l missing</span>' in found
     assert "det_10g.onnx" in found
+    assert described(tmp_path, analyser, "faceid", "a")["download"] == "buffalo_l"

@@ -204,11 +204,17 @@ class UnitEvents:
         info = description(self.models, model)
         if info and not info["error"]:
             self.models.used(model)
-        offer = bool(info and not info["error"] and not info["encoder_found"] and settings.allow_download())
-        label = f"Download {info['encoder']}" if info and offer else "Download"
+        wanted = str(info.get("download", "")) if info and settings.allow_download() else ""
+        terms = f" ({html.NON_COMMERCIAL})" if info and wanted == info.get("face_models") else ""
+        label = f"Download {wanted}{terms}".strip()
         has = set((info or {}).get("fields", ()))
         shown = [gr.update(visible=True) if name in has else _gone(name) for name in FACE_FIELDS]
-        return [html.file_info(info), gr.update(visible=offer, value=label), gr.update(visible=bool(has)), *shown]
+        return [
+            html.file_info(info),
+            gr.update(visible=bool(wanted), value=label),
+            gr.update(visible=bool(has)),
+            *shown,
+        ]
 
     def charts(self, model: Any, *values: Any) -> list[str]:
         """The weight over layers and steps, for the values of SHOWN, and a remark on weight, start and end; the model
@@ -217,22 +223,22 @@ class UnitEvents:
         return list(charts(dict(zip(SHOWN, values, strict=True)), SDXL if sdxl else SD))
 
     def download(self, model: Any) -> Iterator[list[Any]]:
-        """Downloads the encoder in a thread; the page shows the progress."""
-        info = description(self.models, model)
-        if info is None or not settings.allow_download():
+        """Downloads the encoder, or the face models, in a thread; the page shows the progress."""
+        name = str((description(self.models, model) or {}).get("download", ""))
+        if not name or not settings.allow_download():
             yield self.describe(model)
             return
         reports: queue.Queue[tuple[int, int | None] | Exception | None] = queue.Queue()
-        threading.Thread(target=self._fetch, args=(info["encoder"], reports), daemon=True).start()
+        threading.Thread(target=self._fetch, args=(name, reports), daemon=True).start()
         while isinstance(report := _latest(reports), tuple):
             rest = [gr.update() for _ in ("fold", *FACE_FIELDS)]
-            yield [html.progress(report[0], report[1], info["encoder"]), gr.update(visible=False), *rest]
+            yield [html.progress(report[0], report[1], name), gr.update(visible=False), *rest]
         shown = self.describe(model)
         yield shown if report is None else [shown[0] + html.failure(str(report)), *shown[1:]]
 
     def _fetch(self, name: str, reports: queue.Queue[tuple[int, int | None] | Exception | None]) -> None:
         try:
-            self.models.download_encoder(name, lambda done, total: reports.put((done, total)))
+            self.models.download(name, lambda done, total: reports.put((done, total)))
         except Exception as error:  # shown in the panel; nothing else sees what a thread raises
             reports.put(error)
         else:

@@ -32,6 +32,7 @@ class Seen(NamedTuple):
 
 
 See = Callable[[str, "Box | None"], Seen]  # of a picture (its path), cut to a box
+NON_COMMERCIAL = "research, non-commercial use only"  # of InsightFace's models, said before they are downloaded
 _NAMES: dict[str, str] = {}  # of pictures that were shown, by hash
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
