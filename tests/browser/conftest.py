@@ -85,7 +85,7 @@ def page(browser: Any, url: str) -> Iterator[Any]:
     """The WebUI's page, fully loaded. The test fails when the page reported an error of its own."""
     context = browser.new_context(viewport={"width": 1400, "height": 1500})
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(30_000)
     page.add_init_script(SLOW)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -48,7 +48,7 @@ class PanelPage:
         # gradio writes the id of an HTML component twice, nested
         return self.page.locator(f"{self.root}_{index}_{name}").first
 
-    def until(self, what: Callable[[], Any], wanted: Any, seconds: float = 15) -> None:
+    def until(self, what: Callable[[], Any], wanted: Any, seconds: float = 30) -> None:
         """Waits until ``what()`` gives ``wanted``; fails with what it gave last."""
         seen = what()
         for _ in range(int(seconds * 10)):

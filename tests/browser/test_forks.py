@@ -34,7 +34,7 @@ def page(browser: Any, fork: Fork) -> Iterator[Any]:
     """The fork's page, fully loaded. The test fails when a script of the page failed."""
     context = browser.new_context(viewport={"width": 1400, "height": 1500})
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(30_000)
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(fork.url)
