@@ -21,9 +21,9 @@ BOX = (1.0, 1.5, 1.0, 1.5)
 POINTS = (-0.5, -0.4, 0.5, -0.4, 0.0, 0.1, -0.4, 0.6, 0.4, 0.6)
 
 
-def detector(stride: int = 32) -> bytes:
+def detector(stride: int = 32, everywhere: bool = False) -> bytes:
     """Finds faces at one stride, where the picture is red: score = sigmoid(20 · (red - blue) - 20), means over the
-    cell."""
+    cell. everywhere: whatever is there."""
     nodes, weights, outputs = [], [], []
     for part, width in enumerate(WIDTHS):
         for s in STRIDES:
@@ -33,7 +33,8 @@ def detector(stride: int = 32) -> bytes:
             nodes.append(
                 helper.make_node("AveragePool", [f"{name}_red"], [f"{name}_cell"], kernel_shape=[s, s], strides=[s, s])
             )
-            values = {0: (20.0, -20.0), 1: (0.0, 0.0), 2: (0.0, 0.0)}[part]
+            seen = (0.0, 20.0) if everywhere else (20.0, -20.0)
+            values = {0: seen, 1: (0.0, 0.0), 2: (0.0, 0.0)}[part]
             scale = np.full((1, 2 * width, 1, 1), values[0], np.float32)
             rest = {0: [values[1]] * 2, 1: BOX * 2, 2: POINTS * 2}[part]
             shift = np.array(rest, np.float32).reshape(1, 2 * width, 1, 1)

@@ -3,6 +3,7 @@ the base model's without a word."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..errors import UnitError
 from ..faces import FaceAnalyser, choose
 from ..pictures import images
 from ..unit import Unit
-from .following import Place, is_cut
+from .following import Place, is_cut, part_of_latents
 
 _LEAST = 4 / 255  # what lossy formats make of black
 
@@ -44,22 +45,49 @@ def of_face(p: Any, unit: Unit, place: Place, faces: FaceAnalyser) -> Region:
     pictures: Any = getattr(p, "init_images", None) or ()
     if len(pictures) != 1 or not isinstance(pictures[0], Image.Image) or place.upscale:
         raise UnitError(
-            "region", unit.region, "mask, or a job that redraws one picture: img2img, inpaint, or a detail",
+            "region", unit.region, "mask, or a job that redraws one picture: img2img, inpaint, a detail, a hires pass",
             "Region face needs one picture that is redrawn, to look for a face in it: use img2img, or let the unit act "
-            "in details only",
+            "in the hires pass only (batch size 1), or in details only",
         )  # fmt: skip
     picture = images.load(pictures[0])
+    size = picture.size if is_cut(p) else (p.width, p.height)
+    corners = _corners(picture, unit, faces)
+    if not is_cut(p):
+        corners = [_resized(one, picture.size, size, int(getattr(p, "resize_mode", 0))) for one in corners]
+    return Region(_boxed(corners, size, unit))
+
+
+def awaits_hires(p: Any, unit: Unit) -> bool:
+    """Whether the picture in which a face is looked for is that of the job's first pass."""
+    hires = bool(getattr(p, "enable_hr", False)) and not getattr(p, "init_images", None)
+    return hires and unit.passes == "hires" and p.batch_size == 1
+
+
+def face_in_hires(p: Any, picture: Image.Image, unit: Unit, faces: FaceAnalyser) -> Tensor:
+    """The mask [H, W] around a face of the first pass's picture, which may show more than the hires pass keeps. To be
+    called before that begins. Raises UnitError, FaceError."""
+    left, top, right, bottom = part_of_latents(p)
+    size = p.width, p.height
+    corners = [
+        ((left + x / picture.width * (right - left)) * size[0], (top + y / picture.height * (bottom - top)) * size[1])
+        for x, y in _corners(picture, unit, faces)
+    ]
+    return _boxed(corners, size, unit)
+
+
+def _corners(picture: Image.Image, unit: Unit, faces: FaceAnalyser) -> list[tuple[float, float]]:
+    """Of the chosen face's box, grown."""
     found = faces.faces(picture, "the picture that is redrawn")
     left, top, right, bottom = choose(found, unit.region_face, picture.size, "region_face").box
     across, down = unit.grow * (right - left) / 2, unit.grow * (bottom - top) / 2
     x, y = (left + right) / 2, (top + bottom) / 2
-    corners = [(x - across, y - down), (x + across, y + down)]
-    size = picture.size if is_cut(p) else (p.width, p.height)
-    if not is_cut(p):
-        corners = [_resized(one, picture.size, size, int(getattr(p, "resize_mode", 0))) for one in corners]
+    return [(x - across, y - down), (x + across, y + down)]
+
+
+def _boxed(corners: Sequence[tuple[float, float]], size: tuple[int, int], unit: Unit) -> Tensor:
     (begin, upper), (end, lower) = corners
     covered = _covered(upper, lower, size[1])[:, None] * _covered(begin, end, size[0])
-    return Region(finished(covered, unit.invert, unit.feather))
+    return finished(covered, unit.invert, unit.feather)
 
 
 def _covered(begin: float, end: float, pixels: int) -> Tensor:

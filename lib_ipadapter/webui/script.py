@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import nn
 
@@ -58,6 +59,7 @@ class Run:
         self._elsewhere: list[Unit] = []  # those that act in details only, of a job that is none
         self._details: Counter[tuple[int, int]] = Counter()  # jobs inside this one, by batch and picture
         self._compared = False  # the units' LoRAs with those of the prompt
+        self._in_hires: list[tuple[Region, Unit]] = []  # around faces of the first pass's picture
         self._redrawn: list[tuple[Region, Unit]] = []  # regions that inpainting's mask says, once it is known
 
     def start(self, units: Sequence[Unit]) -> None:
@@ -120,6 +122,9 @@ class Run:
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
         """Where the unit acts. Raises UnitError for an empty region."""
+        if unit.region == "face" and regions.awaits_hires(self.p, unit):
+            self._in_hires.append((Region(torch.ones(1, 1)), unit))
+            return self._in_hires[-1][0]
         if unit.region == "face":
             return regions.of_face(self.p, unit, self.place, self.models.faces)
         if unit.region == "inpaint":
@@ -170,7 +175,7 @@ class Run:
 
     def restore_methods(self) -> None:
         """Takes the replaced methods off ``p``."""
-        for name in ("sample", "init"):
+        for name in ("sample", "init", "sample_hr_pass"):
             method = vars(self.p).get(name)
             if isinstance(method, Replacement):
                 method.restore(self.p, name)
@@ -182,6 +187,8 @@ class Run:
         try:
             for region, unit in self._redrawn:
                 region.show(regions.redrawn(self.p, unit))
+            if self._in_hires:
+                self._replace("sample_hr_pass", self._hires_pass)
             # A hires pass alone loads its model first, and attaches at its first step.
             if not only_hires(self.p):
                 self._attach(self._unet())
@@ -207,6 +214,15 @@ class Run:
         for remark in twice(units, self._unet(), self.host.loras) if units else ():
             logger.warning("%s", remark)
             self.host.comment(self.p, remark)
+
+    def _hires_pass(self, original: Callable[..., Any], samples: Any, decoded: Any, *args: Any, **kwargs: Any) -> Any:
+        """The hires pass begins, with the first pass's latents or, if an upscaler of pictures follows, its picture."""
+        pixels = self.host.decode(self.p, samples) if decoded is None else decoded
+        values = ((pixels[0].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+        picture = Image.fromarray(values.permute(1, 2, 0).numpy())
+        for region, unit in self._in_hires:
+            region.show(regions.face_in_hires(self.p, picture, unit, self.models.faces))
+        return original(samples, decoded, *args, **kwargs)
 
     def next_detail(self) -> int:
         """A job inside this one begins: which of the current picture it is."""

@@ -101,3 +101,24 @@ def test_a_mask_beside_it_is_a_contradiction():
         Unit.parse({"model": "m", "images": ["aGk="], "region": "face", "mask": "aGk="})
     with pytest.raises(UnitError, match="region_face: got 'x', expected one of largest"):
         Unit.parse({"model": "m", "images": ["aGk="], "region": "face", "region_face": "x"})
+
+
+def test_in_a_hires_pass_it_is_looked_for_in_the_first_passs_picture(analyser):
+    """In fractions of the picture; where edges are cut off, of what is kept."""
+    given = SimpleNamespace(
+        enable_hr=True, batch_size=1, width=64, height=64, is_hr_pass=False, truncate_x=0, truncate_y=0,
+        image_mask=None, hr_upscale_to_x=128, hr_upscale_to_y=128,
+    )  # fmt: skip
+    hires = unit(region_face="1", passes="hires")
+    assert regions.awaits_hires(given, hires)
+    assert not regions.awaits_hires(given, unit())
+    assert not regions.awaits_hires(SimpleNamespace(**{**vars(given), "batch_size": 2}), hires)
+    assert not regions.awaits_hires(job(), hires)
+    mask = regions.face_in_hires(given, TWO, hires, analyser)
+    assert float(mask[41, 48]) == 1
+    assert float(mask[30, 30]) == 0
+    left = (mask.amax(0) > 0.5).nonzero().flatten()
+    assert (int(left[0]), int(left[-1])) == pytest.approx((45, 50), abs=1)
+    cut = SimpleNamespace(**{**vars(given), "truncate_x": 8})  # of 16 latents across, 4 on each side
+    moved = (regions.face_in_hires(cut, TWO, hires, analyser).amax(0) > 0.5).nonzero().flatten()
+    assert int(moved[0]) > int(left[0])

@@ -19,7 +19,7 @@ from .test_xyz import AXES, label, plot
 
 pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")
 
-from tests.face_models import picture, write_pack
+from tests.face_models import detector, picture, write_pack
 
 TWO = picture((176, 208), (496, 432), radius=15)  # each covers one cell of the detector: one face
 NOBODY = Image.new("RGB", (300, 200), (0, 0, 120))
@@ -175,6 +175,34 @@ def test_the_region_of_a_face_in_the_picture(on_face, face):
     assert "Region face needs one picture that is redrawn" in refused(on_face, unit)
 
 
+@pytest.mark.parametrize("upscaler", ["Latent", "None"])
+def test_the_region_of_a_face_in_a_hires_pass(on_face, face, upscaler):
+    """The small checkpoint draws no face that the small detector sees: it says so, and for which picture."""
+    job = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.6, "hr_upscaler": upscaler}
+    unit = {"model": "sd1-base", "images": face["images"], "region": "face", "passes": "hires"}
+    said = refused(on_face, unit, **job)
+    assert "no face was found in the picture that is redrawn (64 x 64 pixels" in said
+    assert "in the hires pass only" in refused(on_face, {**unit, "passes": "both"}, **job)
+    assert "batch size 1" in refused(on_face, unit, **job, batch_size=2)
+
+
+@pytest.mark.parametrize("upscaler", ["Latent", "None"])
+def test_a_hires_pass_acts_around_the_face_that_is_found(on_face, face, upscaler):
+    """With a detector that sees faces everywhere."""
+    job = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.6, "hr_upscaler": upscaler}
+    unit = {"model": "sd1-base", "images": face["images"], "passes": "hires", "region": "face", "grow": 1}
+    pack = on_face.data / "models" / "insightface" / "models" / "buffalo_l"
+    good = (pack / "det_10g.onnx").read_bytes()
+    base, whole = on_face.images(**job), on_face.images({**unit, "region": "mask"}, **job)
+    try:
+        (pack / "det_10g.onnx").write_bytes(detector(everywhere=True))
+        drawn = [on_face.images({**unit, "region_face": which}, **job) for which in ("leftmost", "rightmost")]
+    finally:
+        (pack / "det_10g.onnx").write_bytes(good)
+    assert len({tuple(images) for images in (base, whole, *drawn)}) == 4
+    assert on_face.images(**job) == base
+
+
 def test_units_of_one_file_have_its_lora_once(on_face, face):
     twice = one(on_face, face, {**face, "lora": 0.5})
     same(on_face, twice, one(on_face, face, {**face, "lora": 0}), 2.0)
@@ -193,9 +221,9 @@ def test_axes_of_the_plot(on_face, face, field, typed):
     assert changed != on_face.images(unit, steps=2)
 
 
-def refused(webui: WebUI, *units: dict) -> str:
+def refused(webui: WebUI, *units: dict, **payload: object) -> str:
     """The message of a generation that is refused; afterwards the base is drawn as ever."""
-    reply = webui.draw(*units)
+    reply = webui.draw(*units, **payload)
     assert reply.status == 422, reply.body[:500]
     assert webui.images() == webui.images()
     return reply.json["detail"]["message"]

@@ -91,6 +91,9 @@ class Host(Protocol):
     def interrupted(self) -> bool:
         """Whether the user has stopped the job, or skipped pictures of it."""
 
+    def decode(self, p: Any, latents: Tensor) -> Sequence[Tensor]:
+        """Pictures [3, H, W] in -1..1 of the job's latents."""
+
     def loras(self, module: str) -> Iterable[tuple[str, Tensor]]:
         """Name and ``up`` [out, rank] of each LoRA that is loaded for a module of the UNet, by its dotted name."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-from modules import paths, sd_models, shared
+from modules import devices, paths, processing, sd_models, shared
 
 from ...files.library import Folder
 from .. import settings
@@ -102,6 +102,10 @@ class WebUI:
         ordered = getattr(p.scripts, "ordered_callbacks", None)
         if ordered is not None:
             ordered(method).sort(key=lambda entry: entry.callback.title() == title)
+
+    def decode(self, p: Any, latents: Any) -> Any:
+        """As the WebUI itself decodes what it shows."""
+        return processing.decode_latent_batch(p.sd_model, latents, target_device=devices.cpu, check_for_nans=True)
 
     def interrupted(self) -> bool:
         """By the WebUI's state."""
