@@ -15,6 +15,7 @@ from tests.synthetic import adapter_tensors, write_adapter
 from .harness import WebUI, absent, b64, pixels, python
 from .networks import CONTEXT, SD1_WIDTHS, SDXL_WIDTHS
 from .test_generation import one, same
+from .test_references import saved
 from .test_xyz import AXES, label, plot
 
 pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")
@@ -290,13 +291,12 @@ def test_what_a_file_is_and_embeds_of_a_face(on_face, face):
     unit = {**face, "model": "sd1-faceid-plusv2"}
     found = on_face.post("/ip-adapter/inspect", {"model": unit["model"]}).json
     assert (found["variant"], found["lora_rank"], found["encoder"]) == ("faceid-plusv2", 4, "buffalo_l")
-    reply = on_face.post("/ip-adapter/embeds", {"name": "person", "unit": {**unit, "face": "rightmost"}})
-    assert reply.status == 200, reply.body
-    saved = {**unit, "images": [{"embeds": "person"}]}
-    assert on_face.images(saved) == on_face.images({**unit, "face": "rightmost"})
-    reply = on_face.draw({**saved, "model": "sd1-faceid"})
-    assert reply.status == 422
-    assert "the adapter takes face features of buffalo_l" in reply.json["detail"]["message"]
+    with saved(on_face, "person", {**unit, "face": "rightmost"}):
+        named = {**unit, "images": [{"embeds": "person"}]}
+        assert on_face.images(named) == on_face.images({**unit, "face": "rightmost"})
+        reply = on_face.draw({**named, "model": "sd1-faceid"})
+        assert reply.status == 422
+        assert "the adapter takes face features of buffalo_l" in reply.json["detail"]["message"]
 
 
 def test_the_infotext_tells_the_face(on_face, face):
