@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-from modules import devices, paths, processing, sd_models, shared
+from modules import paths, sd_models, shared
 
 from ...files.library import Folder
 from .. import settings
@@ -105,6 +105,8 @@ class WebUI:
 
     def decode(self, p: Any, latents: Any) -> Any:
         """As the WebUI itself decodes what it shows."""
+        from modules import devices, processing
+
         return processing.decode_latent_batch(p.sd_model, latents, target_device=devices.cpu, check_for_nans=True)
 
     def interrupted(self) -> bool:
