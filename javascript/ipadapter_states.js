@@ -72,17 +72,21 @@
 
     // lists
 
-    function isSaved(name) {
+    function isSaved(kind, name) {
         return TABS.some(tab => {
             const names = JSON.parse(byId(`ipadapter_${tab}_names`)?.querySelector("[data-names]")?.dataset.names ?? "{}");
-            return Object.values(names).some(list => list.includes(name));
+            return names[kind]?.includes(name);
         });
     }
 
     // gradio calls these with a handler's inputs, the name first. Without a name the server does nothing.
-    const asking = question => (name, ...others) => [isSaved(name) && !confirm(question(name)) ? null : name ?? "", ...others];
-    window.ipadapterKeeping = asking(name => `Replace what is saved as "${name}"?`);
-    window.ipadapterDeleting = asking(name => `Delete "${name}"?`);
+    const asking = question => kind => (name, ...others) =>
+        [isSaved(kind, name) && !confirm(question(kind, name)) ? null : name ?? "", ...others];
+    const keeping = asking((kind, name) => `Replace the ${kind} "${name}"?`), deleting = asking((kind, name) => `Delete the ${kind} "${name}"?`);
+    window.ipadapterKeepingPreset = keeping("preset");
+    window.ipadapterKeepingEmbeds = keeping("embeds");
+    window.ipadapterDeletingPreset = deleting("preset");
+    window.ipadapterDeletingEmbeds = deleting("embeds");
 
     window.ipadapterListed = () => {
         TABS.forEach(tab => byId(`ipadapter_${tab}_list`)?.click());

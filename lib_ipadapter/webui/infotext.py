@@ -140,7 +140,7 @@ def named_texts(images: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def weights_text(images: Sequence[Mapping[str, Any]]) -> str:
-    """The panel's "Image weights" of references as ``read`` gives them, pictures first: "" where all are 1."""
+    """The panel's text of weights of references as ``read`` gives them, pictures first: "" where all are 1."""
     weights = [float(image["weight"]) for image in sorted(images, key=_named)]
     return "" if all(weight == 1.0 for weight in weights) else ", ".join(map(_number, weights))
 

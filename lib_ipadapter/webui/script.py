@@ -200,8 +200,9 @@ class Run:
             self.sheets.end(self.p.iteration)
             self._sampled = True
             return samples
-        except IPAdapterError as error:
-            self.host.surface(error)
+        except Exception as error:
+            if isinstance(error, IPAdapterError) or error is self._inner.error:
+                self.host.surface(error)
             raise
         finally:
             self.restore_methods()
@@ -262,8 +263,7 @@ class Run:
         self._inner.watch(params.denoiser)
         self.boxes = boxes_of(self.p, self.place.boxes)
         turning = any(len(prompt.tokens) > 2 for prompt in self.session.prompts)
-        needed = turning or len(self.boxes) > 1
-        plan = self.host.plan(self.p, params, needed)
+        plan = self.host.plan(self.p, params)
         step = StepRows.of(self.p, plan, self.boxes, turning, self.session.observer is not None)
         begin(self.session, self._rows, step, params, bool(getattr(self.p, "is_hr_pass", False)))
 

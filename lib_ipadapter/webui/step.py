@@ -31,7 +31,7 @@ class StepRows:
         """boxes: of the batch's pictures, or one for all; turning: each picture has references of its own; maps:
         pictures are needed if they are known. Raises RowsError."""
         needed = turning or len(boxes) > 1
-        pictures = plan.pictures() if needed or maps else []
+        pictures = plan.pictures(needed) if needed or maps else []
         cond = plan.kinds.count(COND)
         sets = turns.rows(p, pictures, cond) if turning else plan.kinds
         boxes = [boxes[picture] for picture in pictures] if len(boxes) > 1 else boxes

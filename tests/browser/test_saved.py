@@ -41,6 +41,16 @@ def test_embeds_are_saved_chosen_and_pasted(page: Any, panel: PanelPage):
     paste(page, [{"model": "sd1-base", "images": images}])
     panel.until(lambda: saved(panel), ["embeds: a face"])
     panel.until(lambda: panel.weights_text(), "0.5")
+    # Dropped in the list itself: its weight goes with it (F1).
+    panel.add(0, upload(1))
+    panel.until(panel.thumbs, 1)
+    panel.until(lambda: panel.unit(0, "thumbnails").locator(".ipadapter-weight input").count(), 2)
+    panel.set_weight(0, 0, 0.25)
+    panel.until(panel.weights_text, "0.25, 0.5")
+    panel.unit(0, "saved_references").locator(".token-remove").first.click()
+    panel.until(lambda: saved(panel), [])
+    panel.until(panel.weights_text, "0.25")
+    assert panel.note() == ""
     page.on("dialog", lambda dialog: dialog.accept())
     panel.unit(0, "delete_embeds").click()
     panel.until(lambda: 'Deleted embeds "a face"' in panel.unit(0, "saved_note").inner_text(), True)

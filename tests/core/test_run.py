@@ -39,7 +39,7 @@ class Host:
     unet = staticmethod(lambda: unet)
     check = staticmethod(lambda p, sampling=True: None)
     rows = staticmethod(TracedRows)
-    plan = staticmethod(lambda p, params, needed: StepPlan((0,) * params.text_cond.shape[0] + (1,), lambda: []))
+    plan = staticmethod(lambda p, params: StepPlan((0,) * params.text_cond.shape[0] + (1,), lambda needed: []))
     in_refiner = staticmethod(lambda p: False)
     surface = staticmethod(lambda error: None)
     comment = staticmethod(lambda p, text: None)

@@ -57,10 +57,10 @@ class A1111(WebUI):
         """Told from what they hold: the WebUI labels nothing."""
         return TracedRows()
 
-    def plan(self, p: Any, params: Any, needed: bool) -> StepPlan:
+    def plan(self, p: Any, params: Any) -> StepPlan:
         """The cond rows, several for a picture whose prompts are joined by AND, then the uncond rows."""
         cond, rows = params.text_cond.shape[0], params.x.shape[0]
-        return StepPlan((COND,) * cond + (UNCOND,) * (rows - cond), lambda: pictures_of(p, params, needed))
+        return StepPlan((COND,) * cond + (UNCOND,) * (rows - cond), lambda needed: pictures_of(p, params, needed))
 
     def loras(self, module: str) -> Iterator[tuple[str, Tensor]]:
         """Of the built-in Lora extension, whose modules stand on the path of imports."""

@@ -14,17 +14,16 @@ from torch import Tensor, nn
 from ...attention.rows import RowSource
 from ...files.library import Folder
 
+Shapes = Mapping[str, Sequence[int]]
+
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The rows of a denoiser step. kinds: COND or UNCOND of each; pictures: gives the index in the batch of each, [] if
-    it is not known. Raises RowsError."""
+    """The rows of a denoiser step. kinds: COND or UNCOND of each; pictures: gives the index in the batch of each. Where
+    it is not known: RowsError if it is asked for as needed, else []."""
 
     kinds: tuple[int, ...]
-    pictures: Callable[[], list[int]]
-
-
-Shapes = Mapping[str, Sequence[int]]
+    pictures: Callable[[bool], list[int]]
 
 
 class Host(Protocol):
@@ -61,9 +60,8 @@ class Host(Protocol):
     def rows(self) -> RowSource:
         """A source of the rows that UNet calls hold, for one job."""
 
-    def plan(self, p: Any, params: Any, needed: bool) -> StepPlan:
-        """The rows of a step; ``params`` are CFGDenoiserParams. needed: whether it matters which picture a row is
-        of."""
+    def plan(self, p: Any, params: Any) -> StepPlan:
+        """The rows of a step; ``params`` are CFGDenoiserParams."""
 
     def hires_shapes(self, p: Any) -> Shapes | None:
         """Names and shapes of the tensors in the checkpoint of the hires pass; None if the pass uses the loaded

@@ -60,11 +60,11 @@ class Forge(WebUI):
         """Each UNet call says which of its parts are cond and uncond."""
         return LabelledRows()
 
-    def plan(self, p: Any, params: Any, needed: bool) -> StepPlan:
+    def plan(self, p: Any, params: Any) -> StepPlan:
         """A part of a call is the whole batch, so both sides have a row for each picture; with AND a side has several
         parts."""
         batch = params.x.shape[0]
-        return StepPlan((COND,) * batch + (UNCOND,) * batch, lambda: [*range(batch)] * 2)
+        return StepPlan((COND,) * batch + (UNCOND,) * batch, lambda needed: [*range(batch)] * 2)
 
     # the job's result
 

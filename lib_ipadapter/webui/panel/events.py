@@ -62,7 +62,7 @@ class UnitEvents:
         kept = [i for i in places if i < len(paths)]
         return [
             [paths[i] for i in kept] or None,
-            _without(str(weights or ""), len(paths) + len(named), places),
+            without(str(weights or ""), len(paths) + len(named), places),
             [named[i - len(paths)] for i in places if i >= len(paths)],
             _boxes_of(box, len(paths), kept),
             gr.update(),
@@ -80,7 +80,7 @@ class UnitEvents:
         everything = [*order, *range(len(paths), len(paths) + len(named))]
         return [
             [paths[i] for i in order],
-            _without(str(weights or ""), len(everything), everything),
+            without(str(weights or ""), len(everything), everything),
             named,
             _boxes_of(box, len(paths), order),
         ]
@@ -297,7 +297,8 @@ def extended(text: str, present: int, added: int, behind: int = 0) -> str:
     return _joined([*numbers[:present], *[1.0] * added, *numbers[present:]])
 
 
-def _without(text: str, count: int, kept: Sequence[int]) -> str:
+def without(text: str, count: int, kept: Sequence[int]) -> str:
+    """The weights' text of ``count`` references with the numbers at these places; another one stays."""
     numbers, problem = _numbers(text, count)
     return text if problem or not text.strip() else _joined([numbers[i] for i in kept])
 

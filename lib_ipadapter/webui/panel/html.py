@@ -205,7 +205,8 @@ def _remove(index: int, name: str) -> str:
 
 def listed_names(presets: Sequence[str], saved: Sequence[str]) -> str:
     """What is saved, for the page to ask before it is replaced."""
-    lists = {"presets": list(presets), "embeds": [name.partition(": ")[2] for name in saved]}
+    embeds = [name.partition(": ")[2] for name in saved if name.startswith("embeds: ")]
+    lists = {"preset": list(presets), "embeds": embeds}
     return f'<div class="ipadapter-names" data-names="{escape(json.dumps(lists), quote=True)}"></div>'
 
 

@@ -12,7 +12,7 @@ from .html import folds_text, listed_names
 from .layout import folds_of
 from .values import NO_MODEL, SAVED
 
-_QUIET = {"show_progress": False, "queue": False}
+_QUIET: dict[str, Any] = {"show_progress": False, "queue": False}
 
 
 def bind_lists(root: str, units: Sequence[Any], models: Any) -> None:
@@ -34,7 +34,6 @@ def bind_lists(root: str, units: Sequence[Any], models: Any) -> None:
         return choices()
 
     gr.HTML(folds_text(folds_of()), elem_id=f"{root}_folds")
-    described: dict[str, Any] = {"show_progress": False, "queue": False}
     lister = gr.Button("List", visible=False, elem_id=f"{root}_list")
     changed = gr.Button("Checkpoint", visible=False, elem_id=f"{root}_checkpoint")
     events = [lister.click(choices, [], [*listed, names], **_QUIET)]
@@ -43,4 +42,4 @@ def bind_lists(root: str, units: Sequence[Any], models: Any) -> None:
         events.append(unit.refresh.click(refresh, [], [*listed, names], show_progress=False))
     for event in events:
         for unit in units:
-            event.then(unit.events.describe, [unit.inputs["model"]], unit.described, **described)
+            event.then(unit.events.describe, [unit.inputs["model"]], unit.described, **_QUIET)

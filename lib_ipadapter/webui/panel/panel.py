@@ -259,7 +259,9 @@ class _UnitPanel:
         )
         moved = self.mover.click(self.events.move, [*held, self.wanted], held, _js="ipadapterPlace", **_QUIET)
         chosen = saved.select(self.saved_events.choose, [weights, saved, files], [weights, enabled], **_QUIET)
-        edited = (saved.change, box.change, *(x.change for x in self._named(("combine", "distribute", "focus"))))
+        before = gr.State([])  # the saved references before a change
+        dropped = saved.change(self.saved_events.dropped, [before, files, weights, saved], [before, weights], **_QUIET)
+        edited = (dropped.then, box.change, *(x.change for x in self._named(("combine", "distribute", "focus"))))
         edited += tuple(x.change for x in self._named(PREPROCESSING))
         for event in (added.then, cleared.then, removed.then, moved.then, chosen.then, *edited, self.wanted.change):
             event(**self._showing)
@@ -287,25 +289,24 @@ class _UnitPanel:
 
     def _bind_saved(self) -> None:
         given = [self.title, *self._named(("images", WEIGHTS, SAVED, "model", "focus", *PREPROCESSING))]
-        done = {"_js": "() => ipadapterListed()"}
-        self.keep.click(self.saved_events.save, given, [self.saved_note], _js="ipadapterKeeping", **_QUIET).then(
-            None, [], [], **done
+        kept = self.keep.click(self.saved_events.save, given, [self.saved_note], _js="ipadapterKeepingEmbeds", **_QUIET)
+        deleted = self.drop.click(
+            self.saved_events.delete, [self.title], [self.saved_note], _js="ipadapterDeletingEmbeds", **_QUIET
         )
-        self.drop.click(
-            self.saved_events.delete, [self.title], [self.saved_note], _js="ipadapterDeleting", **_QUIET
-        ).then(None, [], [], **done)
+        for event in (kept, deleted):
+            event.then(None, [], [], _js="ipadapterListed")
 
     def _bind_presets(self) -> None:
-        fields = self._named(KEPT)
-        done = {"_js": "() => ipadapterListed()"}
+        fields, listed = self._named(KEPT), [self.preset, self.preset_note]
         self.preset.select(self.events.choose_preset, [self.preset], [self.preset_note, *fields], **_QUIET)
-        self.save.click(
-            self.events.save_preset, [self.preset, *fields], [self.preset, self.preset_note], _js="ipadapterKeeping",
-            **_QUIET,
-        ).then(None, [], [], **done)  # fmt: skip
-        self.delete.click(
-            self.events.delete_preset, [self.preset], [self.preset, self.preset_note], _js="ipadapterDeleting", **_QUIET
-        ).then(None, [], [], **done)
+        saved = self.save.click(
+            self.events.save_preset, [self.preset, *fields], listed, _js="ipadapterKeepingPreset", **_QUIET
+        )
+        deleted = self.delete.click(
+            self.events.delete_preset, [self.preset], listed, _js="ipadapterDeletingPreset", **_QUIET
+        )
+        for event in (saved, deleted):
+            event.then(None, [], [], _js="ipadapterListed")
 
     @property
     def described(self) -> list[Any]:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from ...errors import IPAdapterError
 from . import html
-from .events import PREPROCESSING, extended, paths_of
+from .events import PREPROCESSING, extended, paths_of, without
 from .values import NO_MODEL, pictures, shown_name
 
 
@@ -30,6 +30,14 @@ class SavedEvents:
         if not saved:
             return [weights, gr.update()]
         return [extended(str(weights or ""), len(paths_of(files)) + len(saved) - 1, 1), True]
+
+    def dropped(self, before: Any, files: Any, weights: Any, saved: Any) -> list[Any]:
+        """The saved references were changed in their list: those of the next change's ``before``, and the weights' text
+        without the numbers of those that are gone."""
+        now, was, pictures = list(saved or []), list(before or []), len(paths_of(files))
+        places = [*range(pictures), *(pictures + i for i, name in enumerate(was) if name in now)]
+        fewer = len(places) == pictures + len(now) < pictures + len(was)
+        return [now, without(str(weights or ""), pictures + len(was), places) if fewer else weights]
 
     def save(self, name: Any, files: Any, weights: Any, saved: Any, model: Any, focus: Any, *look: Any) -> str:
         """A remark. look: the values of PREPROCESSING; name: None if the user did not want to."""

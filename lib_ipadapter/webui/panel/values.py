@@ -131,7 +131,7 @@ def _source(item: Any) -> Any:
 
 
 def parse_weights(text: Any, count: int) -> list[float | None]:
-    """The text of "Image weights" as one number per picture; each None if it is empty. Raises UnitError."""
+    """The text of the tiles' weights as one number per picture; each None if it is empty. Raises UnitError."""
     if text is None or (isinstance(text, str) and not text.strip()):
         return [None] * count
     expected = f'"" (all 1), or {count} numbers separated by commas, one per image, such as "1, 0.5"'
