@@ -9,7 +9,8 @@ from .hosts import choose
 from .infotext import TITLE
 from .lifecycle import Lifecycle
 from .models import Models
-from .panel.panel import Panel, build_panel, register_send_buttons
+from .panel.panel import Panel, build_panel
+from .panel.send import register_send_buttons
 from .request import requested_units
 from .xyz import add_axes
 

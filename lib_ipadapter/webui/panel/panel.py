@@ -29,7 +29,7 @@ from .paste import Paste
 from .saved import SavedEvents
 from .values import NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
 
-__all__ = ["Panel", "build_panel", "register_send_buttons", "units_from_panel"]
+__all__ = ["Panel", "build_panel", "units_from_panel"]
 
 _QUIET = {"show_progress": False, "queue": False}
 
@@ -336,16 +336,3 @@ _BUILDERS: dict[str, Any] = {
     "string": gr.Textbox,
     "text": gr.Textbox,
 }
-
-
-def register_send_buttons(script_callbacks: Any) -> None:
-    """Puts "Send to IP-Adapter" under each result gallery; to be called once per load of the scripts."""
-
-    def after_component(component: Any, **kwargs: Any) -> None:
-        tab, _, rest = (kwargs.get("elem_id") or "").partition("_")
-        if rest == "send_to_extras" and tab in ("txt2img", "img2img", "extras"):
-            tooltip = "Send image to IP-Adapter as a reference."
-            button = ToolButton("\U0001f3b4", elem_id=f"{tab}_send_to_ipadapter", tooltip=tooltip)
-            button.click(None, [], [], _js=f"() => ipadapterSend('{tab}')")
-
-    script_callbacks.on_after_component(after_component)
