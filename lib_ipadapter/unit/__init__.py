@@ -2,6 +2,7 @@
 
 from .fields import MAX_IMAGES, WEIGHT_RANGE, Reference
 from .names import Named, checked_name
+from .schema import schema
 from .unit import (
     COMBINES,
     DISTRIBUTIONS,
@@ -19,7 +20,6 @@ from .unit import (
     SCRIPTS,
     Unit,
     parse_units,
-    schema,
 )
 
 __all__ = [

@@ -1,0 +1,81 @@
+"""What the fields of a unit must satisfy together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import UnitError
+from . import crops
+from .fields import Reference
+from .names import Named
+
+
+class Checks:
+    """The checks of ``Unit``, which has these fields."""
+
+    model: str
+    images: tuple[Reference, ...]
+    negative: tuple[Reference, ...]
+    start: float
+    end: float
+    combine: str
+    distribute: str
+    box: str
+    weight_type: str
+    layers: str
+    mask: Any
+    region: str
+    invert: bool
+
+    def _check(self) -> None:
+        """What only an enabled unit must satisfy."""
+        if not self.model:
+            raise UnitError(
+                "model", self.model, "the name of an adapter file, as model_list lists it",
+                "no model is chosen, expected the name of an adapter file: choose one under Model, or switch the unit "
+                "off",
+            )  # fmt: skip
+        if not self.images:
+            raise UnitError(
+                "images", [], "at least one reference image",
+                "there is no image, expected at least one reference image: add one, or switch the unit off",
+            )  # fmt: skip
+        self.check_weights()
+        if any(reference.weight != 1 for reference in self.negative):
+            raise UnitError("negative", "a weight", "pictures without weights: their mean counts")
+        if any(isinstance(reference.image, Named) for reference in self.negative):
+            raise UnitError("negative", "embeds or a folder", "pictures")
+        if self.mask is not None and self.region != "mask":
+            raise UnitError("mask", "a picture", f'null, since region is {self.region}; or region "mask"')
+        if self.invert and self.mask is None and self.region == "mask":
+            raise UnitError("invert", True, "false, since there is no mask to invert")
+        if self.distribute != "one per picture" and not any(isinstance(r.image, Named) for r in self.images):
+            self.check_images()
+
+    def check_images(self) -> None:
+        """What the images must satisfy together; of those that are Named, once they are there. Raises UnitError."""
+        crops.boxes(self.box, len(self.images))
+        if self.combine == "subtract" and len(self.images) < 2:
+            raise UnitError("images", "1 image", "at least two, since combine is subtract")
+        weights = [r.weight for r in self.images]
+        # The mean is divided by the sum: nearly 0, it is a feature a hundred times too long.
+        if self.combine in ("average", "norm average") and abs(sum(weights)) <= 0.01 * sum(map(abs, weights)):
+            raise UnitError(
+                "images",
+                weights,
+                f"weights whose sum is not near 0, since combine is {self.combine}",
+            )
+
+    def check_weights(self) -> None:
+        """What the fields of layers and steps must satisfy together. Raises UnitError."""
+        if self.start > self.end:
+            raise UnitError(
+                "start", self.start, f"a fraction not above end ({self.end:g})",
+                f"Start ({self.start:g}) is after End, expected a fraction not above end ({self.end:g})",
+            )  # fmt: skip
+        if self.layers and self.weight_type != "linear":
+            raise UnitError(
+                "layers", self.layers, f'"", since weight_type is {self.weight_type}; or weight_type linear',
+                f'Weight per layer works only with linear, expected "", since weight_type is {self.weight_type}: clear '
+                "it, or choose linear",
+            )  # fmt: skip
