@@ -20,7 +20,8 @@ from .keyvalue import KeyValue
 from .lowrank import LowRank, Place
 from .region import Size
 
-Masks = Callable[[KeyValue, Place, Tensor, "Size | None"], Tensor]
+# Of a prompt at a place, for x and in the dtype and on the device of another tensor, with the block's grid
+Masks = Callable[[KeyValue, Place, Tensor, Tensor, "Size | None"], Tensor]
 _TEXT = ("to_k", "to_v")
 
 
@@ -55,7 +56,7 @@ class LoRA:
         masks = [
             torch.full((1, 1, 1), strength, dtype=like.dtype, device=like.device)
             if kv.prompt.region is None
-            else strength * self._mask(kv, self._place, like, grid)
+            else strength * self._mask(kv, self._place, x, like, grid)
             for kv, strength in zip(acting, strengths, strict=True)
         ]
         total = masks[0]

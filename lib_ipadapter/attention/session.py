@@ -103,6 +103,7 @@ class Session:
         self._active: list[KeyValue] = []  # those that act in the step
         self._current: tuple[Row, ...] | None = None  # rows of the running call; None: not to be changed
         self._foreign = False  # the running pass through the UNet's blocks is of another picture
+        self._asked: dict[int, tuple[Row, ...]] = {}  # of it, those of the last to_q by the layer's number, for LoRAs
         self._call: tuple[Tensor, Tensor | None] | None = None  # its latents and text
         self._size: Size | None = None  # of the step's latents; None: of each call's
         self._called: Size = (0, 0)
@@ -206,6 +207,7 @@ class Session:
     def call(self, latents: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Hooks: the UNet is called. Raises RowsError where rows or a region cannot be followed."""
         self._current, self._foreign = None, False
+        self._asked.clear()
         if not self._active:
             return
         with self._noting():
@@ -278,14 +280,18 @@ class Session:
             self.observer.term(self._kv.index(kv), layer, tuple(r.place for r in rows), query, key, term)
         return term
 
-    def _mask_of(self, kv: KeyValue, place: Place, like: Tensor, grid: Size | None) -> Tensor:
-        """LoRA: the prompt's region over the rows and tokens of ``like`` [B, N, C]."""
+    def _mask_of(self, kv: KeyValue, place: Place, x: Tensor, like: Tensor, grid: Size | None) -> Tensor:
+        """LoRA: the prompt's region over the rows and tokens of x [B, N, C]."""
         assert self._current is not None
         assert kv.prompt.region is not None
+        number, name = place
         with self._noting():
-            rows = rows_of_view(self._current, like)
-            places = [(row.box, row.tile) for row in rows]
-            return kv.prompt.region.of_rows(self._called, like.shape[1], like, places, grid)
+            asked = self._asked.get(number)
+            # to_out gets a new tensor, of the rows that to_q was called with before.
+            if name == "to_q" or asked is None or len(asked) != len(x):
+                asked = self._asked[number] = rows_of_view(self._current, x)
+            places = [(row.box, row.tile) for row in asked]
+            return kv.prompt.region.of_rows(self._called, x.shape[1], like, places, grid)
 
 
 def _nowhere(layer: Layer) -> bool:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..attention.region import Region, finished, of_picture
+from ..attention.region import Box, Region, finished, of_picture
 from ..errors import UnitError
 from ..faces import FaceAnalyser, choose
 from ..pictures import images
@@ -54,7 +54,9 @@ def of_face(p: Any, unit: Unit, place: Place, faces: FaceAnalyser) -> Region:
     corners = _corners(picture, unit, faces)
     if not is_cut(p):
         corners = [_resized(one, picture.size, size, int(getattr(p, "resize_mode", 0))) for one in corners]
-    return Region(_boxed(corners, size, unit))
+    # A detail's picture may be a part of the whole one, whose places the rows have.
+    whole = place.size if place.around is not None else size
+    return Region(_boxed(_placed(corners, size, place.boxes[0], whole), whole, unit))
 
 
 def awaits_hires(p: Any, unit: Unit) -> bool:
@@ -66,13 +68,19 @@ def awaits_hires(p: Any, unit: Unit) -> bool:
 def face_in_hires(p: Any, picture: Image.Image, unit: Unit, faces: FaceAnalyser) -> Tensor:
     """The mask [H, W] around a face of the first pass's picture, which may show more than the hires pass keeps. To be
     called before that begins. Raises UnitError, FaceError."""
-    left, top, right, bottom = part_of_latents(p)
-    size = p.width, p.height
-    corners = [
-        ((left + x / picture.width * (right - left)) * size[0], (top + y / picture.height * (bottom - top)) * size[1])
-        for x, y in _corners(picture, unit, faces)
+    whole = p.width, p.height
+    return _boxed(_placed(_corners(picture, unit, faces), picture.size, part_of_latents(p), whole), whole, unit)
+
+
+def _placed(
+    points: Sequence[tuple[float, float]], size: tuple[int, int], part: Box, whole: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """Points of a picture of ``size`` that is ``part`` of one of the size ``whole``, in that one."""
+    left, top, right, bottom = part
+    return [
+        ((left + x / size[0] * (right - left)) * whole[0], (top + y / size[1] * (bottom - top)) * whole[1])
+        for x, y in points
     ]
-    return _boxed(corners, size, unit)
 
 
 def _corners(picture: Image.Image, unit: Unit, faces: FaceAnalyser) -> list[tuple[float, float]]:

@@ -76,6 +76,19 @@ def test_of_an_inpainted_part_it_covers_the_whole_picture(analyser):
     assert box_of(region) == pytest.approx(FACES[1], abs=1)
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_in_a_detail_of_a_part_it_is_where_the_part_is(analyser, cut):
+    """ADetailer inside inpaint, only masked, is given the part; the rows' boxes are those of the whole picture."""
+    more = {"image_mask": Image.new("L", TWO.size), "inpaint_full_res": True} if cut else {}
+    place = Place(detailer=True, around=object(), boxes=((0.5, 0.25, 1.0, 0.75),), size=(1280, 1280))
+    region = regions.of_face(job(**more), unit(region_face="1"), place, analyser)
+    assert box_of(region) == pytest.approx((640 + 448, 320 + 368, 640 + 512, 320 + 464), abs=1)
+    part = region.over((64, 64), place.boxes[0]) > 0.5
+    rows, columns = (torch.nonzero(part.amax(1 - axis)).flatten() for axis in (0, 1))
+    assert (int(columns[0]), int(columns[-1])) == pytest.approx((44.8, 51), abs=1)
+    assert (int(rows[0]), int(rows[-1])) == pytest.approx((36.8, 46), abs=1)
+
+
 @pytest.mark.parametrize("given", [
     job(init_images=[]), SimpleNamespace(width=64, height=64), job(init_images=[TWO, TWO]),
 ])  # fmt: skip

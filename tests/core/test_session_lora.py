@@ -163,6 +163,30 @@ def test_a_region_limits_it_to_its_tokens(unet):
     assert not torch.allclose(queries["masked"][:, :8], queries["base"][:, :8], atol=1e-2)
 
 
+def test_a_layer_that_is_called_in_halves(unet):
+    """Regional Prompter calls the cross-attention on halves of the rows; each has its own row's region."""
+    mask = torch.zeros(4, 8)
+    mask[:2] = 1
+    acting = dataclasses.replace(prompt(unet, rank=3), region=Region(mask))
+    boxes = ((0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0))  # the region is all of the first row's part, none of the other
+
+    def drawn():
+        session = Session([acting])
+        with session.attached(unet):
+            session.begin_step([COND, COND], 0.0, size=(4, 4), boxes=boxes)
+            return call(unet, *inputs(2, 16), size=(4, 4))
+
+    whole = drawn()
+    for block in (*unet.input_blocks, *unet.middle_block, *unet.output_blocks):
+        original = block.attn2.forward
+
+        def halves(x, context=None, original=original):
+            return torch.cat([original(x[i : i + 1], context[i : i + 1]) for i in range(2)])
+
+        block.attn2.forward = halves
+    torch.testing.assert_close(drawn(), whole, rtol=1e-5, atol=1e-6)
+
+
 def test_half_precision_and_the_copies_that_stay(unet):
     """The matrices follow the dtype of what the projection gives, and are moved once."""
     unet.double()
