@@ -8,7 +8,7 @@ order is made here, from the UNet at hand, for any depth and width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -101,7 +101,8 @@ def _width(module: Any) -> int:
 def _context(unet: nn.Module, module: Any) -> int:
     """Width of the text tokens. Quantised Linears have no ``in_features``; the UNet's config tells then."""
     config = getattr(unet, "config", None)
-    width = getattr(module.to_k, "in_features", 0) or getattr(config, "context_dim", 0)
+    said = config.get("context_dim", 0) if isinstance(config, Mapping) else getattr(config, "context_dim", 0)
+    width = getattr(module.to_k, "in_features", 0) or said
     if not width:
         raise UnsupportedModel(
             f"{type(module.to_k).__name__} does not tell how wide the model's text tokens are; load the checkpoint in "

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..attention.region import Box
-from ..attention.rows import RowSource
+from ..attention.rows import LabelledRows, RowSource
 from ..attention.session import COND, Session
 from ..attention.traced import Content, TracedRows
 from ..errors import RowsError
@@ -113,3 +113,5 @@ def begin(session: Session, rows: RowSource, step: StepRows, params: Any, hires:
     session.begin_step(step.sets, fraction, hires, size, step.boxes, step.cond_pictures)
     if isinstance(rows, TracedRows):
         rows.trace(lambda: content(params), bool(step.pictures))
+    elif isinstance(rows, LabelledRows) and session.observer is not None:
+        rows.show(params.x)

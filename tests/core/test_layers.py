@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from torch import nn
 
 from lib_ipadapter.attention.layers import cross_attention_layers
-from tests.tiny import UNet
+from lib_ipadapter.attention.session import COND, UNCOND, Session
+from lib_ipadapter.errors import UnsupportedModel
+from tests.tiny import CONTEXT, UNet, inputs, prompt
 
 
 def transformer(width: int, depth: int, context: int) -> nn.Module:
@@ -107,3 +112,59 @@ def test_the_parts_are_those_of_diffusers_names_too():
     assert [layer.name.partition(".")[0] for layer in layers] == [
         *["down_blocks"] * 2, *["up_blocks"] * 3, "mid_block",
     ]  # fmt: skip
+
+
+class Packed(nn.Module):
+    """A Linear as Forge makes it for GGUF and NF4 (backend/operations.py): no in_features or out_features, and a weight
+    whose shape is that of the packed bytes."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().view(torch.uint8).reshape(-1, 1), requires_grad=False)
+        self.bias = linear.bias
+        self._shape = linear.weight.shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.view(-1).view(torch.float32).reshape(self._shape)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+def pack(unet: UNet, config: object) -> None:
+    """Every Linear packed, as Forge's loader does it."""
+    unet.config = config
+    for module in list(unet.modules()):
+        if hasattr(module, "to_q"):
+            module.dim_head = module.to_q.out_features // module.heads
+            module.to_q, module.to_k, module.to_v = map(Packed, (module.to_q, module.to_k, module.to_v))
+            module.to_out[0] = Packed(module.to_out[0])
+
+
+@pytest.mark.parametrize("config", [{"context_dim": CONTEXT}, SimpleNamespace(context_dim=CONTEXT)], ids=type)
+@pytest.mark.parametrize("rank", [0, 3], ids=["plain", "lora"])
+def test_quantised_weights_do_not_hide_the_widths(config, rank):
+    torch.manual_seed(0)
+    unet = UNet()
+    x, context = inputs(2)
+    given = prompt(unet, rank=rank)
+    plain = [(layer.width, layer.context) for layer in cross_attention_layers(unet)]
+
+    def drawn() -> torch.Tensor:
+        session = Session([given])
+        with torch.no_grad(), session.attached(unet):
+            session.begin_step([COND, UNCOND], 0.0)
+            return unet(x, None, context)
+
+    expected = drawn()
+    with torch.no_grad():
+        base = unet(x, None, context)
+    pack(unet, config)
+    assert [(layer.width, layer.context) for layer in cross_attention_layers(unet)] == plain
+    assert torch.equal(drawn(), expected)
+    assert not torch.allclose(expected, base, atol=1e-2)
+
+
+def test_quantised_weights_without_a_config_are_refused():
+    unet = UNet()
+    pack(unet, None)
+    with pytest.raises(UnsupportedModel, match="Packed does not tell how wide the model's text tokens are"):
+        cross_attention_layers(unet)

@@ -167,8 +167,65 @@ def test_labels_say_which_part_is_which(labels, expected):
     assert call(labelled(0, 2, 1, 3), 2 * len(labels), **options(*labels)) == expected
 
 
-def test_labelled_tiles_are_tile_major_in_each_part():
-    assert call(labelled(0, 2, 1, 3), 8, **options(1, 0)) == (1, 3, 1, 3, 0, 2, 0, 2)
+def test_labelled_tiles_repeat_the_whole_call():
+    """MultiDiffusion cuts all rows of a call for one tile after the other (lib_multidiffusion/tiled_diffusion.py)."""
+    assert call(labelled(0, 2, 1, 3), 8, **options(1, 0)) == (1, 3, 0, 2, 1, 3, 0, 2)
+
+
+def places(rows: LabelledRows, *labels: int, latents: torch.Tensor | None = None) -> list[int]:
+    count = 2 * len(labels)
+    found = rows.call(torch.zeros(count, 4, 2, 2) if latents is None else latents, options(*labels))
+    return [row.place for row in found or ()]
+
+
+def test_with_and_each_part_has_places_of_its_own():
+    rows = labelled(0, 2, 0, 2, 1, 3)
+    assert places(rows, 1, 0, 0) == [4, 5, 0, 1, 2, 3]
+    rows = labelled(0, 2, 0, 2, 1, 3)
+    assert [places(rows, 1), places(rows, 0), places(rows, 0)] == [[4, 5], [0, 1], [2, 3]]
+
+
+def test_a_pass_beside_the_steps_own_has_no_places():
+    rows = labelled(0, 2, 1, 3)
+    assert places(rows, 1, 0) == [2, 3, 0, 1]
+    assert places(rows, 0) == [EXTRA, EXTRA]  # PAG
+    rows.begin(pattern(0, 2, 1, 3))
+    assert places(rows, 0) == [0, 1]
+
+
+def test_rows_with_other_latents_have_no_places():
+    """reference_only runs the model on its own picture before the step's."""
+    torch.manual_seed(0)
+    step, other = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 2, 2)
+    rows = labelled(0, 2, 1, 3)
+    rows.show(step)
+    assert places(rows, 0, latents=other) == [EXTRA, EXTRA]
+    assert places(rows, 1, 0, latents=torch.cat([step, step]) * 0.3) == [2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("labels", [(1, 0), (0, 1), (0,), (1, 0, 0)])
+@pytest.mark.parametrize("regions", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_layer_with_a_copy_of_the_cond_rows_for_each_region(labels, regions, batch):
+    """Forge Couple (lib_couple/attention_couple.py): uncond once, cond repeated, zeros to an even number."""
+    torch.manual_seed(0)
+    rows = labelled(*[2 * k for k in range(batch)] * labels.count(0), *[2 * k + 1 for k in range(batch)])
+    called = rows.call(torch.zeros(batch * len(labels), 4, 2, 2), options(*labels)) or ()
+    held, expected = [], []
+    for part, label in enumerate(labels):
+        chunk = torch.randn(batch, 9, 8)
+        times = 1 if label else regions + 1
+        held.append(chunk.repeat(times, 1, 1))
+        expected += list(called[batch * part : batch * (part + 1)]) * times
+    hidden = torch.cat(held)
+    if len(hidden) % 2:
+        hidden = torch.cat([hidden, torch.zeros(1, 9, 8)])
+    found = rows_of_view(called, hidden)
+    assert list(found[: len(expected)]) == expected
+    assert len(found) == len(hidden)
+    hidden[batch if labels[0] else 0] += 1  # a row of the first copy
+    with pytest.raises(RowsError, match="or a slice of them"):
+        rows_of_view(called, hidden)
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,12 @@ class Forge(WebUI):
         return LabelledRows()
 
     def plan(self, p: Any, params: Any) -> StepPlan:
-        """A part of a call is the whole batch, so both sides have a row for each picture; with AND a side has several
-        parts."""
+        """A part of a call is the whole batch. With AND there is a cond part for each of the prompts that it joins,
+        cut to those that every picture has (compile_weighted_conditions)."""
         batch = params.x.shape[0]
-        return StepPlan((COND,) * batch + (UNCOND,) * batch, lambda needed: [*range(batch)] * 2)
+        joined = min((len(prompts) for prompts in p.get_conds()[0].batch), default=1)
+        pictures = [*range(batch)] * (joined + 1)
+        return StepPlan((COND,) * (joined * batch) + (UNCOND,) * batch, lambda needed: pictures)
 
     # the job's result
 
