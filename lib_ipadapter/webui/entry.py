@@ -27,8 +27,9 @@ def register(script_callbacks: Any) -> Lifecycle:
     script_callbacks.on_ui_settings(settings.register)
     script_callbacks.on_app_started(lambda demo, app: api.register(app, _MODELS))
     script_callbacks.on_cfg_denoiser(lifecycle.on_cfg_denoiser)
-    script_callbacks.on_cfg_denoised(lifecycle.on_cfg_denoised)
-    script_callbacks.on_cfg_after_cfg(lifecycle.on_cfg_denoised)  # Forge calls only this one
+    for end_of_step in ("on_cfg_denoised", "on_cfg_after_cfg"):  # Forge calls only the second; Neo has no first
+        if hasattr(script_callbacks, end_of_step):
+            getattr(script_callbacks, end_of_step)(lifecycle.on_cfg_denoised)
     script_callbacks.on_script_unloaded(_MODELS.release)
     # Now where the plot is loaded already, as the WebUI's own scripts are: without a page (--nowebui) the API lists
     # the axes before the callback comes.

@@ -19,7 +19,7 @@ from lib_ipadapter.attention.session import Session
 from lib_ipadapter.attention.term import project
 from lib_ipadapter.errors import UnsupportedModel
 from tests import tiny
-from tests.tiny import CONTEXT, Attention, UNet, inputs, prompt
+from tests.tiny import CONTEXT, UNet, inputs, prompt
 from tests.watched import watched
 
 
@@ -129,30 +129,6 @@ def test_numbers_are_those_of_files(unet):
     assert [layer.number for layer in layers] == [1, 3, 5, 7, 9, 11]
     for layer in layers:
         assert layer.self_attention is unet.get_submodule(layer.name.replace("attn2", "attn1"))
-
-
-class Quantised(nn.Module):
-    """A Linear without in_features and out_features (NF4, GGUF on Forge)."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.inner = linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x)
-
-
-def test_widths_of_quantised_layers(unet):
-    known = [(layer.width, layer.context) for layer in cross_attention_layers(unet)]
-    for module in list(unet.modules()):
-        if isinstance(module, Attention):
-            module.dim_head = module.to_q.out_features // module.heads
-            for name in ("to_q", "to_k", "to_v"):
-                setattr(module, name, Quantised(getattr(module, name)))
-    with pytest.raises(UnsupportedModel, match="Quantised does not tell"):
-        cross_attention_layers(unet)
-    unet.config = type("Config", (), {"context_dim": CONTEXT})()
-    assert [(layer.width, layer.context) for layer in cross_attention_layers(unet)] == known
 
 
 class Spatial(nn.Module):

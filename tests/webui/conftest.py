@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from . import forks
 from .harness import WebUI, absent, b64, controlnet, missing_package, picture
 
 
@@ -29,6 +30,15 @@ def webui_with_controlnet() -> Iterator[WebUI]:
     with WebUI(("sd1-full",), with_controlnet=True) as running:
         if missing := missing_package(running.log, "sd-webui-controlnet"):
             pytest.skip(f"sd-webui-controlnet cannot load without the package {missing}")
+        yield running
+
+
+@pytest.fixture(scope="session", params=sorted(forks.FOLDERS))
+def fork(request: pytest.FixtureRequest) -> Iterator[forks.Fork]:
+    """Forge or reForge, with a checkpoint of SD1.5's shape and adapters that fit it."""
+    if reason := forks.absent(request.param):
+        pytest.skip(reason)
+    with forks.Fork(request.param) as running:
         yield running
 
 

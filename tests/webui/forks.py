@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tests.synthetic import SD1_WIDTHS, adapter_tensors, write_adapter
 
-from .harness import WebUI, cache, hash_of
-from .networks import EMBED
+from .harness import Reply, WebUI, cache, decode, hash_of
+from .networks import EMBED, write_lora
 
 # Named for what they do; the hosts have no --no-half, and find their model's config in its shapes.
 FLAGS = [
@@ -38,11 +41,15 @@ def python(host: str) -> Path:
     return checkout(host) / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
-def real_checkpoint() -> Path:
-    """A random checkpoint of SD1.5's real shape (2.1 GB), made when it is not there: forks know models by their
-    shapes."""
-    source = Path(__file__).with_name("real_checkpoint.py")
-    path = cache() / f"sd15-{hash_of(source.read_bytes())}.safetensors"
+def couple() -> Path:
+    """A checkout of sd-forge-couple."""
+    return Path(os.environ.get("FORGE_COUPLE_DIR", "~/sd-forge-couple")).expanduser()
+
+
+def made(name: str, script: str) -> Path:
+    """A file that ``script`` of this folder writes, kept between runs."""
+    source = Path(__file__).with_name(script)
+    path = cache() / f"{name}-{hash_of(source.read_bytes())}.safetensors"
     if not path.is_file():
         part = path.with_name(f"part-{os.getpid()}-{path.name}")
         subprocess.run([sys.executable, str(source), str(part)], check=True, capture_output=True)
@@ -68,13 +75,48 @@ class Fork(WebUI):
         return checkout(self.host), python(self.host)
 
     def checkpoint(self, kind: str) -> Path:
-        """Of SD1.5's shape."""
-        return real_checkpoint()
+        """Random, of SD1.5's real shape (2.1 GB): forks know models by their shapes."""
+        return made("sd15", "real_checkpoint.py")
 
     def _prepare(self) -> None:
         super()._prepare()
-        folder = self.data / "models" / "ipadapter"
+        models = self.data / "models"
+        folder = models / "ipadapter"
         for variant, width in {"base": EMBED, "plus": 128, "full": 128}.items():
             tensors = adapter_tensors(variant, 768, SD1_WIDTHS, width, seed=7)
             write_adapter(folder / f"sd1-{variant}.safetensors", tensors)
         write_adapter(folder / "pickled.bin", adapter_tensors("base", 768, SD1_WIDTHS, EMBED, seed=7), "pickle")
+        write_lora(models / "Lora" / "probe.safetensors", 320)
+        # What the fork's own IP-Adapter takes, under the names that it expects; the file is a ViT-L.
+        (models / "ControlNetPreprocessor").mkdir()
+        (models / "ControlNetPreprocessor" / "CLIP-ViT-H-14.safetensors").symlink_to(made("vit-l", "real_encoder.py"))
+        (models / "ControlNet").mkdir()
+        theirs = {"dim": 768, "inner": 768, "depth": 4, "seed": 11}
+        for name, variant, width, tokens in (("", "base", 768, 4), ("-plus", "plus", 1024, 16)):
+            tensors = adapter_tensors(variant, 768, SD1_WIDTHS, width, tokens, **theirs)
+            write_adapter(models / "ControlNet" / f"ip-adapter{name}_vit-l.safetensors", tensors)
+        if couple().is_dir():
+            shutil.copytree(
+                couple(), self.data / "extensions" / "sd-forge-couple", ignore=shutil.ignore_patterns(".git")
+            )
+
+    def has(self, script: str) -> bool:
+        """Whether the host lists a script whose title begins so."""
+        names = self.get("/sdapi/v1/scripts").json["txt2img"]
+        return any(name.startswith(script.lower()) for name in names)
+
+    def own_adapter(self, image: str, weight: float = 1.0, model: str = "ip-adapter_vit-l") -> dict[str, Any]:
+        """The fork's own IP-Adapter, a unit of its ControlNet, as alwayson script. image: base64."""
+        listed = self.get("/controlnet/model_list").json["model_list"]
+        fields = {
+            "enabled": True, "module": "CLIP-ViT-H (IPAdapter)", "weight": weight, "image": image,
+            "model": next(name for name in listed if name.partition(" ")[0] == model), "save_detected_map": False,
+        }  # fmt: skip
+        return {"ControlNet": {"args": [fields]}}
+
+
+def largest(a: Reply, b: Reply) -> int:
+    """The largest difference, of 255, between the pictures of two answers."""
+    assert (a.status, b.status) == (200, 200), (a.body[:1000], b.body[:1000])
+    pairs = zip(a.json["images"], b.json["images"], strict=True)
+    return int(max(torch.max((decode(x) - decode(y)).abs()) for x, y in pairs))

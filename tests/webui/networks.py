@@ -15,11 +15,11 @@ SDXL_WIDTHS = (64,) * 4 + (128,) * 20 + (128,) * 30 + (64,) * 6 + (128,) * 10
 CONTEXT, EMBED = 256, 48
 
 
-def write_lora(path: Path) -> None:
+def write_lora(path: Path, width: int = 32) -> None:
     """A LoRA on to_q and to_out of two cross-attention layers: the very modules that the hooks are on."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
-    for block, width in (("down_blocks_0", 32), ("up_blocks_3", 32)):
+    for block in ("down_blocks_0", "up_blocks_3"):
         for layer in ("to_q", "to_out_0"):
             name = f"lora_unet_{block}_attentions_0_transformer_blocks_0_attn2_{layer}"
             tensors[f"{name}.lora_down.weight"] = torch.randn(4, width, generator=generator)

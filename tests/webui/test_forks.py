@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from .forks import FOLDERS, Fork, absent
+from .forks import Fork
 from .harness import WebUI, b64, decode, picture
 from .test_generation import (
     one,
@@ -18,13 +16,10 @@ from .test_generation import (
 __all__ = ["test_a_unit_changes_the_picture_and_off_is_the_base_hash_for_hash", "test_every_variant_acts"]
 
 
-@pytest.fixture(scope="module", params=sorted(FOLDERS))
-def on_sd1(request: pytest.FixtureRequest) -> Iterator[WebUI]:
-    """A fork with a checkpoint of SD1.5's shape and adapters that fit it."""
-    if reason := absent(request.param):
-        pytest.skip(reason)
-    with Fork(request.param) as running:
-        yield running
+@pytest.fixture
+def on_sd1(fork: Fork) -> WebUI:
+    """The host of this run."""
+    return fork
 
 
 def test_cfg_1_and_a_prompt_of_two_parts(on_sd1: WebUI, unit: dict) -> None:

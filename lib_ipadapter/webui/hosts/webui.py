@@ -38,7 +38,7 @@ class WebUI:
             _models() / "ControlNet",
             _extensions() / "sd-webui-controlnet" / "models",
             shared.opts.data.get("control_net_models_path"),
-            getattr(shared.cmd_opts, "controlnet_dir", None),
+            *_given("controlnet_dir", "controlnet_dirs"),
         ]
         others = [Folder(Path(f), shared=True) for f in controlnet if f]
         return [Folder(self.home(), create=True), *(Folder(Path(f)) for f in ours if f), *others]
@@ -55,8 +55,7 @@ class WebUI:
 
     def text_tower_folders(self) -> list[Path]:
         """Those of the encoders and of the checkpoints."""
-        given = [Path(shared.cmd_opts.ckpt_dir)] if shared.cmd_opts.ckpt_dir else []
-        return [*self.encoder_folders(), _models() / "Stable-diffusion", *given]
+        return [*self.encoder_folders(), _models() / "Stable-diffusion", *_given("ckpt_dir", "ckpt_dirs")]
 
     # the model
 
@@ -134,6 +133,12 @@ def _models() -> Path:
 
 def _extensions() -> Path:
     return Path(paths.extensions_dir)
+
+
+def _given(*names: str) -> list[Path]:
+    """The folders of these command line options, one or several each; hosts have the one or the other."""
+    values = (getattr(shared.cmd_opts, name, None) or [] for name in names)
+    return [Path(one) for value in values for one in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _annotator() -> Path:
