@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.synthetic import SD1_WIDTHS, adapter_tensors, write_adapter
+from tests.synthetic import SD1_WIDTHS, SDXL_WIDTHS, adapter_tensors, write_adapter
 
 from .harness import Reply, WebUI, cache, decode, hash_of
 from .networks import EMBED, write_lora
@@ -61,6 +61,8 @@ class Fork(WebUI):
     """A running fork; a context manager."""
 
     loaded = ""  # a model is loaded by the first job
+    shape = ("sd15", "real_checkpoint.py")  # random, of the real shape: forks know models by it
+    context, widths, inner = 768, SD1_WIDTHS, 768
 
     def __init__(self, host: str, extra: tuple[str, ...] = ("--nowebui",), **more: Any) -> None:
         super().__init__(("sd1",), extra, **more)
@@ -75,8 +77,8 @@ class Fork(WebUI):
         return checkout(self.host), python(self.host)
 
     def checkpoint(self, kind: str) -> Path:
-        """Random, of SD1.5's real shape (2.1 GB): forks know models by their shapes."""
-        return made("sd15", "real_checkpoint.py")
+        """2.1 GB."""
+        return made(*self.shape)
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -91,19 +93,19 @@ class Fork(WebUI):
         (models / "ControlNetPreprocessor").mkdir()
         (models / "ControlNetPreprocessor" / "CLIP-ViT-H-14.safetensors").symlink_to(made("vit-l", "real_encoder.py"))
         (models / "ControlNet").mkdir()
-        theirs = {"dim": 768, "inner": 768, "depth": 4, "seed": 11}
+        theirs: dict[str, Any] = {"dim": self.inner, "inner": self.inner, "depth": 4, "seed": 11, "dtype": torch.half}
         for name, variant, width, tokens in (("", "base", 768, 4), ("-plus", "plus", 1024, 16)):
-            tensors = adapter_tensors(variant, 768, SD1_WIDTHS, width, tokens, **theirs)
+            tensors = adapter_tensors(variant, self.context, self.widths, width, tokens, **theirs)
             write_adapter(models / "ControlNet" / f"ip-adapter{name}_vit-l.safetensors", tensors)
         if couple().is_dir():
             shutil.copytree(
                 couple(), self.data / "extensions" / "sd-forge-couple", ignore=shutil.ignore_patterns(".git")
             )
 
-    def has(self, script: str) -> bool:
-        """Whether the host lists a script whose title begins so."""
-        names = self.get("/sdapi/v1/scripts").json["txt2img"]
-        return any(name.startswith(script.lower()) for name in names)
+    def titles(self) -> list[str]:
+        """Of the scripts, in lower case."""
+        names: list[str] = self.get("/sdapi/v1/scripts").json["txt2img"]
+        return names
 
     def own_adapter(self, image: str, weight: float = 1.0, model: str = "ip-adapter_vit-l") -> dict[str, Any]:
         """The fork's own IP-Adapter, a unit of its ControlNet, as alwayson script. image: base64."""
@@ -113,6 +115,36 @@ class Fork(WebUI):
             "model": next(name for name in listed if name.partition(" ")[0] == model), "save_detected_map": False,
         }  # fmt: skip
         return {"ControlNet": {"args": [fields]}}
+
+
+class ForkXL(Fork):
+    """With a checkpoint of SDXL's real shape (4.5 GB)."""
+
+    shape = ("sdxl", "real_checkpoint_xl.py")
+    context, widths, inner = 2048, SDXL_WIDTHS, 1280
+
+
+class ForkGGUF(Fork):
+    """Forge with SD1.5's UNet quantised as GGUF and the rest of the checkpoint beside it."""
+
+    def checkpoint(self, kind: str) -> Path:
+        """1 GB; ``rest`` is another file."""
+        source, script = super().checkpoint(kind), Path(__file__).with_name("real_gguf.py")
+        path = cache() / f"sd15-{hash_of(script.read_bytes())}.gguf"
+        if not path.is_file():
+            part, rest = path.with_name(f"part-{os.getpid()}-{path.name}"), path.with_suffix(".safetensors")
+            command = [python(self.host), script, source, part, rest]
+            subprocess.run(command, check=True, capture_output=True, cwd=checkout(self.host))
+            part.replace(path)
+        return path
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        file, models = self.checkpoint("sd1"), self.data / "models"
+        (models / "Stable-diffusion" / "sd1.safetensors").unlink()
+        (models / "Stable-diffusion" / "sd1.gguf").symlink_to(file)
+        (models / "VAE").mkdir()
+        (models / "VAE" / "rest.safetensors").symlink_to(file.with_suffix(".safetensors"))
 
 
 def largest(a: Reply, b: Reply) -> int:

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterator
 
 import torch
+from real_checkpoint import AUTOENCODER, randomised
 from safetensors.torch import save_file
 from torch import Tensor
-
-from real_checkpoint import AUTOENCODER, randomised
 
 CHANNELS, TIME, CONTEXT, ADM = 320, 1280, 2048, 2816
 DEPTHS = (0, 2, 10)  # transformer blocks at each level
@@ -119,8 +118,10 @@ def large_text() -> Shapes:
 
 
 def is_norm(name: str) -> bool:
+    """Whether a parameter is that of a norm, by its dotted name."""
     part = name.rsplit(".", 2)[-2]
-    return "norm" in part or part.startswith("ln_") or part == "0" and (".in_layers." in name or ".out_layers." in name)
+    of_residual = part == "0" and (".in_layers." in name or ".out_layers." in name)
+    return of_residual or "norm" in part or part.startswith("ln_")
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> Tensor:

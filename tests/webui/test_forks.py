@@ -12,8 +12,14 @@ from .test_generation import (
     test_a_unit_changes_the_picture_and_off_is_the_base_hash_for_hash,
     test_every_variant_acts,
 )
+from .test_seeing import Job, shown, test_a_sheet_beside_the_picture_which_stays_hash_for_hash
 
-__all__ = ["test_a_unit_changes_the_picture_and_off_is_the_base_hash_for_hash", "test_every_variant_acts"]
+__all__ = [
+    "shown",
+    "test_a_sheet_beside_the_picture_which_stays_hash_for_hash",
+    "test_a_unit_changes_the_picture_and_off_is_the_base_hash_for_hash",
+    "test_every_variant_acts",
+]
 
 
 @pytest.fixture
@@ -72,7 +78,26 @@ def test_a_region_hires_fix_and_inpainting(on_sd1: WebUI, unit: dict) -> None:
     assert on_sd1.images({**unit, "region": "inpaint"}, **inpaint) != on_sd1.images(**inpaint)
 
 
-def test_heat_maps(on_sd1: WebUI, unit: dict) -> None:
-    reply = on_sd1.draw({**unit, "maps": True})
-    assert reply.status == 200
-    assert len(reply.json["images"]) == 2
+SAG = {"selfattentionguidance integrated": {"args": [True, 0.5, 2.0]}}
+
+
+def test_heat_maps_of_a_prompt_in_two_parts(on_sd1: WebUI, shown: dict) -> None:
+    """In the first step two equal parts are at the same place in every layer as one, so their mean is its map."""
+    one = {"steps": 1, "prompt": "a red house", "batch_size": 2, "do_not_save_grid": True}
+    plain, joined = Job(on_sd1, shown, **one), Job(on_sd1, shown, **{**one, "prompt": "a red house AND a red house"})
+    assert len(plain.sheets) == len(joined.sheets) == 2
+    for place in range(2):
+        assert joined.means(place) == pytest.approx(plain.means(place), rel=1e-3)
+
+
+def test_heat_maps_leave_out_the_passes_of_guidance(fork: Fork, shown: dict) -> None:
+    scripts = {next(name for name in fork.titles() if name.startswith(title)): value for title, value in SAG.items()}
+    plain, guided = Job(fork, shown, steps=1), Job(fork, shown, steps=1, scripts=scripts)
+    assert guided.means() == pytest.approx(plain.means(), rel=1e-3)
+
+
+def test_heat_maps_leave_out_what_reference_only_records(fork: Fork, shown: dict) -> None:
+    fields = {"enabled": True, "module": "reference_only", "model": "None", "image": b64(picture(4, (64, 64)))}
+    job = Job(fork, shown, steps=1, scripts={"ControlNet": {"args": [{**fields, "save_detected_map": False}]}})
+    assert len(job.sheets) == 1
+    assert all(0 < value < 1 for name, value in job.means().items() if name in ("all", "in", "mid", "out"))

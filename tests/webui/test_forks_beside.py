@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .forks import FOLDERS, Fork, absent, largest
+from .forks import FOLDERS, Fork, absent, couple, largest
 from .harness import b64, picture
 from .test_generation import LONG
 
@@ -43,10 +43,9 @@ SITUATIONS: dict[str, dict[str, Any]] = {
 
 def full_title(fork: Fork, scripts: dict[str, Any]) -> dict[str, Any]:
     """Scripts by the titles that this host gives them. Skips the test if it has none of that name."""
-    listed = fork.get("/sdapi/v1/scripts").json["txt2img"]
     found = {}
     for title, content in scripts.items():
-        names = [name for name in listed if name.startswith(title.lower())]
+        names = [name for name in fork.titles() if name.startswith(title.lower())]
         if not names:
             pytest.skip(f"{fork.host} has no {title}")
         found[names[0]] = content
@@ -98,6 +97,21 @@ def test_tiles_of_a_batch_with_a_reference_each(fork: Fork) -> None:
     unit = {**ours(), "images": [PICTURE, b64(picture(6, (224, 224)))], "distribute": "one per picture"}
     one, several = (fork.draw(unit, scripts=tiles(batch=batch), batch_size=2, **TILES) for batch in (1, 4))
     assert largest(one, several) <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("text", ["a red house", LONG], ids=["short", "long"])
+def test_forge_couple_with_the_same_prompt_for_each_region(fork: Fork, batch: int, text: str) -> None:
+    """It repeats the cond rows once for each region. With equal prompts the regions draw what no regions draw."""
+    if not couple().is_dir():
+        pytest.skip(f"no sd-forge-couple at {couple()} (set FORGE_COUPLE_DIR)")
+    scripts = full_title(fork, {"Forge Couple": {"args": [True, False, "Basic", "", "Horizontal", "None", 0.5]}})
+    lines = {"prompt": f"{text}\n{text}", "batch_size": batch, "scripts": scripts}
+    plain, coupled = fork.draw(ours(), prompt=text, batch_size=batch), fork.draw(ours(), **lines)
+    assert largest(plain, coupled) <= 1
+    base = fork.draw(**lines)
+    assert largest(base, coupled) > 10
+    assert largest(base, fork.draw(ours(0), **lines)) == 0
 
 
 LISTS = ("/controlnet/model_list", "/controlnet/module_list", "/controlnet/control_types")

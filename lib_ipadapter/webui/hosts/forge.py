@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import html
 import importlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,13 @@ class Forge(WebUI):
         """Nothing stands in for the UNet; a model without cross-attention is refused by its layers."""
 
     def loras(self, module: str) -> Iterator[tuple[str, Tensor]]:
-        """Not told: the host merges them into the weights."""
-        return iter(())
+        """By the patches that the host has for the weight."""
+        unet = getattr(getattr(shared.sd_model, "forge_objects", None), "unet", None)
+        for name, patch in _patches(unet, f"diffusion_model.{module}.weight"):
+            # (strength, what, ...): ("lora", (up, down, ...)), in reForge an object with the same weights
+            weights = getattr(patch[1], "weights", None) or patch[1][-1]
+            if isinstance(weights, list | tuple) and isinstance(weights[0], Tensor):
+                yield name, weights[0]
 
     # the rows of a step
 
@@ -104,6 +110,17 @@ def _unet_of(model: Any) -> nn.Module | None:
     objects = getattr(model, "forge_objects", None)
     found = getattr(getattr(getattr(objects, "unet", None), "model", None), "diffusion_model", None)
     return found if isinstance(found, nn.Module) else None
+
+
+def _patches(patcher: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The LoRA's name and its patch of a weight. Forge keeps patches by file; reForge and classic all together, and
+    then the name is those of all LoRAs that are loaded."""
+    if hasattr(patcher, "lora_patches"):
+        for identity, patches in patcher.lora_patches.items():
+            yield from ((Path(identity[0]).stem, patch) for patch in patches.get(key, ()))
+        return
+    names = [str(network.name) for network in getattr(sys.modules.get("networks"), "loaded_networks", ())]
+    yield from ((", ".join(names), patch) for patch in getattr(patcher, "patches", {}).get(key, ()))
 
 
 def _manager() -> Any:

@@ -1,0 +1,115 @@
+"""The hosts of the Forge family, each by what it has and lacks, in a process of its own with stand-ins for its modules:
+the extension loads, finds its folders and asks the host's memory manager. tests/webui runs Forge and reForge; what Neo
+and classic have was read in their sources."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BACKEND, PATCHED = "backend.memory_management", "ldm_patched.modules.model_management"
+CALLBACKS = ["app_started", "ui_settings", "cfg_denoiser", "cfg_after_cfg", "script_unloaded", "before_ui",
+             "after_component"]  # fmt: skip
+HOSTS: dict[str, dict[str, Any]] = {
+    "forge": {"manager": BACKEND, "callbacks": [*CALLBACKS, "cfg_denoised"], "also": ["lowvram", "sd_unet"],
+              "options": {"ckpt_dir": "/ckpt", "controlnet_dir": "/cn"}},
+    "reforge": {"manager": PATCHED, "callbacks": [*CALLBACKS, "cfg_denoised"], "also": ["lowvram", "sd_unet"],
+                "options": {"ckpt_dir": "/ckpt", "controlnet_dir": "/cn"}},
+    "classic": {"manager": PATCHED, "callbacks": [*CALLBACKS, "cfg_denoised"], "also": ["sd_unet"],
+                "options": {"ckpt_dir": "/ckpt", "controlnet_dir": "/cn"}},
+    # No open_clip, no cfg_denoised, several folders of each kind.
+    "neo": {"manager": BACKEND, "callbacks": CALLBACKS, "also": [], "lacks": ["open_clip"],
+            "options": {"ckpt_dirs": ["/ckpt"], "controlnet_dir": "/models/ControlNet", "controlnet_dirs": ["/cn"]}},
+}  # fmt: skip
+PROBE = """
+import contextlib, importlib.machinery, json, sys, types
+root, told = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, root)
+for name in told.get("lacks", []):
+    sys.modules[name] = None  # an import of it raises
+
+def stand(name, **content):
+    made = sys.modules[name] = types.ModuleType(name)
+    made.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    made.__dict__.update(content)
+    parent, _, last = name.rpartition(".")
+    if parent:
+        if parent not in sys.modules:
+            stand(parent)
+        setattr(sys.modules[parent], last, made)
+
+import torch
+freed = []
+stand(told["manager"], get_torch_device=lambda: torch.device("cuda"), should_use_fp16=lambda device: True,
+      free_memory=lambda count, device, keep_loaded=[]: freed.append([count, str(device)]))
+stand("modules_forge.shared")
+for name in ("sd_models", "scripts", "ui_components", "initialize_util", "processing", *told["also"]):
+    stand(f"modules.{name}")
+sys.modules["modules.scripts"].scripts_data = []
+for name in ("FormRow", "InputAccordion", "ToolButton"):
+    setattr(sys.modules["modules.ui_components"], name, object)
+sys.modules["modules.sd_models"].model_data = types.SimpleNamespace(sd_model=None)
+stand("modules.call_queue", queue_lock=contextlib.nullcontext())
+stand("modules.paths", models_path="/models", extensions_dir="/extensions")
+stand("modules.shared", cmd_opts=types.SimpleNamespace(**told["options"]), state=types.SimpleNamespace(),
+      opts=types.SimpleNamespace(data={}), sd_model=types.SimpleNamespace())
+registered = []
+callbacks = types.SimpleNamespace(**{f"on_{name}": lambda call, name=name: registered.append(name)
+                                     for name in told["callbacks"]})
+stand("modules.script_callbacks", **vars(callbacks))
+
+from lib_ipadapter.webui import entry
+entry.register(sys.modules["modules.script_callbacks"])
+host = entry._MODELS.host
+with host.room() as short:
+    pass
+from lib_ipadapter.errors import UnsupportedModel
+try:
+    host.unet()
+except UnsupportedModel as error:
+    said = str(error)
+print(json.dumps({
+    "host": type(host).__name__, "registered": registered, "freed": freed, "short": short, "said": said,
+    "loaded": host.loaded_unet(), "name": host.checkpoint_name(), "half": str(host.device_and_dtype()[1]),
+    "adapters": [str(folder.path) for folder in host.adapter_folders()],
+    "encoders": [str(path) for path in host.encoder_folders()],
+    "towers": [str(path) for path in host.text_tower_folders()],
+}))
+"""
+
+
+@pytest.fixture(scope="module", params=sorted(HOSTS))
+def host(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the extension does in this host."""
+    told = HOSTS[request.param]
+    command = [sys.executable, "-c", PROBE, str(ROOT), json.dumps(told)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr
+    return {**json.loads(run.stdout.splitlines()[-1]), "told": told}
+
+
+def test_it_loads_and_knows_the_host(host):
+    assert host["host"] == "Forge"
+    assert sorted(host["registered"]) == sorted(host["told"]["callbacks"])
+    assert (host["loaded"], host["name"]) == (None, "")
+    assert "no model is loaded" in host["said"]
+
+
+def test_its_folders_are_searched(host):
+    assert "/models/ControlNetPreprocessor" in host["encoders"]
+    assert "/cn" in host["adapters"]
+    assert "/ckpt" in host["towers"]
+
+
+def test_room_is_made_by_its_memory_manager(host):
+    """At least as much as the largest known encoder takes in half precision (ViT-bigG, 3.7 GB); and the encoder leaves
+    afterwards, because the sampler loads what it needs."""
+    ((count, device),) = host["freed"]
+    assert count >= 3.7e9
+    assert (device, host["short"], host["half"]) == ("cuda", True, "torch.float16")
