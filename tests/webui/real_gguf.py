@@ -1,4 +1,5 @@
-"""Splits a checkpoint in two, as people have them for Forge: the UNet as GGUF, its Linears in 8 bits (Q8_0), and the rest.
+"""Splits a checkpoint in two, as Forge takes it: the UNet as GGUF, its Linears in 8 bits (Q8_0), and all the rest.
+
 Run with Forge's own Python, in its folder: python real_gguf.py CHECKPOINT OUT.gguf REST.safetensors."""
 
 from __future__ import annotations
