@@ -36,16 +36,33 @@ from pathlib import Path
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """``text`` without halves of characters, which no encoding can write: JSON may bring them, and names of files that
+    are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    return [*map(_printable, value)] if isinstance(value, list) else value
+
+
 class IPAdapterError(Exception):
     """Base of all errors that this package raises on purpose."""
 
     status = 422
 
     def __init__(self, message: str, **detail: Any) -> None:
+        message = printable(message)
         super().__init__(message)
         # The WebUI's API reads both from vars(error), so they must be instance attributes.
         self.status_code = self.status
-        self.detail: dict[str, Any] = {"extension": "IP-Adapter", "message": message, **detail}
+        self.detail: dict[str, Any] = {
+            "extension": "IP-Adapter",
+            "message": message,
+            **{name: _printable(value) for name, value in detail.items()},
+        }
 
     def in_unit(self, index: int) -> IPAdapterError:
         """The same error, naming the unit (0-based; people see it counted from 1)."""
@@ -56,7 +73,7 @@ class IPAdapterError(Exception):
 
     def at(self, place: str) -> IPAdapterError:
         """The same error, its message behind the place where the value was given."""
-        self.args = (f"{place}: {self}",)
+        self.args = (printable(f"{place}: {self}"),)
         self.detail["message"] = str(self)
         return self
 
@@ -68,6 +85,7 @@ class UnitError(IPAdapterError, ValueError):
     def __init__(self, field: str, value: Any, expected: str, sentence: str = "") -> None:
         shown = repr(value)
         shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
+        field = field if len(field) <= 80 else f"{field[:77]}..."
         message = sentence or f"{field}: got {shown}, expected {expected}"
         super().__init__(message, field=field, value=shown, expected=expected)
 

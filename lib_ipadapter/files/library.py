@@ -55,7 +55,7 @@ class Library:
                     folder.path.mkdir(parents=True, exist_ok=True)
             for path in self._adapters(folder, looked):
                 # The first folder wins, as everywhere in the WebUI.
-                found.setdefault(path.relative_to(folder.path).as_posix(), path)
+                found.setdefault(_text(path.relative_to(folder.path).as_posix()), path)
         self._files = dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
     def _adapters(self, folder: Folder, looked: dict[tuple[Path, int, int], bool]) -> Iterable[Path]:
@@ -83,9 +83,9 @@ class Library:
     def find(self, name: str) -> Path:
         """The file of a listed name, with or without extension, in any case. Raises AdapterMissing."""
         wanted = name.strip().replace("\\", "/")
-        for same in (str, str.lower):
+        for same, asked in ((str, name), (str, wanted), (str.lower, wanted)):
             for listed, path in self._files.items():
-                if same(wanted) in (same(listed), same(_stem(listed))):
+                if same(asked) in (same(listed), same(_stem(listed))):
                     return path
         raise AdapterMissing(self._missing(wanted), field="model", value=name, expected=self.names())
 
@@ -97,6 +97,11 @@ class Library:
             f"model: no adapter named {name!r} among the {len(self._files)} found. {hint}Put the file into one of "
             f"{folders} and refresh the list"
         )
+
+
+def _text(name: str) -> str:
+    """A name that JSON and the page can show: bytes that are no UTF-8 (an archive of another system) are marked."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _stem(name: str) -> str:

@@ -22,7 +22,7 @@ from ..encoders.spec import ZERO_FEATURES, Feature, Need
 from ..errors import FileError, UnitError, UnsafeFile
 from ..files.tensors import TensorFile, open_safetensors, save_tensors
 from ..unit.fields import MAX_IMAGES, parse_weight
-from ..unit.names import checked_name
+from ..unit.names import checked_name, in_text
 
 VERSION = "1"
 _MARK = "ip_adapter_embeds"
@@ -190,7 +190,7 @@ class EmbedsFolder:
     def names(self) -> list[str]:
         """In alphabetical order."""
         files = self.folder.glob("*.safetensors") if self.folder.is_dir() else ()
-        return sorted((file.stem for file in files if not file.name.startswith(".")), key=str.casefold)
+        return in_text(file.stem for file in files if not file.name.startswith("."))
 
     def load(self, name: Any, header_only: bool = False) -> Embeds:
         """Raises UnitError for a name that is not there, FileError for a broken file."""

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import UnitError
+from ..errors import UnitError, printable
 from ..pictures import images
-from ..unit.names import checked_name
+from ..unit.names import checked_name, in_text
 from .embeds import Embeds
 
 
@@ -44,7 +44,7 @@ class PictureFolders:
     def names(self) -> list[str]:
         """In alphabetical order."""
         found = self.root.iterdir() if self.root.is_dir() else ()
-        return sorted((path.name for path in found if path.is_dir() and path.name[0] != "."), key=str.casefold)
+        return in_text(path.name for path in found if path.is_dir() and path.name[0] != ".")
 
     def pictures(self, name: Any) -> list[Path]:
         """By name, as the WebUI sorts files: 2 before 10. Raises UnitError."""
@@ -52,7 +52,7 @@ class PictureFolders:
 
     def others(self, name: Any) -> list[str]:
         """The names of the files that are not pictures. Raises UnitError."""
-        return [path.name for path in self._files(name) if path.suffix.lower() not in images.SUFFIXES]
+        return [printable(path.name) for path in self._files(name) if path.suffix.lower() not in images.SUFFIXES]
 
     def _files(self, name: Any) -> list[Path]:
         folder = self.root / checked_name("folder", name)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UnitError
+from ..errors import UnitError, printable
 
 KINDS = ("embeds", "folder")  # of references that are saved under a name
 _FORBIDDEN = r"\x00-\x1f\x7f-\x9f\ud800-\udfff/\\:*?\"<>|"
@@ -36,6 +37,11 @@ def checked_name(field: str, name: Any) -> str:
     if is_device(name):
         raise UnitError(field, name, "another name: Windows keeps this one for a device, with any ending")
     return name
+
+
+def in_text(names: Iterable[str]) -> list[str]:
+    """The names that text can say, in alphabetical order. A file whose name is not UTF-8 cannot be asked for."""
+    return sorted((name for name in names if name == printable(name)), key=str.casefold)
 
 
 def is_device(name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from ..atomic import remove, replacing
 from ..errors import FileError, UnitError
 from ..options import canonical, checked
-from .names import checked_name
+from .names import checked_name, in_text
 from .unit import FIELDS, PICTURES
 
 _LEFT_OUT = {"enabled", *PICTURES}
@@ -29,7 +29,7 @@ class Presets:
     def names(self) -> list[str]:
         """In alphabetical order."""
         files = self.folder.glob("*.json") if self.folder.is_dir() else ()
-        return sorted((file.stem for file in files if not file.name.startswith(".")), key=str.casefold)
+        return in_text(file.stem for file in files if not file.name.startswith("."))
 
     def load(self, name: Any) -> dict[str, Any]:
         """The preset's fields, checked. Raises UnitError for an unknown name, FileError for a broken file."""
