@@ -126,7 +126,8 @@
         const response = await fetch(url);
         if (!response.ok) throw new Error(`${url}: ${response.status}`);
         const blob = await response.blob();
-        const name = decodeURIComponent(new URL(url, location.href).pathname.split("/").pop() || "picture.png");
+        const path = url.startsWith("data:") ? "" : new URL(url, location.href).pathname;
+        const name = decodeURIComponent(path.split("/").pop() || "picture.png");
         return new File([blob], name.slice(-80), {type: blob.type || "image/png"});
     }
 
@@ -143,6 +144,7 @@
     }
 
     function selectedPicture(tab) {
+        if (tab === "pnginfo") return byId("pnginfo_image")?.querySelector("img")?.src;
         const gallery = byId(`${tab}_gallery`);
         const picture = gallery?.querySelector(".preview img") ?? gallery?.querySelector(".thumbnail-item img");
         return picture?.src;
@@ -153,7 +155,7 @@
         if (!url) return;
         const tab = from === "img2img" ? "img2img" : "txt2img";
         const prefix = unitPrefixes(tab).find(unit => !referenceCount(unit)) ?? activePrefix(tab);
-        if (from === "extras") switch_to_txt2img();
+        if (from === "extras" || from === "pnginfo") switch_to_txt2img();
         try {
             const file = await fileFrom(url);
             open(tab);
@@ -166,7 +168,7 @@
     };
 
     // gradio calls these with a handler's inputs and then its outputs; what we know goes in an input's place.
-    window.ipadapterAdding = (inbox, files, weights, saved, box, model) => [pending, files, weights, saved, box, model];
+    window.ipadapterAdding = (inbox, ...others) => [pending, ...others];
     window.ipadapterAdded = () => whenAdded();
 
     // Beside gradio's own elements: what it draws itself must not be touched.
@@ -180,6 +182,12 @@
         line.textContent = text;
         area.append(line);
     }
+
+    // What the page said is over when the unit is emptied, or generates.
+    document.addEventListener("click", event => {
+        const button = event.target.closest?.('[id^="ipadapter_"][id$="_clear"], [id^="ipadapter_"][id$="_reset"], #txt2img_generate, #img2img_generate');
+        if (button) gradioApp().querySelectorAll(".ipadapter-page-note").forEach(line => line.remove());
+    });
 
     const prefixOf = element => element.closest(".ipadapter-images").id.replace(/_image_area$/, "");
 

@@ -1,5 +1,6 @@
 // Pictures to draw on: the crop of a reference, a rectangle dragged over the whole picture, written into the text of the crops, where
-// those of several pictures stand between semicolons; and masks, which ipadapter_mask.js edits.
+// those of several pictures stand between semicolons; and masks, which ipadapter_mask.js edits: of a reference, in the JSON list of
+// them, and of the region.
 
 (function() {
     const {TABS, byId, pictureCount, prefixOf, selectedPicture} = window.ipadapter;
@@ -14,15 +15,9 @@
     window.ipadapterCrop = source => {
         const chosen = cropping;
         forget();
-        if (chosen?.use) chosen.use(source);
-        else if (chosen && source) openDialog(chosen, source);
+        if (chosen && source) openDialog(chosen, source);
         return [];
     };
-
-    function giveUp() {
-        cropping?.use?.("");
-        forget();
-    }
 
     function forget() {
         clearTimeout(impatience);
@@ -35,7 +30,10 @@
         dialog.setAttribute("aria-label", "Crop the reference image");
         dialog.innerHTML = '<div class="ipadapter-crop-area"><img draggable="false" alt="The reference image"><i></i></div><p class="ipadapter-sides"></p><p>Drag to select the part to use. A square of it is still cut as Fit says.</p>' +
             '<button type="button" value="use">Apply</button> <button type="button" value="whole">Whole image</button> ' +
+            '<button type="button" value="mask">Paint a mask\u2026</button> <button type="button" value="unmask">Remove the mask</button> ' +
             '<button type="button" value="">Cancel</button>';
+        const mask = masksOf(chosen)[chosen.index];
+        dialog.querySelector('[value="unmask"]').hidden = !mask;
         const area = dialog.firstElementChild, frame = area.querySelector("i");
         area.querySelector("img").src = source;
         let box = chosen.box, from = null;
@@ -78,8 +76,10 @@
         dialog.addEventListener("click", event => {
             const choice = event.target.closest("button")?.value;
             if (choice === undefined) return;
-            if (choice) writeBox(chosen, choice === "use" ? box : null);
+            if (choice === "use" || choice === "whole") writeBox(chosen, choice === "use" ? box : null);
+            if (choice === "unmask") writeMaskOf(chosen, "");
             dialog.close();
+            if (choice === "mask") editMaskOf(chosen, source, mask);
         });
         dialog.addEventListener("close", () => dialog.remove());
         draw();
@@ -95,6 +95,28 @@
         boxes[index] = box ? box.join(", ") : "";
         text.value = boxes.some(Boolean) ? boxes.join("; ") : "";
         updateInput(text);
+    }
+
+    function masksOf({prefix, count}) {
+        try {
+            const masks = JSON.parse(maskText(prefix, "image_masks").value);
+            if (masks.length === count) return masks;
+        } catch (error) {
+            // none yet
+        }
+        return Array(count).fill("");
+    }
+
+    function writeMaskOf(chosen, url) {
+        const masks = masksOf(chosen);
+        masks[chosen.index] = url;
+        writeMask(chosen.prefix, "image_masks", masks.some(Boolean) ? JSON.stringify(masks) : "");
+    }
+
+    async function editMaskOf(chosen, source, mask) {
+        const title = "Mask: the white part of the reference is used", backdrops = [{name: "Reference", url: source}];
+        const edited = await ipadapterMask.open({title, size: await sizeOf(source), backdrops, mask});
+        if (edited !== null) writeMaskOf(chosen, edited);
     }
 
     // masks: ipadapter_mask.js edits them; the result goes into a hidden text
@@ -113,15 +135,6 @@
     }
 
     const outputSize = tab => ["width", "height"].map(side => Number(byId(`${tab}_${side}`)?.querySelector("input")?.value) || 512);
-
-    function firstReference(prefix) {
-        if (!pictureCount(prefix) || cropping) return Promise.resolve("");
-        return new Promise(resolve => {
-            cropping = {index: 0, use: resolve};
-            impatience = setTimeout(giveUp, PATIENCE);
-            byId(`${prefix}_open_crop`).click();
-        });
-    }
 
     function sizeOf(url) {
         return new Promise(resolve => {
@@ -142,13 +155,7 @@
 
     async function editMask(prefix, field) {
         const tab = TABS.find(name => prefix.startsWith(`ipadapter_${name}_`)), mask = maskText(prefix, field).value;
-        let options = {title: "Region: where the image acts", size: outputSize(tab), backdrops: backdropsOfRegion(tab), mask};
-        if (field === "focus") {
-            const url = await firstReference(prefix);
-            const backdrops = url ? [{name: "Reference 1", url}] : [];
-            options = {title: "Reference mask: which part of the references is used", size: url ? await sizeOf(url) : [512, 512], backdrops, mask};
-        }
-        const edited = await ipadapterMask.open(options);
+        const edited = await ipadapterMask.open({title: "Region: where the image acts", size: outputSize(tab), backdrops: backdropsOfRegion(tab), mask});
         if (edited !== null) writeMask(prefix, field, edited);
     }
 
@@ -166,7 +173,7 @@
         const prefix = prefixOf(picture);
         const box = picture.dataset.box ? picture.dataset.box.split(",").map(Number) : null;
         cropping = {prefix, index: Number(picture.dataset.index), count: pictureCount(prefix), box};
-        impatience = setTimeout(giveUp, PATIENCE);
+        impatience = setTimeout(forget, PATIENCE);
         byId(`${prefix}_open_crop`)?.click();
     });
 })();

@@ -8,7 +8,7 @@
     let carried = null; // {prefix, index} of the tile that is dragged
 
     // gradio calls it with a handler's inputs and then its outputs; what we know goes in an input's place.
-    window.ipadapterPlace = (files, weights, saved, box) => [files, weights, saved, box, place];
+    window.ipadapterPlace = (files, weights, saved, box, masks) => [files, weights, saved, box, masks, place];
 
     function waitForTiles(prefix) {
         const row = byId(`${prefix}_thumbnails`);
@@ -45,8 +45,9 @@
 
     document.addEventListener("click", event => {
         const remove = event.target.closest?.(".ipadapter-remove"), adder = event.target.closest?.(".ipadapter-adder"),
-            face = event.target.closest?.(".ipadapter-face");
+            face = event.target.closest?.(".ipadapter-face"), input = event.target.closest?.(".ipadapter-input");
         if (remove) tell(prefixOf(remove), "remove", remove.dataset.index);
+        if (input) byId(`${prefixOf(input)}_use_input`)?.click();
         if (face) choose(prefixOf(face), face.dataset.face);
         if (adder) byId(`${prefixOf(adder)}_inbox`)?.querySelector("input[type=file]")?.click();
     });

@@ -83,19 +83,18 @@ def preprocess_faces(
 ) -> dict[Need, Preprocessed]:
     """The aligned crops of the chosen faces, squares of these sides (0 where only saved references are used). Negative
     references are faces too, the largest of each. Raises UnitError, FaceError."""
-    unit, mask = resolved.unit, resolved.reference_mask
+    unit = resolved.unit
     boxes = crops.boxes(unit.box, len(resolved.references))
     each: list[Sequence[Squares | EncodedReference]] = [
         [reference] * len(sides)
         if isinstance(reference, EncodedReference)
         else _crops(reference, box, mask, unit.face, unit.sharpen, list(sides.values()), faces)
-        for reference, box in zip(resolved.references, boxes, strict=True)
+        for reference, box, mask in zip(resolved.references, boxes, resolved.reference_masks, strict=True)
     ]
     negative = [
         _crops(one, None, None, "largest", unit.sharpen, list(sides.values()), faces) for one in resolved.negative
     ]
-    if mask is not None:
-        mask.drop()
+    resolved.drop_masks()
     return {
         need: Preprocessed(tuple(one[i] for one in each), tuple(one[i] for one in negative))
         for i, need in enumerate(sides)

@@ -44,12 +44,11 @@ def preprocess(resolved: ResolvedUnit, side: int) -> Preprocessed:
     known yet is decoded here, once, and dropped again; a known one only if its squares are needed."""
     unit = resolved.unit
     how = Preprocess(unit.fit, unit.position, unit.sharpen)
-    mask = resolved.reference_mask
     boxes = crops.boxes(unit.box, len(resolved.references))
     faded = unit.noise > 0 and not resolved.negative
     references: list[Squares | EncodedReference] = []
     unconditional: list[Squares] = []
-    for reference, box in zip(resolved.references, boxes, strict=True):
+    for reference, box, mask in zip(resolved.references, boxes, resolved.reference_masks, strict=True):
         if isinstance(reference, EncodedReference):
             references.append(reference)
             continue
@@ -59,8 +58,7 @@ def preprocess(resolved: ResolvedUnit, side: int) -> Preprocessed:
         unconditional += made[1:]
     for picture in resolved.negative:
         unconditional += _squares(picture, None, None, how, [unit.noise], side)
-    if mask is not None:
-        mask.drop()
+    resolved.drop_masks()
     return Preprocessed(tuple(references), tuple(unconditional))
 
 

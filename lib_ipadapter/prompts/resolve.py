@@ -20,13 +20,27 @@ from .references import ReferenceStore
 
 @dataclass(frozen=True)
 class ResolvedUnit:
-    """A unit whose references are pictures or features. unit: with these references; references: in its order."""
+    """A unit whose references are pictures or features. unit: with these references; references: in its order;
+    reference_mask: of all references without one in own_masks, which has a place for each."""
 
     unit: Unit
     references: tuple[Picture | EncodedReference, ...]
     negative: tuple[Picture, ...] = ()
     reference_mask: Picture | None = None
     mask: Picture | None = None
+    own_masks: tuple[Picture | None, ...] = ()
+
+    @property
+    def reference_masks(self) -> tuple[Picture | None, ...]:
+        """The mask of each reference."""
+        own = self.own_masks or (None,) * len(self.references)
+        return tuple(self.reference_mask if mask is None else mask for mask in own)
+
+    def drop_masks(self) -> None:
+        """Frees their pixels."""
+        for mask in self.reference_masks:
+            if mask is not None:
+                mask.drop()
 
     @property
     def needs_encoder(self) -> bool:
@@ -52,7 +66,11 @@ def resolve(unit: Unit, store: ReferenceStore, pictures: Pictures, allow: Allow 
 
     focus = None if unit.focus is None else pictures.reference_mask(unit.focus, "focus")
     mask = None if unit.mask is None else pictures.mask(unit.mask, "mask")
-    return ResolvedUnit(unit, tuple(many("images")), tuple(many("negative")), focus, mask)
+    own = tuple(
+        None if reference.mask is None else pictures.reference_mask(reference.mask, f"images[{i}].mask")
+        for i, reference in enumerate(unit.images)
+    )
+    return ResolvedUnit(unit, tuple(many("images")), tuple(many("negative")), focus, mask, own)
 
 
 def without_folders(unit: Unit, store: ReferenceStore) -> Unit:
@@ -60,6 +78,12 @@ def without_folders(unit: Unit, store: ReferenceStore) -> Unit:
     found: list[Reference] = []
     for reference in unit.images:
         saved = reference.image
+        if isinstance(saved, Named) and saved.kind == "input":
+            raise UnitError(
+                "images",
+                f"the picture of {saved.name}",
+                "a picture, embeds or a folder: only a job of img2img has that",
+            )
         if isinstance(saved, Named) and saved.kind == "folder":
             paths = store.folder(saved.name)
             if not paths:

@@ -45,6 +45,8 @@ class Checks:
             raise UnitError("negative", "a weight", "pictures without weights: their mean counts")
         if any(isinstance(reference.image, Named) for reference in self.negative):
             raise UnitError("negative", "embeds or a folder", "pictures")
+        if any(reference.mask is not None for reference in self.negative):
+            raise UnitError("negative", "a mask", "pictures without masks: they count whole")
         if self.mask is not None and self.region != "mask":
             raise UnitError("mask", "a picture", f'null, since region is {self.region}; or region "mask"')
         if self.invert and self.mask is None and self.region == "mask":

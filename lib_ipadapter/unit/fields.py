@@ -11,24 +11,27 @@ from typing import Any
 
 from ..errors import UnitError
 from ..options import Option, declare
-from .names import KINDS, Named
+from .names import INPUT, KINDS, Named
 
 MAX_IMAGES = 64
 WEIGHT_RANGE = (-1.0, 5.0)
 _IMAGES_HINT = (
     f"a list of 1 to {MAX_IMAGES} images, each a base64 string, a data URI or "
-    '{"image": ..., "weight": number}, or with "embeds" or "folder" and a name instead of "image"'
+    '{"image": ..., "weight": number, "mask": picture}, or with "embeds" or "folder" and a name, or "input": '
+    '"img2img", instead of "image"'
 )
 _IMAGE_FORMS = {
     "image": "base64 or a data URI",
     "embeds": "name of saved embeds",
     "folder": "name of a folder of pictures",
+    "input": f'"{INPUT}": the picture of img2img',
 }
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One reference and its weight: base64, data URI, PIL image or array, not decoded yet; or a Named.
+    """One reference, its weight and its mask: base64, data URI, PIL image or array, not decoded yet; or a Named. mask:
+    the white parts of the picture are used; None for the unit's own ``focus``.
 
     ``concat`` scales the values V' of this picture's tokens by the weight; ``average`` and ``norm average`` take the
     weighted mean of the features, so only the proportions of the weights count; ``add`` and ``subtract`` scale the
@@ -37,6 +40,7 @@ class Reference:
 
     image: Any
     weight: float = 1.0
+    mask: Any = None
 
 
 # declarations
@@ -89,20 +93,27 @@ def _reference(item: Any, where: str) -> Reference:
     if not isinstance(item, Mapping):
         return Reference(_picture(item, where))
     key = next((kind for kind in KINDS if kind in item), "image")
-    unknown = sorted(set(item) - {key, "weight"})
+    unknown = sorted(set(item) - {key, "weight", "mask"})
     if unknown or key not in item:
         raise UnitError(
-            where, sorted(item), 'an object with "image" (or "embeds", or "folder") and, if wanted, "weight"'
+            where,
+            sorted(item),
+            'an object with "image" (or "embeds", "folder" or "input") and, if wanted, "weight" and "mask"',
         )
     weight = parse_weight(item.get("weight", 1.0), f"{where}.weight")
-    if key in KINDS:
-        return Reference(_named(key, item[key], where), weight)
-    return Reference(_picture(item["image"], f"{where}.image"), weight)
+    mask = None if item.get("mask") is None else _picture(item["mask"], f"{where}.mask")
+    if key not in KINDS:
+        return Reference(_picture(item["image"], f"{where}.image"), weight, mask)
+    if mask is not None and key == "embeds":
+        raise UnitError(f"{where}.mask", "a picture", "null, since saved embeds hold no picture that it could cover")
+    return Reference(_named(key, item[key], where), weight, mask)
 
 
 def _named(kind: str, name: Any, where: str) -> Named:
     if not isinstance(name, str) or not name.strip():
         raise UnitError(f"{where}.{kind}", name, "a name")
+    if kind == "input" and name != INPUT:
+        raise UnitError(f"{where}.{kind}", name, f'"{INPUT}", the picture of img2img')
     return Named(kind, name.strip())
 
 
@@ -119,6 +130,11 @@ def _picture(value: Any, where: str) -> Any:
     return value
 
 
+def _masked(kind: str) -> dict[str, Any]:
+    says = "base64 or a data URI: the white parts of the reference are used"
+    return {} if kind == "embeds" else {"mask": {"type": ["string", "null"], "description": says}}
+
+
 def image_schema() -> dict[str, Any]:
     """JSON schema of one entry of ``images``."""
     low, high = WEIGHT_RANGE
@@ -126,7 +142,7 @@ def image_schema() -> dict[str, Any]:
     objects = [
         {
             "type": "object",
-            "properties": {key: {"type": "string", "description": says}, "weight": weight},
+            "properties": {key: {"type": "string", "description": says}, "weight": weight, **_masked(key)},
             "required": [key],
             "additionalProperties": False,
         }

@@ -9,7 +9,9 @@ from typing import Any
 
 from ..errors import UnitError, printable
 
-KINDS = ("embeds", "folder")  # of references that are saved under a name
+INPUT = "img2img"
+# Of references by name: saved embeds, a folder of pictures, and the picture of img2img, as it is when the job runs
+KINDS = ("embeds", "folder", "input")
 _FORBIDDEN = r"\x00-\x1f\x7f-\x9f\ud800-\udfff/\\:*?\"<>|"
 _NAME = re.compile(rf"[^{_FORBIDDEN}.][^{_FORBIDDEN}]{{0,79}}")
 # File systems limit bytes, not characters: 255, of which a suffix and a temporary file's prefix need some.

@@ -104,7 +104,7 @@ class Unit(Checks):
         group=PREPROCESS,
     )
     focus: Any = picture(
-        "The white parts of the reference are used, the black ones are not.",
+        "The white parts of the references are used, the black ones are not. An image's own mask takes its place.",
         label="Reference mask",
         group=PREPROCESS,
         aliases=("reference_mask",),

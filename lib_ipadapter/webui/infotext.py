@@ -2,9 +2,9 @@
 
 ``[{"model": ..., "weight": ..., "images": [hash]}]``: one object per enabled unit with the fields that
 differ from their defaults. ``unit`` (counted from 1, as people see it) stands where it is not the object's
-place in the list. A picture is its hash, or ``{"hash": ..., "weight": ...}`` where its weight is not 1; so is a
-``mask`` and the other pictures of a unit. Pictures themselves cannot be kept in a text; what is named is
-``{"embeds": name}`` or ``{"folder": name}``.
+place in the list. A picture is its hash, or ``{"hash": ..., "weight": ..., "mask": hash}`` where its weight is not 1 or
+it has a mask of its own; so is a ``mask`` and the other pictures of a unit. Pictures themselves cannot be kept in a
+text; what is named is ``{"embeds": name}``, ``{"folder": name}`` or ``{"input": "img2img"}``.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class Pasted:
 
 @dataclass(frozen=True)
 class Hashes:
-    """Of a unit's references, in their order ("" for what is named), and of its other pictures by their fields: a hash,
-    or a list of them."""
+    """Of a unit's references, in their order ("" for what is named); of its other pictures by their fields, a hash or a
+    list of them; of the references' own masks, "" for none."""
 
     images: Sequence[str] = ()
     others: Mapping[str, str | list[str]] = field(default_factory=dict)
+    masks: Sequence[str] = ()
 
 
 def to_infotext(units: Sequence[Unit], hashes: Sequence[Hashes]) -> str:
@@ -49,16 +50,18 @@ def to_infotext(units: Sequence[Unit], hashes: Sequence[Hashes]) -> str:
     for index, (unit, names) in enumerate(zip(units, hashes, strict=True)):
         if unit.enabled:
             place = {} if index == len(entries) else {"unit": index + 1}
-            images = [_picture(name, ref) for name, ref in zip(names.images, unit.images, strict=True)]
+            masks = names.masks or [""] * len(names.images)
+            images = [_picture(*of_one) for of_one in zip(names.images, unit.images, masks, strict=True)]
             entries.append({**place, **unit.changed(), **names.others, "images": images})
     return json.dumps(entries, ensure_ascii=False)
 
 
-def _picture(name: str, reference: Reference) -> Any:
-    weight = {} if reference.weight == 1.0 else {"weight": reference.weight}
+def _picture(name: str, reference: Reference, mask: str) -> Any:
+    more: dict[str, Any] = {} if reference.weight == 1.0 else {"weight": reference.weight}
+    more |= {"mask": mask} if mask else {}
     if isinstance(reference.image, Named):
-        return {reference.image.kind: reference.image.name, **weight}
-    return {"hash": name, **weight} if weight else name
+        return {reference.image.kind: reference.image.name, **more}
+    return {"hash": name, **more} if more else name
 
 
 def from_infotext(text: str) -> list[dict[str, Any]]:
@@ -116,7 +119,7 @@ def _hashes(value: Any) -> str:
 
 def _images(value: Any, index: int, notes: list[str]) -> list[dict[str, Any]]:
     images = []
-    for item in value if isinstance(value, list) else [value]:
+    for place, item in enumerate(value if isinstance(value, list) else [value]):
         pair = item if isinstance(item, dict) else {"hash": item}
         try:
             weight = parse_weight(pair.get("weight", 1.0), "images.weight")
@@ -126,6 +129,8 @@ def _images(value: Any, index: int, notes: list[str]) -> list[dict[str, Any]]:
         if weight is None or not isinstance(pair.get(kind), str):
             notes.append(f"unit {index + 1}: a picture's entry cannot be read and was ignored")
             continue
+        if isinstance(pair.get("mask"), str):
+            notes.append(f"unit {index + 1}: the mask {pair['mask'][:40]} of image {place + 1} is still to be added")
         images.append({kind: pair[kind], "weight": weight})
     return images
 

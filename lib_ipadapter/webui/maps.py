@@ -148,6 +148,12 @@ class Sheets:
             labels = [f"{len(unit.images)} references\n{unit.combine}"]
         made = sheet(picture, maps, title, labels, box, font)
         made.info[TEXT] = json.dumps(
-            {"unit": index, "picture": place, "scale": round(maps.top, 5), "references": figures(maps)}
+            {
+                "unit": index,
+                "picture": place,
+                "scale": round(maps.top, 5),
+                "lowest": round(maps.bottom, 5),
+                "references": figures(maps),
+            }
         )
         return made

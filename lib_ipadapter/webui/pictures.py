@@ -17,4 +17,9 @@ def hashes(resolved: ResolvedUnit, asked: Unit) -> Hashes:
     others.update((name, picture.id) for name, picture in masks.items() if picture)
     known = {id(reference): i for i, reference in enumerate(resolved.unit.images)}
     places = [known.get(id(reference)) for reference in asked.images]
-    return Hashes(["" if place is None else resolved.references[place].id for place in places], others)
+    masks_of = [None if place is None else resolved.own_masks[place] for place in places]
+    return Hashes(
+        ["" if place is None else resolved.references[place].id for place in places],
+        others,
+        ["" if mask is None else mask.id for mask in masks_of],
+    )

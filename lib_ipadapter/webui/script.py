@@ -20,11 +20,13 @@ from ..attention.region import WHOLE, Box, Region
 from ..attention.session import ImagePrompt, Session
 from ..errors import IPAdapterError, WrongBase
 from ..prompts.image_prompt import in_turn
+from ..prompts.resolve import ResolvedUnit
 from ..unit import Unit
 from . import regions, turns
 from .doubles import brings_lora, twice
 from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
 from .infotext import Hashes, to_infotext
+from .inputs import with_inputs
 from .log import logger
 from .maps import Sheets
 from .models import Models
@@ -101,24 +103,33 @@ class Run:
         picture in turn. What can be refused without encoding is first."""
         if not self.place.lets(unit):
             self._elsewhere += [unit] if unit.in_detailer == "only" and not self.place.detailer else []
-            return None, [(unit, hashes(self.models.resolve(unit), unit))]
+            return None, [(unit, hashes(self._resolve(unit), unit))]
         if unit.distribute == "one per detail" and self.place.detailer:
-            own = turns.of_detail(unit, self.place.detail, self.models.shelf())
+            own = turns.of_detail(with_inputs(unit, self._redraws()), self.place.detail, self.models.shelf())
             if own is None:
                 logger.warning("%s", text := f"detail {(self.place.detail or 0) + 1} has no reference left")
                 self.host.comment(self.place.around, f"IP-Adapter: {text}, so it was drawn without one")
-                return None, [(unit, hashes(self.models.resolve(unit), unit))]
+                return None, [(unit, hashes(self._resolve(unit), unit))]
             unit = own
         adapter = self.models.adapter(unit.model).as_kind(unit.kind)
         for one in passes:
             one.check(unit, adapter.spec)
+        if unit.distribute != "together":
+            unit = with_inputs(unit, self._redraws())
         pipeline, each = self.models.pipeline(), turns.taken(self.p, unit, self.models.shelf())
-        resolved = [self.models.resolve(one) for one in each]
+        resolved = [self._resolve(one) for one in each]
         pipeline.check(resolved, adapter.spec)
         mask = resolved[0].mask
         region = self._region(unit, mask.image() if mask else None)
         prompts = [pipeline.prompt(one, adapter, region) for one in resolved]
         return in_turn(prompts), [(one, hashes(its, one)) for one, its in zip(each, resolved, strict=True)]
+
+    def _redraws(self) -> Any:
+        """The job whose picture is img2img's: of a detail, the one around it."""
+        return self.p if self.place.around is None else self.place.around
+
+    def _resolve(self, unit: Unit) -> ResolvedUnit:
+        return self.models.resolve(with_inputs(unit, self._redraws()))
 
     def _region(self, unit: Unit, mask: Image.Image | None) -> Region | None:
         """Where the unit acts. Raises UnitError for an empty region."""

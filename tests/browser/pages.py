@@ -163,6 +163,20 @@ class PanelPage:
     def edit_mask(self, index: int, field: str, *presses: str, stroke: tuple[tuple[float, float], ...] = ()) -> None:
         """Opens the mask editor of a field, presses buttons by value, paints along ``stroke`` (fractions), applies."""
         self.unit(index, f"{field}_pad").locator(".ipadapter-paint").click()
+        self._paint(presses, stroke)
+
+    def mask_tile(self, index: int, place: int, *presses: str, stroke: tuple[tuple[float, float], ...] = ()) -> None:
+        """The same for the mask of one reference, from its crop dialog."""
+        self.unit(index, "thumbnails").locator(".ipadapter-open").nth(place).click()
+        self.page.click('dialog.ipadapter-crop button[value="mask"]')
+        self._paint(presses, stroke)
+
+    def from_menu(self, index: int, label: str) -> None:
+        """Chooses from the unit's menu."""
+        self.unit(index, "menu").click()
+        self.page.get_by_role("menuitem", name=label).click()
+
+    def _paint(self, presses: tuple[str, ...], stroke: tuple[tuple[float, float], ...]) -> None:
         self.page.wait_for_selector("dialog.ipadapter-mask[open]")
         for value in presses:
             self.page.click(f'dialog.ipadapter-mask button[value="{value}"]')

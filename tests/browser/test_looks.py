@@ -68,14 +68,20 @@ def test_negatives_and_a_painted_reference_mask_act(panel: PanelPage, small: Any
     panel.until(panel.thumbs, 1)
     panel.unit(0, "look").locator(".label-wrap").click()
     panel.unit(0, "negative").locator("input[type=file]").set_input_files([upload(1)])
-    panel.edit_mask(0, "focus", stroke=((0.3, 0.3), (0.7, 0.7)))
+    whole = panel.sources()
+    panel.mask_tile(0, 0, stroke=((0.3, 0.3), (0.7, 0.7)))
+    panel.until(lambda: panel.sources() != whole, True)
+    assert "masked" in panel.unit(0, "thumbnails").inner_text()
     generate(page)
     text = infotext(page)
     entry = json.loads(text[text.index("[{") :].split("}]")[0].replace('\\"', '"') + "}]")[0]
     negative = load(Image.open(io.BytesIO(upload(1)["buffer"])))
     assert entry["negative"] == [content_hash(negative)]
-    assert len(entry["focus"]) == 16
+    (image,) = entry["images"]
+    assert len(image["mask"]) == len(image["hash"]) == 16
     # Clearing leaves nothing of the references behind, which would act on the next one.
     panel.unit(0, "clear").click()
-    panel.until(lambda: panel.unit(0, "focus_pad").locator("img").count(), 0)
+    panel.until(panel.thumbs, 0)
+    panel.add(0, upload(0))
+    panel.until(panel.sources, whole)
     panel.until(lambda: panel.unit(0, "negative").locator("a").count(), 0)

@@ -265,12 +265,13 @@ def test_entries_of_a_unit():
     ]
     assert [reference.weight for reference in one.images] == [0.5, 1.0, 1.0]
     forms = schema()["properties"]["images"]["items"]["oneOf"]
-    assert {key for form in forms[1:] for key in form["required"]} == {"image", "embeds", "folder"}
+    assert {key for form in forms[1:] for key in form["required"]} == {"image", "embeds", "folder", "input"}
 
 
 @pytest.mark.parametrize("entry", [
     {"embeds": ""}, {"embeds": 3}, {"folder": None}, {"embeds": "a", "image": "aGk="}, {"embeds": "a", "folder": "b"},
-    {"embeds": "a", "weight": 9}, {"embeds": "a", "w": 1}, {"weight": 1},
+    {"embeds": "a", "weight": 9}, {"embeds": "a", "w": 1}, {"weight": 1}, {"embeds": "a", "mask": "aGk="},
+    {"image": "aGk=", "mask": 3}, {"image": "aGk=", "mask": ""}, {"input": "txt2img"}, {"input": 1},
 ])  # fmt: skip
 def test_bad_entries(entry):
     with pytest.raises(UnitError, match=r"^images\[0\]"):

@@ -74,19 +74,19 @@ def test_box_and_mask_say_where_it_is_looked_for(tmp_path, analyser):
 
 
 def test_a_tile_says_what_is_wrong(tmp_path, analyser):
-    def see(path, box):
-        return panel_faces.view(path, box, "largest", "", analyser)
+    def see(path, box, mask):
+        return panel_faces.view(path, box, "largest", mask, analyser)
 
     tile = html.thumbnails([saved(tmp_path, NONE)], [None], [None], see)
     assert "no face was found in x.png" in tile
     with pytest.raises(FaceMissing):
-        see(str(tmp_path / "x.png"), None)
+        see(str(tmp_path / "x.png"), None, "")
     with pytest.raises(UnitError, match="face"):
         panel_faces.view(saved(tmp_path, ONE), None, "4", "", analyser)
     for file in (tmp_path / "packs" / "buffalo_l").iterdir():
         file.unlink()
     with pytest.raises(FaceModelMissing):
-        see(str(tmp_path / "x.png"), None)
+        see(str(tmp_path / "x.png"), None, "")
 
 
 def described(tmp_path, analyser, variant="faceid-plus", name="plusv2", **more):

@@ -55,19 +55,32 @@ def test_without_heat_the_picture_is_grey():
 def test_a_sheet_has_a_cell_for_each_reference_and_column(size):
     maps = columns(2, late=None)
     made = np.asarray(sheet(Image.new("RGB", size, "white"), maps, "title", ["one", "two"])).astype(int)
-    width, height = heat._cell(size)
-    across = max(width, heat._SHORTEST) + heat._MARGIN
-    assert made.shape[1] == heat._LABEL + 7 * across
-    for column in range(7):
+    seen = np.zeros(made.shape[:2], int)
+    for column in COLUMNS:
         for row in range(2):
-            y, x = 2 * heat._LINE + row * (height + heat._LINE + heat._MARGIN), heat._LABEL + column * across
+            x, y, width, height = heat.place(size, column, row)
+            seen[y : y + height, x : x + width] += 1
             cell = made[y : y + height, x : x + width]
+            assert cell.shape[:2] == (height, width), "inside the sheet"
             right = cell[height // 2, -1]
-            if column == 6:
+            if column == "late":
                 assert (right == heat._BACK).all()
                 continue
             assert right[0] > right[2] + 20  # the largest value is yellow
-            assert cell[height // 2, 0].max() - cell[height // 2, 0].min() < 20  # 0 is grey
+            assert cell[height // 2, 0].max() - cell[height // 2, 0].min() < 20  # the smallest is grey
+    assert seen.max() == 1, "no two maps overlap"
+    large, small = heat.place(size, "all", 0), heat.place(size, "in", 0)
+    assert large[2] == 2 * small[2]
+
+
+def test_the_colours_reach_from_the_smallest_to_the_largest_value():
+    """Values between 0.45 and 0.59 were one pale yellow (F24)."""
+    values = np.linspace(0.45, 0.59, 64, dtype=np.float32).reshape(1, 8, 8)
+    made = np.asarray(sheet(Image.new("RGB", (64, 64)), Maps(dict.fromkeys(COLUMNS, values)), "", ["one"])).astype(int)
+    x, y, width, height = heat.place((64, 64), "all", 0)
+    cell = made[y : y + height, x : x + width]
+    assert cell[0, 0].max() < 20
+    assert cell[-1, -1].max() > 140
 
 
 def test_all_zero_can_be_drawn():

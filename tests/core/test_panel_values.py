@@ -13,6 +13,7 @@ from lib_ipadapter.errors import UnitError
 from lib_ipadapter.unit import FIELD_NAMES, FIELDS, Unit
 from lib_ipadapter.webui.panel import html
 from lib_ipadapter.webui.panel.values import (
+    MASKS,
     SAVED,
     WEIGHTS,
     parse_weights,
@@ -23,7 +24,7 @@ from lib_ipadapter.webui.panel.values import (
 
 def values(**changes):
     """One unit's values in the panel's order, on and complete; ``changes`` by field name."""
-    base = {field.name: field.default for field in FIELDS} | {WEIGHTS: "", SAVED: [], "images": None}
+    base = {field.name: field.default for field in FIELDS} | {WEIGHTS: "", SAVED: [], MASKS: "", "images": None}
     base |= {"enabled": True, "model": "m", **changes}
     return [base[name] for name in slots()]
 
@@ -33,7 +34,7 @@ def file(path="/tmp/x.png"):
 
 
 def test_slots_follow_the_field_table():
-    assert [name for name in slots() if name not in (SAVED, WEIGHTS)] == list(FIELD_NAMES)
+    assert [name for name in slots() if name not in (SAVED, WEIGHTS, MASKS)] == list(FIELD_NAMES)
     assert slots()[slots().index("images") :][1:3] == [SAVED, WEIGHTS]
 
 
@@ -139,5 +140,5 @@ def test_a_mask_is_shown_with_buttons_to_change_and_remove_it():
     filled = html.pad("mask", "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode())
     assert "<img" in filled
     assert "ipadapter-unpaint" in filled
-    assert "<img" not in html.pad("focus", 'broken" onload="x')
-    assert "onload" not in html.pad("focus", 'broken" onload="x')
+    assert "<img" not in html.pad("mask", 'broken" onload="x')
+    assert "onload" not in html.pad("mask", 'broken" onload="x')

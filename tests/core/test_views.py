@@ -278,8 +278,8 @@ def test_thumbnails_show_the_box(tmp_path: object) -> None:
     path = f"{tmp_path}/wide.png"
     picture(40, 30).save(path)
 
-    def see(path, box):
-        return panel_html.Seen(panel_html.square(path, 32, Preprocess(), box), "what the encoder will see")
+    def see(path, box, mask):
+        return panel_html.Seen(panel_html.square(path, 32, Preprocess(), box, mask), "what the encoder will see")
 
     plain = panel_html.thumbnails([path], [None], [None], see)
     boxed = panel_html.thumbnails([path], [None], [(0.0, 0.0, 0.5, 1.0)], see)

@@ -218,6 +218,28 @@ def test_img2img(on_sd1, unit):
     assert on_sd1.images({**unit, "weight": 0}, **img2img()) == base
 
 
+def test_the_picture_of_img2img_is_a_reference(on_sd1, unit):
+    """As it is when the job runs, so that the unit need not be changed for another one."""
+    live = {**unit, "images": [{"input": "img2img", "weight": 0.5}]}
+    for number in (5, 6):
+        payload = img2img(init_images=[b64(picture(number, (64, 64)))])
+        given = {**unit, "images": [{"image": b64(picture(number, (64, 64))), "weight": 0.5}]}
+        drawn = on_sd1.draw(live, **payload)
+        assert drawn.images() == on_sd1.images(given, **payload)
+        assert '{\\"input\\": \\"img2img\\", \\"weight\\": 0.5}' in drawn.json["info"]
+    two = img2img(init_images=[b64(picture(5, (64, 64))), b64(picture(6, (64, 64)))], batch_size=2)
+    turns = {**unit, "images": [{"input": "img2img"}], "distribute": "one per picture"}
+    wanted = {**turns, "images": [b64(picture(5, (64, 64))), b64(picture(6, (64, 64)))]}
+    assert on_sd1.images(turns, **two) == on_sd1.images(wanted, **two)
+
+
+def test_txt2img_has_no_picture_of_img2img(on_sd1, unit):
+    reply = on_sd1.draw({**unit, "images": [{"input": "img2img"}]})
+    assert reply.status == 422
+    assert reply.json["detail"]["field"] == "images"
+    assert "expected a job of img2img" in reply.body.decode()
+
+
 @pytest.mark.parametrize("only_masked", [False, True])
 def test_inpaint_keeps_what_is_outside_the_mask(on_sd1, unit, only_masked):
     from PIL import Image

@@ -16,9 +16,9 @@ WHOLE = picture(7, (96, 64))
 PART = WHOLE.crop((24, 0, 72, 32))
 
 
-def same(webui: WebUI, one: dict[str, Any], two: dict[str, Any]) -> bool:
-    """Whether both units draw the same picture, and not the base's."""
-    first, second, base = webui.images(one), webui.images(two), webui.images()
+def same(webui: WebUI, one: dict[str, Any], two: dict[str, Any], **payload: Any) -> bool:
+    """Whether both units draw the same pictures, and not the base's."""
+    first, second, base = (webui.images(*units, **payload) for units in ([one], [two], []))
     assert first != base
     return first == second
 
@@ -44,6 +44,24 @@ def test_a_reference_mask(on_sd1: WebUI, unit):
     covered = WHOLE.copy()
     covered.paste(images.NEUTRAL, (48, 0, 96, 64))
     assert same(on_sd1, {**plain, "focus": b64(half)}, {**unit, "weight": 2, "images": [b64(covered)]})
+
+
+def test_each_reference_has_its_own_mask(on_sd1: WebUI, unit):
+    half = Image.new("L", WHOLE.size, 255)
+    half.paste(0, (48, 0, 96, 64))
+    covered = WHOLE.copy()
+    covered.paste(images.NEUTRAL, (48, 0, 96, 64))
+    masked = {"image": b64(WHOLE), "mask": b64(half)}
+    two = {**unit, "weight": 2, "images": [masked, b64(WHOLE)]}
+    assert same(on_sd1, two, {**unit, "weight": 2, "images": [b64(covered), b64(WHOLE)]})
+    swapped = {**two, "images": [b64(WHOLE), masked], "distribute": "one per picture"}
+    assert same(on_sd1, swapped, {**swapped, "images": [b64(WHOLE), b64(covered)]}, batch_size=2)
+    white = b64(Image.new("L", (8, 8), 255))
+    own = {**two, "images": [{"image": b64(WHOLE), "mask": white}], "focus": b64(half)}
+    assert same(on_sd1, own, {**unit, "weight": 2, "images": [b64(WHOLE)]}), "its own mask takes the place of focus"
+    reply = on_sd1.draw({**two, "images": [{"image": b64(WHOLE), "mask": b64(Image.new("L", (8, 8), 0))}]})
+    assert reply.status == 422
+    assert "images[0].mask" in reply.body.decode()
 
 
 @pytest.mark.parametrize("model", ["sd1-base", "sd1-plus"])

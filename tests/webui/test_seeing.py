@@ -47,9 +47,7 @@ class Job:
 
 def cell(sheet: Image.Image, size: tuple[int, int], column: int = 0, row: int = 0) -> np.ndarray:
     """The colours [h, w, 3] of one cell of a picture of ``size``."""
-    width, height = heat._cell(size)
-    x = heat._LABEL + column * (max(width, heat._SHORTEST) + heat._MARGIN)
-    y = 2 * heat._LINE + row * (height + heat._LINE + heat._MARGIN)
+    x, y, width, height = heat.place(size, COLUMNS[column], row)
     return np.asarray(sheet)[y : y + height, x : x + width].astype(int)
 
 

@@ -59,6 +59,11 @@ class Maps:
         """The largest value."""
         return max(float(values.max()) for values in self.columns.values() if values is not None)
 
+    @property
+    def bottom(self) -> float:
+        """The smallest value."""
+        return min(float(values.min()) for values in self.columns.values() if values is not None)
+
 
 @dataclass(frozen=True)
 class Level:

@@ -1,6 +1,7 @@
-"""Maps as pictures: a sheet of the result under heat, a row for each reference and a column for each of seeing.COLUMNS.
+"""Maps as pictures: a sheet of the result under heat. Each reference has a large map of all layers and steps, and
+beside it two rows of small ones: groups of layers above, thirds of the steps below.
 
-Heat is black where the map is 0 and goes over purple, red and orange to a pale yellow at the sheet's largest value.
+Heat is black at the sheet's smallest value and goes over purple, red and orange to a pale yellow at its largest.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _STOPS = np.array(
 _PICTURE, _HEAT = 0.4, 0.6  # of the grey picture and of the heat in their sum
 _SHORTEST, _LONGEST = 176, 320  # of a cell's longer side, in pixels
 _LINE, _LETTERS, _MARGIN, _LABEL = 20, 14, 6, 100
+_SMALL = (("in", "mid", "out"), ("early", "middle", "late"))
 _BACK, _INK = (16, 16, 16), (230, 230, 230)
 
 Font = Callable[[int], Any]
@@ -75,44 +77,62 @@ def sheet(
     font: Font = plain_font,
 ) -> Image.Image:
     """All maps over ``picture``, of which the latents showed ``box``. labels: of the references."""
-    width, height = _cell(picture.size)
-    small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
-    across, down = max(width, _SHORTEST) + _MARGIN, height + _LINE + _MARGIN
-    whole = Image.new("RGB", (_LABEL + across * len(COLUMNS), 2 * _LINE + down * len(labels) + _MARGIN), _BACK)
+    width, height = _small(picture.size)
+    # The last place is the lower right one of the last reference.
+    x, y, *_ = place(picture.size, "late", len(labels) - 1)
+    size = (x + max(width, _SHORTEST) + _MARGIN, y + height + _LINE + 2 * _MARGIN)
+    whole = Image.new("RGB", size, _BACK)
     draw, letters = ImageDraw.Draw(whole), font(_LETTERS)
     draw.text((_MARGIN, 2), title, _INK, letters)
-    _scale(whole, draw, letters, maps.top)
-    for column, name in enumerate(COLUMNS):
-        x = _LABEL + column * across
-        draw.text((x, _LINE + 2), HEADS[name], _INK, letters)
-        for row, label in enumerate(labels):
-            y = 2 * _LINE + row * down
-            if not column:
+    _scale(whole, draw, letters, maps)
+    small = picture.convert("RGB")
+    for row, label in enumerate(labels):
+        for name in COLUMNS:
+            x, y, width, height = place(picture.size, name, row)
+            if name == "all":
                 draw.multiline_text((_MARGIN, y + 2), label, _INK, letters)
+            draw.text((x, y - _LINE + 2), HEADS[name], _INK, letters)
             values = maps.columns[name]
             if values is None:
                 draw.text((x + _MARGIN, y + 2), "none", _INK, letters)
                 continue
-            heat = spread(values[row], small.size, box) / (maps.top or 1.0)
-            whole.paste(heated(small, heat), (x, y))
+            shown = small.resize((width, height), Image.Resampling.LANCZOS)
+            whole.paste(heated(shown, _stretched(spread(values[row], shown.size, box), maps)), (x, y))
             said = f"mean {values[row].mean():.3f}, max {values[row].max():.3f}"
             draw.text((x, y + height + 2), said, _INK, letters)
     return whole
 
 
-def _cell(size: tuple[int, int]) -> tuple[int, int]:
+def place(size: tuple[int, int], name: str, row: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a reference's map in the sheet of a picture of ``size``. name: of COLUMNS."""
+    width, height = _small(size)
+    across, down = max(width, _SHORTEST) + _MARGIN, height + 2 * _LINE + _MARGIN
+    top = 2 * _LINE + row * 2 * down
+    if name == "all":
+        return _LABEL, top + _LINE, 2 * width, 2 * height + 2 * _LINE + _MARGIN
+    line = next(i for i, names in enumerate(_SMALL) if name in names)
+    left = _LABEL + max(2 * width, _SHORTEST) + _MARGIN + _SMALL[line].index(name) * across
+    return left, top + line * down + _LINE, width, height
+
+
+def _stretched(values: Array, maps: Maps) -> Array:
+    """0 at the sheet's smallest value, 1 at its largest."""
+    extent = maps.top - maps.bottom
+    return (values - maps.bottom) / extent if extent > 0 else values / (maps.top or 1.0)
+
+
+def _small(size: tuple[int, int]) -> tuple[int, int]:
     scale = min(max(max(size), _SHORTEST), _LONGEST) / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _scale(whole: Image.Image, draw: ImageDraw.ImageDraw, letters: Any, top: float) -> None:
-    """The colours from 0 to the largest value, in the upper right corner."""
-    width, end = 120, f"{top:.3f}"
-    right = whole.width - _MARGIN - 50
+def _scale(whole: Image.Image, draw: ImageDraw.ImageDraw, letters: Any, maps: Maps) -> None:
+    """The colours from the smallest to the largest value, in a line of their own in the upper right corner."""
+    width, right = 120, whole.width - _MARGIN - 50
     bar = colours(np.linspace(0, 1, width, dtype=np.float32)[None].repeat(_LINE - 8, 0))
-    whole.paste(Image.fromarray(bar.astype(np.uint8)), (right - width, 4))
-    draw.text((right - width - 12, 2), "0", _INK, letters)
-    draw.text((right + 4, 2), end, _INK, letters)
+    whole.paste(Image.fromarray(bar.astype(np.uint8)), (right - width, _LINE + 4))
+    draw.text((right - width - 50, _LINE + 2), f"{maps.bottom:.3f}", _INK, letters)
+    draw.text((right + 4, _LINE + 2), f"{maps.top:.3f}", _INK, letters)
 
 
 def figures(maps: Maps) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from ...pictures import preprocess
 from ...pictures.preprocess import Preprocess
 from ...unit.crops import Box
 from ...unit.fields import WEIGHT_RANGE
+from ...unit.names import INPUT
 
 
 class Seen(NamedTuple):
@@ -31,9 +32,10 @@ class Seen(NamedTuple):
     below: str = ""
 
 
-See = Callable[[str, "Box | None"], Seen]  # of a picture (its path), cut to a box
+See = Callable[[str, "Box | None", str], Seen]  # of a picture (its path), cut to a box, under a mask (a data URI)
 NON_COMMERCIAL = "research, non-commercial use only"  # of InsightFace's models, said before they are downloaded
-_NAMES: dict[str, str] = {}  # of pictures that were shown, by hash
+_PATHS: dict[str, Path] = {}  # of pictures that were shown, by hash
+INPUT_TEXT = f"input: {INPUT}"  # the reference that is img2img's own picture, among the saved ones
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
 
@@ -70,14 +72,7 @@ def whole(path: str) -> str:
     return data_uri(load(Path(path)), 1024)
 
 
-_PADS = {
-    "mask": ("Paint or load a mask", "Change the mask", "The unit acts in the white area."),
-    "focus": (
-        "Paint or load a mask for the references",
-        "Change the mask",
-        "White parts of the references are used.",
-    ),
-}
+_PADS = {"mask": ("Paint or load a mask", "Change the mask", "The unit acts in the white area.")}
 
 
 def pad(name: str, uri: str) -> str:
@@ -121,14 +116,20 @@ def picture_hash(path: str) -> str:
         digest = content_hash(load(Path(path)))
     except (IPAdapterError, OSError):
         return ""
-    if len(_NAMES) < 2048:
-        _NAMES[digest] = Path(path).name
+    if len(_PATHS) < 2048:
+        _PATHS[digest] = Path(path)
     return digest
 
 
 def known_name(digest: str) -> str:
     """The file's name of a picture that the panel has shown, by its hash; "" if it has not."""
-    return _NAMES.get(digest, "")
+    return _PATHS[digest].name if digest in _PATHS else ""
+
+
+def known_path(digest: str) -> str:
+    """The file of a picture that the panel has shown, by its hash; "" if it has not, or the file is gone."""
+    path = _PATHS.get(digest)
+    return str(path) if path is not None and path.is_file() else ""
 
 
 def thumbnails(
@@ -137,11 +138,15 @@ def thumbnails(
     boxes: Sequence[Box | None],
     see: See,
     named: Sequence[str] = (),
+    masks: Sequence[str] = (),
+    redraws: bool = False,
 ) -> str:
     """All references of a unit as a row of tiles, each with its weight and a button that takes it out; the last tile
-    takes more. weights: of the pictures, then of those that are named; see: what is shown of a picture."""
+    takes more. weights: of the pictures, then of those that are named; see: what is shown of a picture; masks: of the
+    pictures; redraws: img2img, whose picture can be a reference too."""
     several = len(paths) + len(named) > 1 or any(weight not in (None, 1) for weight in weights)
-    tiles = [_tile(i, path, box, see) for i, (path, box) in enumerate(zip(paths, boxes, strict=True))]
+    parts = zip(paths, boxes, masks or [""] * len(paths), strict=True)
+    tiles = [_tile(i, path, box, mask, see) for i, (path, box, mask) in enumerate(parts)]
     tiles += [_named_tile(len(paths) + i, name) for i, name in enumerate(named)]
     names = [*(Path(path).name for path in paths), *named]
     figures = [
@@ -151,8 +156,11 @@ def thumbnails(
     ]
     adder = (
         '<div role="listitem"><button type="button" class="ipadapter-adder"><span aria-hidden="true">+</span>'
-        "Drop, paste<br>or browse</button></div>"
+        "Drop, paste<br>or browse</button>"
     )
+    if redraws and INPUT_TEXT not in named:
+        adder += '<button type="button" class="ipadapter-input">Use the img2img image</button>'
+    adder += "</div>"
     return f'<div class="ipadapter-thumbs" role="list">{"".join(figures)}{adder}</div>'
 
 
@@ -166,16 +174,17 @@ def _weight(name: str, weight: float | None) -> str:
     )
 
 
-def _tile(index: int, path: str, box: Box | None, see: See) -> str:
+def _tile(index: int, path: str, box: Box | None, mask: str, see: See) -> str:
     name = escape(Path(path).name, quote=True)
     try:
-        source, what, below = see(path, box)
+        source, what, below = see(path, box, mask)
     except (IPAdapterError, OSError) as error:
         text = escape(f"{Path(path).name}: {error}")
         return f'<div class="ipadapter-picture"><p class="ipadapter-error">{text}</p>{_remove(index, name)}</div>'
     at = ",".join(map(str, box or ()))
-    title = f"{name}, {what}. Click to crop; drag, or Alt and an arrow key, to move it"
-    cut = '<span class="ipadapter-cut">\u2702 cropped</span>' if box else ""
+    title = f"{name}, {what}. Click to crop or mask it; drag, or Alt and an arrow key, to move it"
+    done = " ".join(word for word, there in (("\u2702 cropped", box), ("masked", mask)) if there)
+    cut = f'<span class="ipadapter-cut">{done}</span>' if done else ""
     return (
         f'<div class="ipadapter-picture"><button type="button" class="ipadapter-open" data-index="{index}" '
         f'data-box="{at}" title="{title}" draggable="true"><img src="{source}" alt="{name}" draggable="false"></button>'
@@ -194,7 +203,7 @@ def face_buttons(sources: Sequence[str], chosen: int) -> str:
 
 
 def _named_tile(index: int, text: str) -> str:
-    name = escape(text, quote=True)
+    name = escape("the img2img image, as it is when you generate" if text == INPUT_TEXT else text, quote=True)
     return f'<div class="ipadapter-picture"><p title="{name}">{name}</p>{_remove(index, name)}</div>'
 
 

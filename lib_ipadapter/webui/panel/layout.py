@@ -20,12 +20,12 @@ class Fold(NamedTuple):
 
 
 ROWS = (("weight", "start", "end"), ("weight_type", "fit", "combine", "distribute"), ("composition",))
-_BUILT = ("enabled", "images", "model", "box")  # by themselves
+_BUILT = ("enabled", "images", "model", "box", "focus")  # by themselves
 _LISTED: dict[str, Sequence[Sequence[str]]] = {
     "who": (("face", "kind"), ("lora", "shortcut")),
     "where": (("mask",), ("region",), ("region_face", "grow"), ("feather", "invert")),
     "fine": (("layers", "curve"), ("interpolation", "scaling", "passes", "hires_factor")),
-    "look": (("position", "sharpen", "noise"), ("negative", "focus")),
+    "look": (("position", "sharpen", "noise"), ("negative",)),
     "follow": (("maps", "in_detailer", "in_upscale", "in_loopback"),),
 }
 _TITLES = {"who": FACE, "where": REGION, "fine": LAYERS, "look": PREPROCESS, "follow": SCRIPTS}

@@ -21,13 +21,16 @@ from ...unit.presets import KEPT
 from .. import settings
 from ..describe import FACE_FIELDS
 from .charts import SHOWN
-from .events import CLEARED, PREPROCESSING, RESET, UnitEvents
+from .components import component_of
+from .events import PREPROCESSING, RESET, UnitEvents
+from .exchange import bind_exchange
 from .files import Files
 from .layout import FOLDS, ROWS, SPECS
 from .lists import bind_lists
 from .paste import Paste
+from .references import CLEARED
 from .saved import SavedEvents
-from .values import NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
+from .values import MASKS, NO_MODEL, SAVED, WEIGHTS, panel_default, slots, units_from_panel
 
 __all__ = ["Panel", "build_panel", "units_from_panel"]
 
@@ -56,6 +59,7 @@ def build_panel(is_img2img: bool, models: Any) -> Panel:
                 with gr.Tab(f"Unit {index + 1}", id=index, elem_id=f"{root}_{index}"):
                     units.append(_UnitPanel(f"{root}_{index}", index, names, models, is_img2img))
         bind_lists(root, units, models)
+        bind_exchange(root, units)
     paste = Paste(models, count)
     fields = [(flag, paste.flag), (notes, paste.notes)]
     for unit in units:
@@ -81,8 +85,9 @@ class _UnitPanel:
         self.inputs: dict[str, Any] = {}
         self.pads: dict[str, Any] = {}  # the previews of masks
         self.folds: dict[str, Any] = {}  # by title
-        self.events = UnitEvents(index, models)
-        self.saved_events = SavedEvents(models)
+        self.events = UnitEvents(index, models, is_img2img)
+        self.references = self.events.references
+        self.saved_events = SavedEvents(models, is_img2img)
         self._default_fit = settings.default_fit()
         self._build_head()
         self._build_images()
@@ -108,7 +113,9 @@ class _UnitPanel:
             )  # fmt: skip
             self.save = ToolButton("\U0001f4be", elem_id=self._id("save_preset"), tooltip="Save the preset")
             self.delete = ToolButton("\U0001f5d1\ufe0f", elem_id=self._id("delete_preset"), tooltip="Delete the preset")
-            self.reset = ToolButton("\u21ba", elem_id=self._id("reset"), tooltip="Reset this unit: images and settings")
+            menu = ToolButton("\u22ef", elem_id=self._id("menu"), tooltip="Copy, swap or reset this unit")
+            menu.click(None, [], [], _js=f"() => ipadapterMenu('{self.prefix}')")
+            self.reset = self._button("Reset this unit", "reset")
         self.preset_note = gr.HTML("", elem_id=self._id("preset_note"))
         self.preset.do_not_save_to_config = True
 
@@ -136,29 +143,15 @@ class _UnitPanel:
         elif spec.kind == "image":
             self._build_pad(spec)
         else:
-            many = spec.kind == "choice" and name != "region"
             # Nothing is inpainted in txt2img, and most weight types have one weight.
             shown = name not in ("composition", "region_face", "grow")
             shown = shown and (name != "region" or self.is_img2img)
-            self.inputs[name] = (gr.Dropdown if many else _BUILDERS[spec.kind])(
-                label=spec.label, elem_id=self._id(name), visible=shown, **self._value_and_range(spec)
-            )
+            default = self._default_fit if name == "fit" else panel_default(spec, self.index)
+            self.inputs[name] = component_of(spec, default, self._id(name), shown)
         if name in ("enabled", "fit"):
             # Labels are the same in each unit, so ui-config.json keeps one default for all of them: right
             # for weights, wrong for these, which differ by unit and come from the settings.
             self.inputs[name].do_not_save_to_config = True
-
-    def _value_and_range(self, spec: Option) -> dict[str, Any]:
-        value = self._default_fit if spec.name == "fit" else panel_default(spec, self.index)
-        args: dict[str, Any] = {"value": value}
-        if spec.kind == "number":
-            args |= {"minimum": spec.minimum, "maximum": spec.maximum, "step": spec.step}
-        if spec.kind == "choice":
-            args |= {"choices": list(spec.choices)}
-        # Help shows on hover, as the WebUI's own does; a text's says how to write it, so it stands below.
-        if spec.kind in ("string", "text"):
-            return args | {"info": spec.help, "lines": 1, "max_lines": 1}
-        return args | {"tooltip": spec.help}
 
     def _build_images(self) -> None:
         spec = SPECS["images"]
@@ -175,13 +168,17 @@ class _UnitPanel:
                 self._build_saved()
             self.inputs[WEIGHTS] = gr.Textbox("", label="Image weights", visible=False, elem_id=self._id(WEIGHTS))
             self.inputs["box"] = gr.Textbox("", label="Crop box", visible=False, elem_id=self._id("box"))
+            # Masks are of a picture each; the mask of all is for requests.
+            self.inputs[MASKS] = gr.Textbox("", label="Image masks", visible=False, elem_id=self._id(MASKS))
+            self.inputs["focus"] = gr.Textbox("", label=SPECS["focus"].label, visible=False, elem_id=self._id("focus"))
             self.wanted = gr.Textbox("", visible=False, elem_id=self._id("wanted"))
             self.adder = self._button("Add", "add")
+            self.user = self._button("Use the img2img image", "use_input")
             self.remove = self._button("Remove", "remove")
             self.mover = self._button("Move", "move")
             self.opener = self._button("Choose the part", "open_crop")
             self.opened = gr.Textbox("", visible=False, elem_id=self._id("crop_source"))
-        hidden = [self.inputs[name] for name in ("images", WEIGHTS, SAVED, "box")]
+        hidden = [self.inputs[name] for name in ("images", WEIGHTS, SAVED, "box", MASKS, "focus")]
         for component in (*hidden, self.inbox, self.wanted, self.title, self.opened):
             component.do_not_save_to_config = True
 
@@ -239,39 +236,51 @@ class _UnitPanel:
         return [self.inputs[name] for name in names]
 
     @property
-    def _showing(self) -> dict[str, Any]:
+    def showing(self) -> dict[str, Any]:
         """The event's function, inputs and outputs that draw the tiles again."""
         given = [*self._named(("images", WEIGHTS, "model")), self.wanted, self.inputs[SAVED]]
-        given += self._named(("combine", "distribute", "focus", *PREPROCESSING))
+        given += self._named(("combine", "distribute", MASKS, *PREPROCESSING))
         drawn = [*self._named(("combine", "distribute")), self.thumbs, self.note, self.clear]
+        drawn += [self.saved_note, self.preset_note]
         return {"fn": self.events.show, "inputs": given, "outputs": drawn, **_QUIET}
 
     def _bind_pictures(self) -> None:
-        files, weights, saved, enabled, box, model = self._named(("images", WEIGHTS, SAVED, "enabled", "box", "model"))
-        held = [files, weights, saved, box]  # what belongs to the references
+        files, weights, saved, enabled, box, masks, model = self._named(
+            ("images", WEIGHTS, SAVED, "enabled", "box", MASKS, "model")
+        )
+        held = [files, weights, saved, box, masks]  # what belongs to the references
         added = self.adder.click(
-            self.events.add, [self.inbox, *held, model], [*held, enabled, model], _js="ipadapterAdding", **_QUIET
+            self.references.add,
+            [self.inbox, *held, model],
+            [*held, enabled, model],
+            _js="ipadapterAdding",
+            **_QUIET,
         )
         added.then(None, [], [], _js="ipadapterAdded")
-        cleared = self.clear.click(self.events.clear, [], [*held, enabled, *self._named(CLEARED)], **_QUIET)
+        cleared = self.clear.click(self.references.clear, [], [*held, enabled, *self._named(CLEARED)], **_QUIET)
         removed = self.remove.click(
-            self.events.remove, [*held, self.wanted], [*held, enabled], _js="ipadapterPlace", **_QUIET
+            self.references.remove, [*held, self.wanted], [*held, enabled], _js="ipadapterPlace", **_QUIET
         )
-        moved = self.mover.click(self.events.move, [*held, self.wanted], held, _js="ipadapterPlace", **_QUIET)
+        moved = self.mover.click(self.references.move, [*held, self.wanted], held, _js="ipadapterPlace", **_QUIET)
         chosen = saved.select(self.saved_events.choose, [weights, saved, files], [weights, enabled], **_QUIET)
         before = gr.State([])  # the saved references before a change
         dropped = saved.change(self.saved_events.dropped, [before, files, weights, saved], [before, weights], **_QUIET)
-        edited = (dropped.then, box.change, *(x.change for x in self._named(("combine", "distribute", "focus"))))
+        used = self.user.click(
+            self.references.use_input, [weights, saved, files, model], [weights, saved, enabled, model], **_QUIET
+        )
+        edited = (dropped.then, used.then, box.change, masks.change)
+        edited += tuple(x.change for x in self._named(("combine", "distribute")))
         edited += tuple(x.change for x in self._named(PREPROCESSING))
-        for event in (added.then, cleared.then, removed.then, moved.then, chosen.then, *edited, self.wanted.change):
-            event(**self._showing)
+        found = self.wanted.change(self.references.find, [self.wanted, files, masks], [files, masks], **_QUIET)
+        for event in (added.then, cleared.then, removed.then, moved.then, chosen.then, *edited, found.then):
+            event(**self.showing)
         self.opener.click(
             self.events.whole, [files, self.opened], [self.opened], _js="ipadapterCropping", **_QUIET
         ).then(None, [self.opened], [], _js="ipadapterCrop")
         settings_ = self._named(RESET)
         self.reset.click(
             self.events.reset, [], [*held, enabled, *self._named(CLEARED), *settings_, self.preset_note], **_QUIET
-        ).then(**self._showing)
+        ).then(**self.showing)
 
     def _bind_charts(self) -> None:
         given = self._named(("model", *SHOWN))
@@ -288,7 +297,7 @@ class _UnitPanel:
             mask.change(partial(self.events.pad, name), [mask], [pad], **_QUIET)
 
     def _bind_saved(self) -> None:
-        given = [self.title, *self._named(("images", WEIGHTS, SAVED, "model", "focus", *PREPROCESSING))]
+        given = [self.title, *self._named(("images", WEIGHTS, SAVED, "model", MASKS, *PREPROCESSING))]
         kept = self.keep.click(self.saved_events.save, given, [self.saved_note], _js="ipadapterKeepingEmbeds", **_QUIET)
         deleted = self.drop.click(
             self.saved_events.delete, [self.title], [self.saved_note], _js="ipadapterDeletingEmbeds", **_QUIET
@@ -315,7 +324,7 @@ class _UnitPanel:
 
     def _bind_model(self) -> None:
         model = self.inputs["model"]
-        model.change(self.events.describe, [model], self.described, **_QUIET).then(**self._showing)
+        model.change(self.events.describe, [model], self.described, **_QUIET).then(**self.showing)
         self.download.click(self.events.download, [model], self.described, show_progress=False)
 
     def infotext_fields(self, paste: Paste) -> Iterator[tuple[Any, Any]]:
@@ -327,12 +336,3 @@ class _UnitPanel:
         yield self.inputs[SAVED], paste.saved(self.index, self.inputs[SAVED])
         yield self.inputs[WEIGHTS], paste.weights(self.index)
         yield self.wanted, paste.wanted(self.index)
-
-
-_BUILDERS: dict[str, Any] = {
-    "bool": gr.Checkbox,
-    "number": gr.Slider,
-    "choice": gr.Radio,
-    "string": gr.Textbox,
-    "text": gr.Textbox,
-}

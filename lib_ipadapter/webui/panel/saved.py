@@ -8,22 +8,25 @@ import gradio as gr
 
 from ...errors import IPAdapterError
 from . import html
-from .events import PREPROCESSING, extended, paths_of, without
+from .events import PREPROCESSING
+from .references import extended, paths_of, without
 from .values import NO_MODEL, pictures, shown_name
 
 
 class SavedEvents:
-    """The handlers of one unit's row. ``models`` is what build_panel was given."""
+    """The handlers of one unit's row. models: what build_panel was given; redraws: whether the tab is img2img."""
 
-    def __init__(self, models: Any) -> None:
+    def __init__(self, models: Any, redraws: bool = False) -> None:
         self.models = models
+        self.redraws = redraws
 
     def names(self) -> list[str]:
-        """Embeds and folders; none where they cannot be listed."""
+        """Embeds and folders, none where they cannot be listed; in img2img its picture too."""
+        own = [html.INPUT_TEXT] if self.redraws else []
         try:
-            return [shown_name(named) for named in self.models.shelf().names()]
+            return own + [shown_name(named) for named in self.models.shelf().names()]
         except OSError:
-            return []
+            return own
 
     def choose(self, weights: Any, saved: Any, files: Any) -> list[Any]:
         """The weights' text with a number for what was chosen last, and the unit is on."""
@@ -39,7 +42,7 @@ class SavedEvents:
         fewer = len(places) == pictures + len(now) < pictures + len(was)
         return [now, without(str(weights or ""), pictures + len(was), places) if fewer else weights]
 
-    def save(self, name: Any, files: Any, weights: Any, saved: Any, model: Any, focus: Any, *look: Any) -> str:
+    def save(self, name: Any, files: Any, weights: Any, saved: Any, model: Any, masks: Any, *look: Any) -> str:
         """A remark. look: the values of PREPROCESSING; name: None if the user did not want to."""
         if name is None:
             return ""
@@ -48,8 +51,8 @@ class SavedEvents:
                 "model": "" if model == NO_MODEL else model,
                 **dict(zip(PREPROCESSING, look, strict=True)),
             }
-            images = pictures(files, weights, saved)
-            self.models.shelf().save(name, {**unit, "focus": focus or None, "images": images})
+            images = pictures(files, weights, saved, masks)
+            self.models.shelf().save(name, {**unit, "images": images})
         except IPAdapterError as error:
             return html.failure(str(error))
         return html.note(f'Saved embeds "{name}". To use them instead of the images, remove these and choose it here.')

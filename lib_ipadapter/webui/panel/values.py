@@ -1,11 +1,12 @@
 """The panel's values as unit objects. Pure: the order of components per unit is read off ``unit.FIELDS``.
 
-A unit has one component per field, in the table's order; ``images`` has three: the files, what is chosen by name
-behind them, and the weights of all.
+A unit has one component per field, in the table's order; ``images`` has four: the files, what is chosen by name
+behind them, the weights of all, and, at the unit's end, the masks of the files.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +21,15 @@ from .uploads import Upload
 NO_MODEL = "None"
 WEIGHTS = "image weights"
 SAVED = "saved references"
+MASKS = "image masks"
 
 
 def slots() -> list[str]:
-    """Names of one unit's components in order: the fields' names, SAVED and WEIGHTS behind ``images``."""
+    """Names of one unit's components in order: the fields' names, SAVED and WEIGHTS behind ``images``, MASKS last."""
     names: list[str] = []
     for field in FIELDS:
         names += [field.name, SAVED, WEIGHTS] if field.name == "images" else [field.name]
-    return names
+    return [*names, MASKS]
 
 
 def panel_default(field: Option, index: int) -> Any:
@@ -64,7 +66,7 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
     try:
         for field in FIELDS:
             if field.kind == "images":
-                more = (values[WEIGHTS], values[SAVED]) if field.name == "images" else (None, None)
+                more = (values[WEIGHTS], values[SAVED], values[MASKS]) if field.name == "images" else (None,)
                 unit[field.name] = pictures(values[field.name], *more)
             if field.kind == "image":
                 unit[field.name] = values[field.name] or None  # a data URI from the mask editor
@@ -103,8 +105,9 @@ def _chosen(choices: Any) -> list[dict[str, str]]:
     return [entry for entry in found if entry is not None]
 
 
-def pictures(files: Any, weights: Any, saved: Any = None) -> list[dict[str, Any]]:
-    """Files, what is chosen by name, and the weights' text as entries of ``images``.
+def pictures(files: Any, weights: Any, saved: Any = None, masks: Any = None) -> list[dict[str, Any]]:
+    """Files, what is chosen by name, the weights' text and the files' masks (see ``parse_masks``) as entries of
+    ``images``.
 
     ``files``: None, one or a list of gradio's file objects (their ``name`` is a path), or what an API
     request puts in their place, which is passed on for ``Unit.parse`` to judge. Raises UnitError.
@@ -112,12 +115,32 @@ def pictures(files: Any, weights: Any, saved: Any = None) -> list[dict[str, Any]
     items = [] if files is None else files if isinstance(files, (list, tuple)) else [files]
     sources = [*(_source(item) for item in items), *_chosen(saved)]
     numbers = parse_weights(weights, len(sources)) if sources else []
-    return [_weighted(source, weight) for source, weight in zip(sources, numbers, strict=True)]
+    covers = [*parse_masks(masks, len(items)), *[""] * (len(sources) - len(items))]
+    return [_entry(*of_one) for of_one in zip(sources, numbers, covers, strict=True)]
 
 
-def _weighted(source: Any, weight: float | None) -> dict[str, Any]:
+def _entry(source: Any, weight: float | None, mask: str) -> dict[str, Any]:
     item = dict(source) if isinstance(source, Mapping) else {"image": source}
-    return item if weight is None else {**item, "weight": weight}
+    item |= {} if weight is None else {"weight": weight}
+    return {**item, "mask": mask} if mask else item
+
+
+def parse_masks(text: Any, count: int) -> list[str]:
+    """The masks of ``count`` files, a data URI each or "" for none, from their JSON list. Raises UnitError."""
+    if not text:
+        return [""] * count
+    try:
+        masks = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        masks = None
+    if not isinstance(masks, list) or len(masks) != count or not all(isinstance(mask, str) for mask in masks):
+        raise UnitError(MASKS, str(text)[:80], f'"", or a JSON list of {count} texts, one per image: a mask or ""')
+    return masks
+
+
+def masks_text(masks: Sequence[str]) -> str:
+    """The JSON list of masks; "" where there is none."""
+    return json.dumps(list(masks)) if any(masks) else ""
 
 
 def _source(item: Any) -> Any:

@@ -1,0 +1,64 @@
+"""The unit's menu, and pictures that a pasted text names: gradio is a stand-in, the handlers are the panel's."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def panel(monkeypatch):
+    gradio = ModuleType("gradio")
+    gradio.update = lambda **values: SimpleNamespace(**values)
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    before = set(sys.modules)
+    from lib_ipadapter.webui.panel import exchange, references
+
+    yield SimpleNamespace(exchange=exchange, references=references)
+    for name in set(sys.modules) - before:
+        if name.startswith("lib_ipadapter.webui"):
+            del sys.modules[name]
+
+
+def units():
+    files = [SimpleNamespace(name="/tmp/a.png")]
+    return [{"weight": i, "images": files if i == 0 else None, "model": f"m{i}"} for i in range(3)]
+
+
+def test_copy_and_swap(panel):
+    first = {"weight": 0, "images": ["/tmp/a.png"], "model": "m0"}
+    assert panel.exchange.exchanged("copy 0 2", units()) == [None, None, first]
+    assert panel.exchange.exchanged("swap 1 0", units()) == [{"weight": 1, "images": None, "model": "m1"}, first, None]
+
+
+@pytest.mark.parametrize(
+    "asked", ["", None, "copy", "copy 0", "copy 0 0", "copy 0 3", "copy -1 0", "drop 0 1", "swap x 1"]
+)
+def test_nothing_else_changes_anything(panel, asked):
+    assert panel.exchange.exchanged(asked, units()) == [None, None, None]
+
+
+def test_the_pictures_of_a_pasted_text_come_back(panel, tmp_path):
+    """F13."""
+    import json
+
+    from lib_ipadapter.webui.panel import html
+
+    paths = []
+    for i, colour in enumerate(("red", "blue")):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.new("RGB", (8, 8), colour).save(paths[-1])
+    names = [html.picture_hash(path) for path in paths]
+    events = panel.references.ReferenceEvents(0, None)
+    held = [SimpleNamespace(name=paths[1])]
+    assert events.find(json.dumps(names), held, "x") == [paths, ""]
+    at_hand = events.find(json.dumps(names[1:]), held, "x")
+    assert not any(hasattr(update, "value") for update in at_hand), "they are there"
+    unknown = events.find(json.dumps([names[0], "0" * 16]), held, "x")
+    assert not any(isinstance(update, list) for update in unknown), "not only some of them"
+    (tmp_path / "0.png").unlink()
+    gone = events.find(json.dumps(names), held, "x")
+    assert not any(isinstance(update, list) for update in gone)
