@@ -82,10 +82,10 @@ class PanelPage:
         self.unit(index, "inbox").locator("input[type=file]").set_input_files(list(files))
 
     def thumbs(self, index: int = 0) -> int:
-        return self.unit(index, "thumbnails").locator("img").count()
+        return self.unit(index, "thumbnails").locator(".ipadapter-open img").count()
 
     def sources(self, index: int = 0) -> list[str]:
-        return [img.get_attribute("src") for img in self.unit(index, "thumbnails").locator("img").all()]
+        return [img.get_attribute("src") for img in self.unit(index, "thumbnails").locator(".ipadapter-open img").all()]
 
     def note(self, index: int = 0) -> str:
         return self.unit(index, "note").inner_text().strip()

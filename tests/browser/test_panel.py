@@ -127,7 +127,7 @@ def test_what_is_folded_away_is_said_and_reset_leaves_nothing(panel: PanelPage):
     panel.unit(0, "negative").locator("input[type=file]").set_input_files([upload(1)])
     panel.until(lambda: panel.state(0, "look"), "negative references 1")
     panel.set_number(0, "weight", 0.3)
-    panel.unit(0, "reset").click()
+    panel.from_menu(0, "Reset this unit")
     panel.until(panel.thumbs, 0)
     panel.until(lambda: [panel.state(0, name) for name in ("fine", "where", "look", "follow")], [""] * 4)
     assert (panel.number(0, "weight"), panel.model(), panel.is_enabled(0)) == (1, "None", True)

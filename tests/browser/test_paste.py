@@ -71,6 +71,24 @@ def test_the_note_follows_the_pictures(page: Any, panel: PanelPage, hash_of: Any
     panel.until(panel.note, "")
 
 
+def test_a_pasted_text_finds_the_pictures_that_were_shown(page: Any, panel: PanelPage, hash_of: Any):
+    """F13: they are put back in place of others."""
+    panel.choose_model(0, "sd1-base")
+    shown = [upload(0, "one.png", (71, 72)), upload(1, "two.png", (73, 74))]
+    panel.add(0, *shown)
+    panel.until(panel.thumbs, 2)
+    before = panel.sources()
+    panel.unit(0, "clear").click()
+    panel.until(panel.thumbs, 0)
+    panel.add(0, upload(2))
+    panel.until(panel.thumbs, 1)
+    first, second = (hash_of(one["buffer"]) for one in shown)
+    paste(page, [{"model": "sd1-base", "images": [{"hash": first, "weight": 0.5}, second]}])
+    panel.until(panel.sources, before)
+    panel.until(panel.note, "These are the images of the pasted text.")
+    assert panel.weights_text() == "0.5, 1"
+
+
 def test_a_text_without_our_key_was_made_without_us(page: Any, panel: PanelPage):
     paste(page, None)
     panel.until(panel.is_on, False)

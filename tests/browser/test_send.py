@@ -51,6 +51,17 @@ def test_from_extras_into_the_first_unit_without_pictures(page: Any):
     assert panel.sources(0) == panel.sources(1)
 
 
+def test_from_png_info(page: Any):
+    open_tab(page, "PNG Info")
+    page.locator("#pnginfo_image input[type=file]").set_input_files(upload(0))
+    page.locator("#pnginfo_image img").first.wait_for()
+    panel = PanelPage(page)
+    page.locator("#pnginfo_send_to_ipadapter").click()
+    panel.until(panel.thumbs, 1)
+    assert panel.is_on()
+    assert page.locator("#pnginfo_send_to_ipadapter").count() == 1
+
+
 def test_without_a_result_nothing_is_sent(page: Any):
     open_tab(page, "txt2img")
     page.locator("#txt2img_send_to_ipadapter").click()
