@@ -74,7 +74,7 @@ def test_negatives_and_a_painted_reference_mask_act(panel: PanelPage, small: Any
     assert "masked" in panel.unit(0, "thumbnails").inner_text()
     generate(page)
     text = infotext(page)
-    entry = json.loads(text[text.index("[{") :].split("}]")[0].replace('\\"', '"') + "}]")[0]
+    entry = json.JSONDecoder().raw_decode(text[text.index("[{") :].replace('\\"', '"'))[0][0]
     negative = load(Image.open(io.BytesIO(upload(1)["buffer"])))
     assert entry["negative"] == [content_hash(negative)]
     (image,) = entry["images"]
