@@ -229,7 +229,7 @@ def test_the_picture_of_img2img_is_a_reference(on_sd1, unit):
         given = {**unit, "images": [{"image": b64(picture(number, (64, 64))), "weight": 0.5}]}
         assert on_sd1.images(live, **payload) == on_sd1.images(given, **payload)
     (text,) = json.loads(on_sd1.draw(live, **payload).json["info"])["infotexts"]
-    assert r'{\"input\": \"img2img\", \"weight\": 0.5}' in text
+    assert r"{\"input\": \"img2img\", \"weight\": 0.5}" in text
     two = img2img(init_images=[b64(picture(5, (64, 64))), b64(picture(6, (64, 64)))], batch_size=2)
     on_sd1.images(**two)
     turns = {**unit, "images": [{"input": "img2img"}], "distribute": "one per picture"}
