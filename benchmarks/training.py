@@ -50,10 +50,10 @@ class Bare(Base):
     def _call(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None) -> Tensor:
         return self.unet(x, t, text.tokens.to(self.stored)).sample
 
-    def moments(self, pixels: Tensor) -> Tensor:
+    def _moments(self, pixels: Tensor) -> Tensor:
         raise NotImplementedError
 
-    decode = text = moments
+    decode = _text = _moments
 
     def checkpoint_gradients(self) -> None:
         self.unet.enable_gradient_checkpointing()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from ..attention.layers import Layer, cross_attention_layers
 from ..errors import FileError, ModelError, UnsupportedModel
+
+S = TypeVar("S", Tensor, Sequence[str])
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,20 @@ class Sizes:
     """SDXL's size conditions [B, 6]: original height, width, crop top, left, target height, width (pixels)."""
 
     ids: Tensor
+
+
+def apart(rows: S, device: torch.device) -> list[S]:
+    """What is encoded at a time: on a GPU the batch; on the CPU each row alone, which then does not depend on what is
+    beside it, so that a row from the cache is the same bit for bit."""
+    if device.type != "cpu":
+        return [rows]
+    return [rows[i : i + 1] for i in range(len(rows))]
+
+
+def joined(texts: Sequence[Text]) -> Text:
+    """The rows of all."""
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    return Text(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None)
 
 
 class Base(ABC):
@@ -60,17 +76,25 @@ class Base(ABC):
         """The cross-attention layers in file order."""
         return cross_attention_layers(self.unet)
 
-    @abstractmethod
     def moments(self, pixels: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in -1..1 to mean and std of the scaled latents [B, 8, H/8, W/8]."""
+        return torch.cat([self._moments(part) for part in apart(pixels, self.device)])
+
+    @abstractmethod
+    def _moments(self, pixels: Tensor) -> Tensor:
+        """``moments``."""
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents to pictures in -1..1."""
 
-    @abstractmethod
     def text(self, captions: Sequence[str]) -> Text:
         """Captions to tokens."""
+        return joined([self._text(part) for part in apart(captions, self.device)])
+
+    @abstractmethod
+    def _text(self, captions: Sequence[str]) -> Text:
+        """``text``."""
 
     @abstractmethod
     def _call(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None) -> Tensor:
@@ -116,7 +140,7 @@ class LdmBase(Base):
         self.multiple = self.factor * 2 ** (len(self.parts.config.unet["channel_mult"]) - 1)
 
     @torch.no_grad()
-    def moments(self, pixels: Tensor) -> Tensor:
+    def _moments(self, pixels: Tensor) -> Tensor:
         mean, deviation = self.parts.autoencoder.posterior(pixels.to(self.device))
         return torch.cat([mean, deviation], dim=1) * self.parts.config.scale_factor
 
@@ -125,7 +149,7 @@ class LdmBase(Base):
         return self.parts.autoencoder.decode(latents / self.parts.config.scale_factor).clamp(-1, 1)
 
     @torch.no_grad()
-    def text(self, captions: Sequence[str]) -> Text:
+    def _text(self, captions: Sequence[str]) -> Text:
         return Text(self.parts.text.encode(captions))
 
     def _call(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None) -> Tensor:
@@ -202,7 +226,7 @@ class DiffusersBase(Base):
         return (1 - betas).cumprod(0).float(), config.get("prediction_type") == "v_prediction"
 
     @torch.no_grad()
-    def moments(self, pixels: Tensor) -> Tensor:
+    def _moments(self, pixels: Tensor) -> Tensor:
         posterior = self.vae.encode(pixels.to(self.device)).latent_dist
         return torch.cat([posterior.mean, posterior.std], dim=1) * self.scale
 
@@ -212,7 +236,7 @@ class DiffusersBase(Base):
         return pictures.clamp(-1, 1)
 
     @torch.no_grad()
-    def text(self, captions: Sequence[str]) -> Text:
+    def _text(self, captions: Sequence[str]) -> Text:
         hidden, pooled = [], None
         for tokenizer, tower in self.towers:
             ids = tokenizer(

@@ -25,11 +25,12 @@ from ..errors import FileError
 from .source import BrokenPicture
 
 MISSING, DONE, BROKEN = 0, 1, 2
+_STORED = {"bfloat16": "int16"}  # numpy has none: its bits
 
 
 class Cache:
     """Rows of tensors for N pictures, for any process. ``about`` is what they were made from: a different one
-    is a different cache. ``shapes``: shape and dtype (numpy's name) of each tensor's row."""
+    is a different cache. ``shapes``: shape and dtype (torch's name) of each tensor's row."""
 
     def __init__(
         self,
@@ -60,7 +61,8 @@ class Cache:
             ) from None
 
     def _create(self) -> None:
-        rows = {**self._shapes, "done": ((), "uint8")}
+        rows = {name: (shape, _STORED.get(kind, kind)) for name, (shape, kind) in self._shapes.items()}
+        rows["done"] = ((), "uint8")
         size = sum(self._count * int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in rows.values())
         self.folder.mkdir(exist_ok=True)
         for name in rows:
@@ -97,9 +99,9 @@ class Cache:
 
     def put(self, indices: Sequence[int], rows: Mapping[str, Tensor]) -> None:
         """Rows [len(indices), ...]. Marked as done after the data, so that a crash leaves no half row."""
-        for name in self._shapes:
+        for name, (_, kind) in self._shapes.items():
             stored = self._rows(name)
-            stored[indices] = rows[name].cpu().numpy()
+            stored[indices] = _bits(rows[name], kind).numpy()
             stored.flush()  # type: ignore[attr-defined]
         self._mark(indices, DONE)
 
@@ -119,7 +121,16 @@ class Cache:
             raise BrokenPicture(key, "could not be read when the cache was made")
         if state == MISSING:
             raise FileError(self.folder, f"{key} is not in the cache yet; fill it first")
-        return {name: torch.from_numpy(np.array(self._rows(name)[index], dtype=np.float32)) for name in self._shapes}
+        return {name: self._row(name, index, kind) for name, (_, kind) in self._shapes.items()}
+
+    def _row(self, name: str, index: int, kind: str) -> Tensor:
+        row = torch.from_numpy(np.array(self._rows(name)[index]))
+        return (row.view(torch.bfloat16) if kind == "bfloat16" else row).float()
+
+
+def _bits(rows: Tensor, kind: str) -> Tensor:
+    """As numpy can store them."""
+    return rows.cpu().bfloat16().view(torch.int16) if kind == "bfloat16" else rows.cpu()
 
 
 def _reserve(path: Path) -> None:

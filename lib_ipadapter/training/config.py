@@ -129,6 +129,13 @@ class TrainConfig:
     cache: bool = switch(
         False, "Store latents and features on disk once; no encoder is needed afterwards.", group=LOADING
     )
+    cache_text: bool = switch(
+        False, "Store the captions' tokens on disk once, too; the text encoder then leaves the GPU.", group=LOADING
+    )
+    cache_half: bool = switch(
+        True, "Features of plus and full are cached in half precision; without, as exact as they are computed.",
+        group=LOADING,
+    )  # fmt: skip
     cache_dir: str = string("", "Where the cache is; without it, OUT/cache.", metavar="FOLDER", group=LOADING)
     seed: int = whole(0, "Seed of everything random.", 0, 2**63 - 1, group=LOADING)
     workers: int = whole(2, "Processes that load pictures; 0: none.", 0, 256, group=LOADING)
@@ -198,12 +205,18 @@ class TrainConfig:
             "face_models", "workers", "prefetch", "save_every", "keep", "tensorboard", "steps",
         }  # fmt: skip
         aside |= {row.name for row in dataclasses.fields(self) if row.name.startswith("sample_")}
+        aside |= {name for name in _LATER if getattr(self, name) == _DEFAULTS[name]}
         if self.variant != "faceid":  # so that trainings from before there was a LoRA go on
             aside.add("lora_rank")
         if self.schedule == "cosine":  # whose course the number of steps decides
             aside.remove("steps")
         kept = {name: value for name, value in self.as_dict().items() if name not in aside}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# Fields that came after the first release: at their default, trainings from before them go on.
+_LATER = frozenset({"cache_text", "cache_half"})
+_DEFAULTS = {row.name: row.default for row in dataclasses.fields(TrainConfig)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -90,8 +90,9 @@ class Sample:
 class Positions(Dataset[Sample]):
     """Samples by position. A broken picture is replaced by the next one of its epoch."""
 
-    def __init__(self, source: Source, prepare: Preparation, seed: int, cache: Cache | None = None) -> None:
-        self.source, self.prepare, self.seed, self.cache = source, prepare, seed, cache
+    def __init__(self, source: Source, prepare: Preparation, seed: int, cache: Cache | None = None,
+                 texts: Cache | None = None) -> None:  # fmt: skip
+        self.source, self.prepare, self.seed, self.cache, self.texts = source, prepare, seed, cache, texts
         self._order: tuple[int, Any] = (-1, None)
 
     def __getitem__(self, position: int) -> Sample:
@@ -109,9 +110,11 @@ class Positions(Dataset[Sample]):
         return Sample(position, "", "", {}, tuple(broken))  # an exception would lose its type between processes
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
+        key = self.source.key(index)
+        text = {} if self.texts is None else self.texts.get(index, key)
         if self.cache is None:
-            return self.prepare(self.source.load(index))
-        return self.cache.get(index, self.source.key(index))
+            return {**self.prepare(self.source.load(index)), **text}
+        return {**self.cache.get(index, key), **text}
 
 
 class PositionSampler(Sampler[int]):

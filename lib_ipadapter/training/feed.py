@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..encoders.clip import ImageEncoder
 from ..encoders.spec import Feature
 from ..errors import ConfigError
 from .adapter import FEATURES
-from .base import Base, Sizes
+from .base import Base, Sizes, Text, apart
 from .cache import Cache
 from .config import TrainConfig
 from .data import Positions, PositionSampler, Preparation, Sample, draws, loader, stacked
@@ -24,6 +25,7 @@ from .faces import FaceEncoder
 from .run_folder import RunFolder
 from .source import BrokenPicture, Source
 from .sources import open_source
+from .stored import empty_text, fill_pictures, fill_texts, filled, picture_cache, text_cache
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Batch:
     features: Tensor
     sizes: Sizes | None
     generators: list[torch.Generator]
+    text: Text | None = None  # from the cache
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -45,16 +48,16 @@ class Batch:
         return channels // 2, height, width
 
 
-def stored_dtype(feature: str) -> str:
-    """How the cache stores a kind of features: penultimate ones, a hundred times larger, in half precision."""
-    return "float16" if feature == "penultimate" else "float32"
-
-
 def _encoder(config: TrainConfig, base: Base) -> ImageEncoder | FaceEncoder:
     """In float32: features decide what is learned, and cost little beside the UNet. Raises EncoderError, FaceError."""
     if config.variant != "faceid":
         return ImageEncoder.load(Path(config.encoder), base.device)
     return FaceEncoder([Path(config.face_models) if config.face_models else Path.home() / ".insightface"])
+
+
+def _text(samples: Sequence[Sample]) -> Text:
+    pooled = stacked(samples, "pooled") if "pooled" in samples[0].tensors else None
+    return Text(stacked(samples, "tokens"), pooled)
 
 
 def _nothing(encoder: ImageEncoder | FaceEncoder, feature: Feature) -> Tensor:
@@ -77,6 +80,8 @@ class Feed:
         self.broken = 0
         self._listed: set[str] = set()
         self.cache: Cache | None = None
+        self.texts: Cache | None = None
+        self.no_text: Text | None = None
 
     def first_pictures(self, count: int) -> list[Image.Image]:
         """The first references of the data that can be read."""
@@ -96,13 +101,14 @@ class Feed:
         """This process's micro batches from an optimizer step on, without end."""
         config, world = self.config, self.accelerator
         sampler = PositionSampler(step, world.num_processes, world.process_index, config.batch, config.accumulate)
-        positions = Positions(self.source, self._preparation, config.seed, self.cache)
+        positions = Positions(self.source, self.preparation, config.seed, self.cache, self.texts)
         for samples in loader(positions, sampler, config.workers, config.prefetch):
             self._list_broken(samples)
             yield self._batch(samples)
 
     @property
-    def _preparation(self) -> Preparation:
+    def preparation(self) -> Preparation:
+        """How pictures become tensors."""
         return Preparation(self.resolution, self.encoder.spec)
 
     def _list_broken(self, samples: Sequence[Sample]) -> None:
@@ -115,7 +121,7 @@ class Feed:
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         if self.cache is None:
-            moments, features = self._encode(stacked(samples, "pixels"), stacked(samples, "reference"))
+            moments, features = self.encode(stacked(samples, "pixels"), stacked(samples, "reference"))
         else:
             moments, features = stacked(samples, "moments"), stacked(samples, "features")
         return Batch(
@@ -125,69 +131,33 @@ class Feed:
             features=features,
             sizes=Sizes(stacked(samples, "sizes")) if self.base.sdxl else None,
             generators=[draws(self.config.seed, sample.position) for sample in samples],
+            text=None if self.texts is None else _text(samples),
         )
 
-    def _encode(self, pixels: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        return self.base.moments(pixels), self.encoder.encode_pixels(reference, self.feature)
+    def encode(self, pixels: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+        """moments [B, 8, h, w] of the targets, and the features of the references."""
+        parts = apart(reference, self.base.device)
+        return self.base.moments(pixels), torch.cat([self.encoder.encode_pixels(x, self.feature) for x in parts])
 
-    # cache
+    # caches
+
+    def cached(self, batch: Batch) -> tuple[Text, Text] | None:
+        """The batch's texts and the empty one, where they are cached."""
+        return None if batch.text is None or self.no_text is None else (batch.text, self.no_text)
 
     def fill_cache(self) -> None:
-        """Opens the cache and encodes what it lacks, each process a part."""
-        config, world = self.config, self.accelerator
-        side = self.resolution // self.base.factor
-        shapes = {
-            "moments": ((8, side, side), "float32"),
-            "features": (tuple(self.nothing.shape[1:]), stored_dtype(self.feature)),
-            "sizes": ((6,), "float32"),
-        }
+        """Opens the caches that are asked for, and encodes what they lack, each process a part."""
+        config = self.config
         folder = Path(config.cache_dir) if config.cache_dir else Path(config.out) / "cache"
-        cache = Cache(folder, self._about(), len(self.source), shapes)
-        if world.is_main_process:
-            cache.create()
-        world.wait_for_everyone()
-        missing = cache.missing()
-        world.wait_for_everyone()  # before anyone fills rows in
-        self._fill(cache, missing[world.process_index :: world.num_processes])
-        world.wait_for_everyone()
-        self.cache = cache
-        self.encoder.to("cpu")
+        if config.cache:
+            self.cache = filled(picture_cache(self, folder), self.accelerator, partial(fill_pictures, self))
+            self.encoder.to("cpu")
+        if config.cache_text:
+            cache = text_cache(self.source, self.base, Path(config.base), folder)
+            self.texts = filled(cache, self.accelerator, partial(fill_texts, self))
+            self.no_text = empty_text(self.texts, len(self.source))
 
     @property
     def digest(self) -> str:
         """Of the files that make the features."""
         return self.encoder.digest if isinstance(self.encoder, FaceEncoder) else sha256(self.config.encoder)
-
-    def _about(self) -> dict[str, str]:
-        base = Path(self.config.base)
-        inner = base if base.is_file() else base / "vae" / "diffusion_pytorch_model.safetensors"
-        return {
-            "data": self.source.fingerprint,
-            "base": sha256(inner) if inner.is_file() else str(base),
-            "encoder": self.digest,
-            "feature": self.feature,
-            "resolution": str(self.resolution),
-        }
-
-    def _fill(self, cache: Cache, indices: Sequence[int]) -> None:
-        from tqdm import tqdm
-
-        shown = self.accelerator.is_main_process and bool(indices)
-        with tqdm(total=len(indices), unit="picture", desc="cache", disable=not shown) as bar:
-            for first in range(0, len(indices), self.config.batch):
-                group = indices[first : first + self.config.batch]
-                ready: dict[int, dict[str, Tensor]] = {}
-                for index in group:
-                    try:
-                        ready[index] = self._preparation(self.source.load(index))
-                    except BrokenPicture as error:
-                        cache.put_broken(index)
-                        self.folder.broken(error.key, error.reason)
-                if ready:
-                    rows = {
-                        name: torch.stack([r[name] for r in ready.values()])
-                        for name in ("pixels", "reference", "sizes")
-                    }
-                    moments, features = self._encode(rows["pixels"], rows["reference"])
-                    cache.put(list(ready), {"moments": moments, "features": features, "sizes": rows["sizes"]})
-                bar.update(len(group))

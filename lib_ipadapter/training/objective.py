@@ -77,11 +77,13 @@ class Denoiser(nn.Module):
 
 
 def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[str], features: Tensor,
-         nothing: Tensor, sizes: Sizes | None, draws: Draws, weighting: str = "none") -> Tensor:  # fmt: skip
+         nothing: Tensor, sizes: Sizes | None, draws: Draws, weighting: str = "none",
+         cached: tuple[Text, Text] | None = None) -> Tensor:  # fmt: skip
     """Mean squared error against ε, or v, over the batch, weighted per picture by ``weights_of``.
 
     moments [B, 8, h, w]: mean and std of the scaled latents; features: of the references;
-    nothing: the feature without a picture, [1, ...], where the image is dropped.
+    nothing: the feature without a picture, [1, ...], where the image is dropped; cached: the texts of the captions and
+    the empty one, where they are known already.
     """
     device = base.device
     mean, deviation = moments.to(device).chunk(2, dim=1)
@@ -90,13 +92,24 @@ def loss(base: Base, denoiser: nn.Module, moments: Tensor, captions: Sequence[st
     alpha = base.alphas[draws.times].to(device)[:, None, None, None]
     x = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
     target = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean if base.v else noise
-    text = base.text(
-        ["" if dropped else caption for caption, dropped in zip(captions, draws.no_text.tolist(), strict=True)]
-    )
+    if cached is None:
+        dropped = draws.no_text.tolist()
+        text = base.text(["" if gone else caption for caption, gone in zip(captions, dropped, strict=True)])
+    else:
+        text = chosen(*cached, draws.no_text, device)
     keep = ~draws.no_image.to(device).reshape(-1, *[1] * (features.ndim - 1))
     seen = torch.where(keep, features.to(device), nothing.to(device))
     errors = F.mse_loss(denoiser(x, times, text, sizes, seen), target, reduction="none").mean((1, 2, 3))
     return (weights_of(alpha.flatten(), base.v, weighting) * errors).mean()
+
+
+def chosen(text: Text, empty: Text, dropped: Tensor, device: torch.device) -> Text:
+    """``text`` with the rows of ``empty`` where it is dropped [B]."""
+    gone = dropped.to(device)
+    tokens = torch.where(gone[:, None, None], empty.tokens.to(device), text.tokens.to(device))
+    if text.pooled is None or empty.pooled is None:
+        return Text(tokens)
+    return Text(tokens, torch.where(gone[:, None], empty.pooled.to(device), text.pooled.to(device)))
 
 
 def weights_of(alphas: Tensor, v: bool, weighting: str) -> Tensor:

@@ -64,8 +64,7 @@ class Trainer:
         if self.main:
             check_same(self.folder.identity(), self.identity, self.folder.root)
             self.folder.write(self.identity)
-        if config.cache:
-            self.feed.fill_cache()
+        self.feed.fill_cache()
         adapter = make(config, layers, self.feed.encoder.spec).to(device)
         self.denoiser = objective.Denoiser(self.base, adapter, config.attention == "concat")
         if config.checkpointing:
@@ -148,7 +147,7 @@ class Trainer:
             draws = objective.draw(batch.generators, batch.latent_shape, len(self.base.alphas), self.config)
             loss = objective.loss(
                 self.base, self.model, batch.moments, batch.captions, batch.features, self.feed.nothing,
-                batch.sizes, draws, self.config.weighting,
+                batch.sizes, draws, self.config.weighting, self.feed.cached(batch),
             )  # fmt: skip
             mine = torch.stack([loss.detach() / self.config.accumulate, loss.new_tensor(float(self._asked))])
             shared: Tensor = self.accelerator.reduce(mine, reduction="mean")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from lib_ipadapter.attention.term import project, split_heads
 from lib_ipadapter.training.cache import Cache
-from lib_ipadapter.training.feed import stored_dtype
+from lib_ipadapter.training.stored import stored_dtype
 
 HEADS = 4
 
@@ -49,6 +49,7 @@ def test_rounding_first_would_be_seen() -> None:
 def test_a_cache_of_another_precision_is_another_cache(tmp_path: Path) -> None:
     """Pooled features are stored as they are; penultimate ones, a hundred times larger, in half precision."""
     assert (stored_dtype("pooled"), stored_dtype("penultimate")) == ("float32", "float16")
+    assert stored_dtype("penultimate", half=False) == "float32"
     value = torch.full((1, 3), 1 / 3)
     caches = []
     for kind in ("float32", "float16"):

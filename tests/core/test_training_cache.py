@@ -57,6 +57,17 @@ def test_what_is_put_into_the_cache_comes_out(tmp_path):
     assert cache.get(4, "key")["moments"].min() > 4, "the caller was given the cache's own memory"
 
 
+def test_bfloat16_is_kept_bit_for_bit_in_half_the_room(tmp_path):
+    cache = Cache(tmp_path, {}, 2, {"tokens": ((3,), "bfloat16")})
+    cache.create()
+    row = torch.tensor([[1 / 3, -2e30, 7e-20]]).bfloat16()
+    cache.put([1], {"tokens": row})
+    found = cache.get(1, "")["tokens"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, row[0].float())
+    assert (cache.folder / "tokens.npy").stat().st_size == 128 + 2 * 3 * 2
+
+
 def test_a_row_that_was_never_put_is_an_error_and_not_zeros(tmp_path):
     with pytest.raises(FileError, match="key is not in the cache yet"):
         opened(tmp_path).get(0, "key")

@@ -248,7 +248,8 @@ def test_the_hash_leaves_out_what_does_not_decide_the_outcome(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("lr", 2e-4), ("seed", 1), ("batch", 9), ("accumulate", 2), ("cache", True),
+    [("lr", 2e-4), ("seed", 1), ("batch", 9), ("accumulate", 2), ("cache", True), ("cache_text", True),
+     ("cache_half", False),
      ("variant", "plus"), ("attention", "concat"), ("tokens", 5), ("resolution", 64), ("ema", 0.9),
      ("precision", "bf16"), ("drop_image", 0.1), ("drop_text", 0.1), ("drop_both", 0.1), ("max_norm", 2.0),
      ("warmup", 3), ("schedule", "cosine"), ("weight_decay", 0.1), ("resampler_dim", 64), ("resampler_depth", 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,13 +110,43 @@ def test_going_on_is_bitwise_what_not_stopping_is(folder, tmp_path, fields):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_the_cache_changes_nothing(folder, tmp_path):
-    train(folder, tmp_path / "live")
-    train(folder, tmp_path / "cached", cache=True)
-    # Encoded beside other pictures than in the batch, which rounds otherwise
-    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "live"), rtol=1e-5)
-    train(folder, tmp_path / "again", cache=True, cache_dir=str(tmp_path / "cached" / "cache"))
-    assert losses(tmp_path / "again") == losses(tmp_path / "cached")
+@pytest.mark.parametrize("caches", [("cache",), ("cache_text",), ("cache", "cache_text")], ids="+".join)
+@pytest.mark.parametrize("variant", ["base", "plus"])
+def test_caches_change_nothing_bit_for_bit(folder, tmp_path, caches, variant):
+    """On the CPU every row is encoded alone, whatever it is beside; half of the texts are dropped."""
+    own = {"variant": variant, "drop_text": 0.5, "cache_half": False, "batch": 3}
+    live = train(folder, tmp_path / "live", **own)
+    cached = train(folder, tmp_path / "cached", **own, **dict.fromkeys(caches, True))
+    assert losses(tmp_path / "cached") == losses(tmp_path / "live")
+    ours, theirs = tensors(cached), tensors(live)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_second_training_takes_all_from_the_caches(folder, tmp_path, monkeypatch):
+    own = {"cache": True, "cache_text": True, "cache_dir": str(tmp_path / "cache"), "workers": 1}
+    train(folder, tmp_path / "first", **own)
+    trainer = Trainer(config(folder, tmp_path / "second", **own))
+
+    def asked(*args: Any) -> Any:
+        raise AssertionError("an encoder was asked for what is cached")
+
+    for owner, name in ((trainer.base, "text"), (trainer.base, "moments"), (trainer.feed.encoder, "encode_pixels")):
+        monkeypatch.setattr(owner, name, asked)
+    trainer.run()
+    assert losses(tmp_path / "first") == losses(tmp_path / "second")
+
+
+def test_another_caption_is_another_cache_of_texts(folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder / "data", data)
+    own = {"cache_text": True, "cache_dir": str(tmp_path / "cache"), "data": str(data), "drop_text": 0.0}
+    train(folder, tmp_path / "first", **own)
+    for path in data.glob("*.txt"):
+        path.write_text(path.read_text().replace("picture", "drawing"))
+    train(folder, tmp_path / "second", **own)
+    assert losses(tmp_path / "first") != losses(tmp_path / "second")
+    train(folder, tmp_path / "live", data=str(data), drop_text=0.0)
+    assert losses(tmp_path / "live") == losses(tmp_path / "second")
 
 
 def test_gradient_checkpointing_changes_nothing(folder, tmp_path):
