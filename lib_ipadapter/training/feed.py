@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..adapters.file import sha256
 from ..encoders.clip import ImageEncoder
-from ..encoders.spec import Feature
 from ..errors import ConfigError
-from .adapter import FEATURES
-from .base import Base, Sizes, Text, apart
+from .base import Base, Sizes, Text
 from .cache import Cache
 from .config import TrainConfig
 from .data import Positions, PositionSampler, Preparation, Sample, draws, loader, stacked
-from .faces import FaceEncoder
+from .encoding import Encoding
 from .run_folder import RunFolder
 from .source import BrokenPicture, Source
 from .sources import open_source
-from .stored import empty_text, fill_pictures, fill_texts, filled, picture_cache, text_cache
+from .stored import Storing, empty_text
 
 
 @dataclass(frozen=True)
@@ -48,21 +44,9 @@ class Batch:
         return channels // 2, height, width
 
 
-def _encoder(config: TrainConfig, base: Base) -> ImageEncoder | FaceEncoder:
-    """In float32: features decide what is learned, and cost little beside the UNet. Raises EncoderError, FaceError."""
-    if config.variant != "faceid":
-        return ImageEncoder.load(Path(config.encoder), base.device)
-    return FaceEncoder([Path(config.face_models) if config.face_models else Path.home() / ".insightface"])
-
-
 def _text(samples: Sequence[Sample]) -> Text:
     pooled = stacked(samples, "pooled") if "pooled" in samples[0].tensors else None
     return Text(stacked(samples, "tokens"), pooled)
-
-
-def _nothing(encoder: ImageEncoder | FaceEncoder, feature: Feature) -> Tensor:
-    """The feature without a picture, [1, ...]."""
-    return encoder.nothing() if isinstance(encoder, FaceEncoder) else encoder.unconditional(feature).of(feature)
 
 
 class Feed:
@@ -71,12 +55,12 @@ class Feed:
     def __init__(self, config: TrainConfig, base: Base, accelerator: Any, folder: RunFolder) -> None:
         self.config, self.base, self.accelerator, self.folder = config, base, accelerator, folder
         self.source: Source = open_source(config.data)
-        self.encoder = _encoder(config, base)
-        self.feature = FEATURES[config.variant]
+        self.encoding = Encoding(config, base)
+        self.encoder, self.feature = self.encoding.encoder, self.encoding.feature
+        self.nothing, self.digest = self.encoding.nothing, self.encoding.digest
         self.resolution = config.resolution or base.resolution
         if self.resolution % base.multiple:
             raise ConfigError("resolution", self.resolution, f"a multiple of {base.multiple} for this base")
-        self.nothing = _nothing(self.encoder, self.feature)
         self.broken = 0
         self._listed: set[str] = set()
         self.cache: Cache | None = None
@@ -121,7 +105,8 @@ class Feed:
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         if self.cache is None:
-            moments, features = self.encode(stacked(samples, "pixels"), stacked(samples, "reference"))
+            moments = self.base.moments(stacked(samples, "pixels"))
+            features = self.encoding.features(stacked(samples, "reference"))
         else:
             moments, features = stacked(samples, "moments"), stacked(samples, "features")
         return Batch(
@@ -134,11 +119,6 @@ class Feed:
             text=None if self.texts is None else _text(samples),
         )
 
-    def encode(self, pixels: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        """moments [B, 8, h, w] of the targets, and the features of the references."""
-        parts = apart(reference, self.base.device)
-        return self.base.moments(pixels), torch.cat([self.encoder.encode_pixels(x, self.feature) for x in parts])
-
     # caches
 
     def cached(self, batch: Batch) -> tuple[Text, Text] | None:
@@ -148,16 +128,13 @@ class Feed:
     def fill_cache(self) -> None:
         """Opens the caches that are asked for, and encodes what they lack, each process a part."""
         config = self.config
-        folder = Path(config.cache_dir) if config.cache_dir else Path(config.out) / "cache"
+        place = Path(config.cache_dir) if config.cache_dir else Path(config.out) / "cache"
+        storing = Storing(
+            self.source, self.encoding, self.accelerator, self.folder, place, config.batch, Path(config.base)
+        )
         if config.cache:
-            self.cache = filled(picture_cache(self, folder), self.accelerator, partial(fill_pictures, self))
+            self.cache = storing.pictures(self.preparation, config.cache_half)
             self.encoder.to("cpu")
         if config.cache_text:
-            cache = text_cache(self.source, self.base, Path(config.base), folder)
-            self.texts = filled(cache, self.accelerator, partial(fill_texts, self))
+            self.texts = storing.texts()
             self.no_text = empty_text(self.texts, len(self.source))
-
-    @property
-    def digest(self) -> str:
-        """Of the files that make the features."""
-        return self.encoder.digest if isinstance(self.encoder, FaceEncoder) else sha256(self.config.encoder)

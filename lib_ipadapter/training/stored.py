@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters.file import sha256
-from .base import Base, Text
+from .base import Text
 from .cache import Cache
+from .data import Preparation
+from .encoding import Encoding
+from .run_folder import RunFolder
 from .source import BrokenPicture, Source
 
-if TYPE_CHECKING:
-    from .feed import Feed
-
 Kinds = dict[str, tuple[tuple[int, ...], str]]
-# What of a diffusers folder texts and latents are made by
-_PARTS = {
-    "vae": ("vae/*.safetensors",), "text": ("text_encoder*/*.safetensors", "tokenizer*/*"),
-}  # fmt: skip
+Fill = Callable[[Cache, Sequence[int]], None]
+_TEXT_FILES = ("text_encoder*/*.safetensors", "tokenizer*/*")  # of a diffusers folder
 
 
 def stored_dtype(feature: str, half: bool = True) -> str:
@@ -33,122 +32,120 @@ def stored_dtype(feature: str, half: bool = True) -> str:
     return "float16" if feature == "penultimate" and half else "float32"
 
 
-def filled(cache: Cache, world: Any, fill: Callable[[Cache, Sequence[int]], None]) -> Cache:
-    """The cache with every row in it: each process fills a part of what is missing."""
-    if world.is_main_process:
-        cache.create()
-    world.wait_for_everyone()
-    missing = cache.missing()
-    world.wait_for_everyone()  # before anyone fills rows in
-    fill(cache, missing[world.process_index :: world.num_processes])
-    world.wait_for_everyone()
-    return cache
+@dataclass(frozen=True)
+class Storing:
+    """Makes caches in ``place``. world: the accelerator, each of whose processes fills a part; folder: where broken
+    pictures are listed; batch: rows that are encoded at a time; model: the file or folder of the base."""
 
+    source: Source
+    encoding: Encoding
+    world: Any
+    folder: RunFolder
+    place: Path
+    batch: int
+    model: Path
 
-def made_by(base: Path, part: str) -> str:
-    """Digest of the files of a base model that a part ("vae", "text") is in."""
-    if base.is_file():
-        return sha256(base)
-    files = sorted({path for pattern in _PARTS[part] for path in base.glob(pattern) if path.is_file()})
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(base).as_posix()}\0{sha256(path)}\n".encode())
-    return digest.hexdigest() if files else str(base)
+    def pictures(self, prepare: Preparation, half: bool) -> Cache:
+        """Latents, features and sizes of every picture."""
+        encoding = self.encoding
+        side = prepare.resolution // encoding.base.factor
+        shapes: Kinds = {
+            "moments": ((8, side, side), "float32"),
+            "features": (tuple(encoding.nothing.shape[1:]), stored_dtype(encoding.feature, half)),
+            "sizes": ((6,), "float32"),
+        }
+        inner = self.model if self.model.is_file() else self.model / "vae" / "diffusion_pytorch_model.safetensors"
+        about = {
+            "data": self.source.fingerprint,
+            "base": sha256(inner) if inner.is_file() else str(self.model),
+            "encoder": encoding.digest,
+            "feature": encoding.feature,
+            "resolution": str(prepare.resolution),
+        }
+        cache = Cache(self.place, about, len(self.source), shapes)
+        return self._filled(cache, lambda cache, indices: self._fill_pictures(prepare, cache, indices))
 
+    def _fill_pictures(self, prepare: Preparation, cache: Cache, indices: Sequence[int]) -> None:
+        for group in self._groups(indices, "pictures"):
+            ready: dict[int, dict[str, Tensor]] = {}
+            for index in group:
+                try:
+                    ready[index] = prepare(self.source.load(index))
+                except BrokenPicture as error:
+                    cache.put_broken(index)
+                    self.folder.broken(error.key, error.reason)
+            if ready:
+                pixels, references, sizes = (
+                    torch.stack([tensors[name] for tensors in ready.values()])
+                    for name in ("pixels", "reference", "sizes")
+                )
+                moments, features = self.encoding.base.moments(pixels), self.encoding.features(references)
+                cache.put(list(ready), {"moments": moments, "features": features, "sizes": sizes})
 
-# pictures
+    def texts(self) -> Cache:
+        """Tokens of every caption, in the dtype in which the UNet takes them, so that nothing is lost."""
+        base = self.encoding.base
+        kind = str(base.stored).removeprefix("torch.")
+        empty = base.text([""])
+        shapes: Kinds = {"tokens": (tuple(empty.tokens.shape[1:]), kind)}
+        if empty.pooled is not None:
+            shapes["pooled"] = (tuple(empty.pooled.shape[1:]), kind)
+        digest = hashlib.sha256()
+        for index in range(len(self.source)):
+            digest.update(f"{self._caption(index)!r}\n".encode())
+        about = {"captions": digest.hexdigest(), "text encoder": self._text_digest()}
+        return self._filled(Cache(self.place, about, len(self.source) + 1, shapes), self._fill_texts)
 
+    def _text_digest(self) -> str:
+        if self.model.is_file():
+            return sha256(self.model)
+        digest = hashlib.sha256()
+        for path in sorted(p for pattern in _TEXT_FILES for p in self.model.glob(pattern) if p.is_file()):
+            digest.update(f"{path.relative_to(self.model).as_posix()}\0{sha256(path)}\n".encode())
+        return digest.hexdigest()
 
-def picture_cache(feed: Feed, folder: Path) -> Cache:
-    """That of latents and features, not filled yet."""
-    side = feed.resolution // feed.base.factor
-    shapes: Kinds = {
-        "moments": ((8, side, side), "float32"),
-        "features": (tuple(feed.nothing.shape[1:]), stored_dtype(feed.feature, feed.config.cache_half)),
-        "sizes": ((6,), "float32"),
-    }
-    base = Path(feed.config.base)
-    inner = base if base.is_file() else base / "vae" / "diffusion_pytorch_model.safetensors"
-    about = {
-        "data": feed.source.fingerprint,
-        "base": sha256(inner) if inner.is_file() else str(base),
-        "encoder": feed.digest,
-        "feature": feed.feature,
-        "resolution": str(feed.resolution),
-    }
-    return Cache(folder, about, len(feed.source), shapes)
+    def _caption(self, index: int) -> str | None:
+        """None where it cannot be read; the empty text behind the last."""
+        if index == len(self.source):
+            return ""
+        try:
+            return self.source.caption(index)
+        except BrokenPicture:
+            return None
 
-
-def fill_pictures(feed: Feed, cache: Cache, indices: Sequence[int]) -> None:
-    """Encodes these pictures."""
-    for group in _groups(feed, indices, "pictures"):
-        ready: dict[int, dict[str, Tensor]] = {}
-        for index in group:
-            try:
-                ready[index] = feed.preparation(feed.source.load(index))
-            except BrokenPicture as error:
+    def _fill_texts(self, cache: Cache, indices: Sequence[int]) -> None:
+        for group in self._groups(indices, "captions"):
+            captions = {index: self._caption(index) for index in group}
+            known = {index: caption for index, caption in captions.items() if caption is not None}
+            for index in captions.keys() - known.keys():
                 cache.put_broken(index)
-                feed.folder.broken(error.key, error.reason)
-        if ready:
-            rows = {name: torch.stack([r[name] for r in ready.values()]) for name in ("pixels", "reference", "sizes")}
-            moments, features = feed.encode(rows["pixels"], rows["reference"])
-            cache.put(list(ready), {"moments": moments, "features": features, "sizes": rows["sizes"]})
+            if known:
+                text = self.encoding.base.text(list(known.values()))
+                pooled = {} if text.pooled is None else {"pooled": text.pooled}
+                cache.put(list(known), {"tokens": text.tokens, **pooled})
 
+    def _groups(self, indices: Sequence[int], what: str) -> Iterator[Sequence[int]]:
+        from tqdm import tqdm
 
-def _groups(feed: Feed, indices: Sequence[int], what: str) -> Iterator[Sequence[int]]:
-    from tqdm import tqdm
+        shown = self.world.is_main_process and bool(indices)
+        with tqdm(total=len(indices), unit=what[:-1], desc=f"cache, {what}", disable=not shown) as bar:
+            for first in range(0, len(indices), self.batch):
+                group = indices[first : first + self.batch]
+                yield group
+                bar.update(len(group))
 
-    shown = feed.accelerator.is_main_process and bool(indices)
-    batch = feed.config.batch
-    with tqdm(total=len(indices), unit=what[:-1], desc=f"cache, {what}", disable=not shown) as bar:
-        for first in range(0, len(indices), batch):
-            group = indices[first : first + batch]
-            yield group
-            bar.update(len(group))
-
-
-# captions
-
-
-def text_cache(source: Source, base: Base, model: Path, folder: Path) -> Cache:
-    """That of captions, not filled yet. Tokens are stored in the dtype in which the UNet takes them, so that nothing is
-    lost."""
-    kind = str(base.stored).removeprefix("torch.")
-    empty = base.text([""])
-    shapes: Kinds = {"tokens": (tuple(empty.tokens.shape[1:]), kind)}
-    if empty.pooled is not None:
-        shapes["pooled"] = (tuple(empty.pooled.shape[1:]), kind)
-    digest = hashlib.sha256()
-    for index in range(len(source)):
-        digest.update(f"{_caption(source, index)!r}\n".encode())
-    about = {"captions": digest.hexdigest(), "text encoder": made_by(model, "text")}
-    return Cache(folder, about, len(source) + 1, shapes)
-
-
-def _caption(source: Source, index: int) -> str | None:
-    """None where it cannot be read; the empty text behind the last."""
-    if index == len(source):
-        return ""
-    try:
-        return source.caption(index)
-    except BrokenPicture:
-        return None
-
-
-def fill_texts(feed: Feed, cache: Cache, indices: Sequence[int]) -> None:
-    """Encodes these captions."""
-    for group in _groups(feed, indices, "captions"):
-        captions = {index: _caption(feed.source, index) for index in group}
-        known = {index: caption for index, caption in captions.items() if caption is not None}
-        for index in captions.keys() - known.keys():
-            cache.put_broken(index)
-        if known:
-            text = feed.base.text(list(known.values()))
-            rows = {"tokens": text.tokens} if text.pooled is None else {"tokens": text.tokens, "pooled": text.pooled}
-            cache.put(list(known), rows)
+    def _filled(self, cache: Cache, fill: Fill) -> Cache:
+        if self.world.is_main_process:
+            cache.create()
+        self.world.wait_for_everyone()
+        missing = cache.missing()
+        self.world.wait_for_everyone()  # before anyone fills rows in
+        fill(cache, missing[self.world.process_index :: self.world.num_processes])
+        self.world.wait_for_everyone()
+        return cache
 
 
 def empty_text(cache: Cache, count: int) -> Text:
-    """The row of the empty text, [1, ...]."""
+    """The row of the empty text behind ``count`` captions, [1, ...]."""
     row = cache.get(count, "the empty text")
     return Text(row["tokens"][None], row["pooled"][None] if "pooled" in row else None)

@@ -1,0 +1,39 @@
+"""Encoding: pictures to latents, references to features, by the base's autoencoder and the image encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..adapters.file import sha256
+from ..encoders.clip import ImageEncoder
+from .adapter import FEATURES
+from .base import Base, apart
+from .config import TrainConfig
+from .faces import FaceEncoder
+
+
+class Encoding:
+    """What encodes a training's pictures. feature: the encoder's output that the variant takes; nothing [1, ...]: that
+    feature without a picture; digest: of the files that make the features. Raises EncoderError, FaceError."""
+
+    def __init__(self, config: TrainConfig, base: Base) -> None:
+        self.base = base
+        self.encoder: ImageEncoder | FaceEncoder
+        self.feature = FEATURES[config.variant]
+        # In float32: features decide what is learned, and cost little beside the UNet.
+        if config.variant == "faceid":
+            folder = Path(config.face_models) if config.face_models else Path.home() / ".insightface"
+            faces = FaceEncoder([folder])
+            self.encoder, self.nothing, self.digest = faces, faces.nothing(), faces.digest
+        else:
+            encoder = ImageEncoder.load(Path(config.encoder), base.device)
+            self.encoder, self.digest = encoder, sha256(config.encoder)
+            self.nothing = encoder.unconditional(self.feature).of(self.feature)
+
+    def features(self, references: Tensor) -> Tensor:
+        """[B, E] or [B, N, W]"""
+        parts = apart(references, self.base.device)
+        return torch.cat([self.encoder.encode_pixels(part, self.feature) for part in parts])
