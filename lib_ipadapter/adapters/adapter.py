@@ -19,6 +19,7 @@ from .projection import build
 from .variant import LAYERS, PROJECTION, VariantSpec, identify
 
 _numbers = itertools.count()
+_VALUES = ".to_v_ip.weight"
 
 
 class Adapter:
@@ -42,6 +43,13 @@ class Adapter:
         spec = identify(file.shapes, file.path, file.encoder, file.known)
         # Mapped tensors would follow a file that is overwritten in place, and one that is cut off kills the process.
         own = {name: tensor.clone() for name, tensor in file.tensors().items()}
+        values = (tensor for name, tensor in own.items() if name.endswith(_VALUES))
+        if not lora_places(own) and not any(tensor.float().any() for tensor in values):
+            raise BrokenAdapter(
+                file.path,
+                "all of its to_v_ip weights are 0, so it would change nothing: a file that was saved before it was "
+                "trained; use a later one",
+            )
         return cls(spec, own, file.path, key)
 
     @property

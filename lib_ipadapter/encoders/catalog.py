@@ -78,7 +78,12 @@ class Catalog:
     def _unknown(self, need: Need) -> str:
         known = ", ".join([*ENCODERS, *sorted(self._custom_stems())])
         if not need.encoder:
-            return f"the adapter takes {need}, which no known image encoder gives; known are {known}"
+            broken = [f"{entry.path.name}: {entry.problem}" for entry in self._custom() if entry.spec is None]
+            also = f". One is there and cannot be used: {'; '.join(broken[:4])}" if broken else ""
+            return (
+                f"the adapter takes {need}, which no known image encoder gives; known are {known}. Put the weights of "
+                f"the one that it was trained with, and their open_clip config, into the folder of the encoders{also}"
+            )
         return (
             f"the adapter was trained with the image encoder {need.encoder}, which is not among the known ones "
             f"({known}); "

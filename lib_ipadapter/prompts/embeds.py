@@ -190,7 +190,7 @@ class EmbedsFolder:
     def names(self) -> list[str]:
         """In alphabetical order."""
         files = self.folder.glob("*.safetensors") if self.folder.is_dir() else ()
-        return in_text(file.stem for file in files if not file.name.startswith("."))
+        return in_text(file.stem for file in files if not file.name.startswith(".") and file.is_file())
 
     def load(self, name: Any, header_only: bool = False) -> Embeds:
         """Raises UnitError for a name that is not there, FileError for a broken file."""

@@ -29,7 +29,7 @@ class Presets:
     def names(self) -> list[str]:
         """In alphabetical order."""
         files = self.folder.glob("*.json") if self.folder.is_dir() else ()
-        return in_text(file.stem for file in files if not file.name.startswith("."))
+        return in_text(file.stem for file in files if not file.name.startswith(".") and file.is_file())
 
     def load(self, name: Any) -> dict[str, Any]:
         """The preset's fields, checked. Raises UnitError for an unknown name, FileError for a broken file."""
@@ -39,7 +39,7 @@ class Presets:
             raise UnitError("preset", name, f"the name of a preset: {known}")
         try:
             with path.open("rb") as file:
-                content = json.loads(file.read(_MAX_BYTES).decode("utf-8"))
+                content = json.loads(file.read(_MAX_BYTES).decode("utf-8-sig"))  # some editors put a mark in front
         except (OSError, ValueError, RecursionError) as error:
             raise FileError(path, f"the preset cannot be read ({error}); save it again") from None
         if not isinstance(content, dict):

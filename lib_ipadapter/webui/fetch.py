@@ -33,7 +33,8 @@ def data(url: str) -> bytes:
         raise ImageError(f"{url[:200]}: the WebUI's option to fetch images from URLs is off; send the image as base64")
     if shared.opts.api_forbid_local_requests and not verify_url(url):
         raise ImageError(
-            f"{url[:200]}: the WebUI's options forbid requests to local resources; send the image as base64"
+            f"{url[:200]}: the WebUI's options forbid requests to local resources, and this is one, or its host was "
+            "not found; send the image as base64"
         )
     return within(url, shared.opts.api_useragent or "", SECONDS)
 

@@ -212,6 +212,8 @@ class Run:
             self._sampled = True
             return samples
         except Exception as error:
+            if isinstance(error, IPAdapterError):
+                self._name_unit(error)
             if isinstance(error, IPAdapterError) or error is self._inner.error:
                 self.host.surface(error)
             raise
@@ -304,10 +306,16 @@ class Run:
         try:
             self.session.attach(unet, hires=bool(getattr(self.p, "is_hr_pass", False)))
         except WrongBase as error:
-            numbers = [i for i, unit, _ in self._units if unit.model == error.detail.get("model")]
-            if numbers:
-                error.in_unit(numbers[0])
+            self._name_unit(error)
             raise
+
+    def _name_unit(self, error: IPAdapterError) -> None:
+        """The error names the unit, where it names the unit's file."""
+        model, file = error.detail.get("model"), error.detail.get("file")
+        for index, unit, prompt in self._units:
+            if unit.model == model or prompt.adapter.path.name == file:
+                error.in_unit(index)
+                return
 
     def break_next_call(self, error: BaseException) -> None:
         """Raises ``error`` at the next call of the UNet: an exception in a callback would be swallowed, and the job

@@ -69,6 +69,19 @@ def test_infinite_attention_weights_are_told(tmp_path):
         adapter.weights(1)
 
 
+def test_values_that_are_all_zero_are_told(tmp_path):
+    """Such a file would draw the base picture without a word."""
+
+    def zeroed(tensors, kept=""):
+        return [t.zero_() for name, t in tensors.items() if "to_v_ip" in name and name != kept]
+
+    path = write_adapter(tmp_path / "a.safetensors", changed(zeroed))
+    with pytest.raises(BrokenAdapter, match="all of its to_v_ip weights are 0"):
+        Adapter.load(path)
+    one = changed(lambda tensors: zeroed(tensors, "ip_adapter.3.to_v_ip.weight"))
+    Adapter.load(write_adapter(tmp_path / "one.safetensors", one))
+
+
 GOOD = {
     v: {k: tuple(t.shape) for k, t in adapter_tensors(v, lora=2 * v.startswith("face")).items()}
     for v in ("base", "plus", "full", "faceid", "faceid-plus")

@@ -59,6 +59,11 @@ def test_an_encoder_that_is_added_is_found_at_the_next_use(tmp_path: Path) -> No
     save_file(wide, tmp_path / "mine.safetensors")
     (tmp_path / "mine.json").write_text(json.dumps({"embed_dim": 25, "vision_cfg": VISION}))
     assert catalog.name_of(need) == "mine"
+    whole = (tmp_path / "mine.safetensors").read_bytes()
+    (tmp_path / "mine.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EncoderMissing, match=r"One is there and cannot be used: mine\.safetensors: .*cut off"):
+        catalog.name_of(need)
+    (tmp_path / "mine.safetensors").write_bytes(whole)
     assert catalog.find("mine").path == tmp_path / "mine.safetensors"
     (tmp_path / "mine.safetensors").rename(tmp_path / "renamed.safetensors")
     (tmp_path / "mine.json").rename(tmp_path / "renamed.json")

@@ -32,6 +32,15 @@ def test_a_preset_comes_back(presets):
     assert [path.name for path in presets.folder.iterdir()] == ["Stil für Köpfe.json"]
 
 
+def test_a_preset_that_an_editor_saved_with_a_mark(presets):
+    """Windows' Notepad, for one."""
+    presets.folder.mkdir()
+    (presets.folder / "edited.json").write_text('{"weight": 0.5}', encoding="utf-8-sig")
+    (presets.folder / "folder.json").mkdir()
+    assert presets.names() == ["edited"]
+    assert presets.load("edited") == {"weight": 0.5}
+
+
 def test_given_fields_win_over_the_presets(presets):
     presets.save("p", {"model": "plus", "weight": 0.5, "end": 0.4})
     unit = presets.over({"preset": "p", "weight": 0.9, "images": ["x"]})

@@ -8,6 +8,7 @@ import zlib
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from .harness import WebUI, b64, picture
 
@@ -118,6 +119,18 @@ def test_a_bad_file(on_sd1, unit, base, name):
         assert message in reply.json["errors"]
     finally:
         path.unlink()
+
+
+def test_weights_that_are_not_finite_name_their_unit(on_sd1, unit, base):
+    """They are found while the picture is sampled."""
+    folder = on_sd1.data / "models" / "ipadapter"
+    tensors = load_file(folder / "sd1-base.safetensors")
+    tensors["ip_adapter.3.to_k_ip.weight"].fill_(float("nan"))
+    save_file(tensors, folder / "nan.safetensors")
+    detail = refused(on_sd1.draw(unit, {**unit, "model": "nan"}), "unit 2: nan.safetensors: NaN or infinite weights")
+    assert detail["unit"] == 1
+    (folder / "nan.safetensors").unlink()
+    assert on_sd1.images() == base
 
 
 def test_the_second_unit_is_named(on_sd1, unit, base):
