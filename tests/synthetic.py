@@ -65,6 +65,65 @@ def adapter_tensors(
     return {key: value.detach().to(dtype).contiguous() for key, value in flat.items()}
 
 
+def pulid_tensors(
+    version: str = "v1",
+    context: int = 64,
+    widths: Sequence[int] = (32, 64, 32),
+    pooled: int = 40,
+    hidden: int = 96,
+    dim: int = 64,
+    tokens: int = 8,
+    depth: int = 5,
+    converted: bool = False,
+    seed: int | None = 0,
+) -> dict[str, Tensor]:
+    """Flat tensors of a PuLID file of version v1 or v1.1, with its authors' keys, or those of a converted one.
+    ``pooled`` and ``hidden``: widths of EVA-CLIP's embedding and hidden states; ``dim``: of the encoder; ``tokens``,
+    ``depth``: of v1.1. seed: None on the meta device."""
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    flat: dict[str, Tensor] = {}
+
+    def put(key: str, *shape: int, scale: float = 0.0) -> None:
+        spread = scale or (0.3 if len(shape) == 1 else shape[-1] ** -0.5)
+        norm = len(shape) == 1 and key.endswith("weight")  # moved off the identity, which would hide a mix-up
+        flat[f"id_adapter.{key}"] = torch.randn(shape, generator=generator) * spread + float(norm)
+
+    def mlp(name: str, given: int, out: int) -> None:
+        for index, shape in ((0, (dim, given)), (1, (dim,)), (3, (dim, dim)), (4, (dim,)), (6, (out, dim))):
+            put(f"{name}.{index}.weight", *shape)
+            put(f"{name}.{index}.bias", shape[0])
+
+    if version == "v1":
+        mlp("body", FACE + pooled, 5 * context)
+    else:
+        mlp("id_embedding_mapping", FACE + pooled, 5 * dim)
+        put("latents", 1, tokens, dim, scale=1.0)
+        put("proj_out", dim, context, scale=dim**-0.5)
+    for i in range(5):
+        mlp(f"mapping_{i}", hidden, context if version == "v1" else dim)
+        if version == "v1":
+            mlp(f"mapping_patch_{i}", hidden, context)
+    for i in range(depth if version == "v1.1" else 0):
+        for norm in ("0.norm1", "0.norm2", "1.0"):
+            put(f"layers.{i}.{norm}.weight", dim)
+            put(f"layers.{i}.{norm}.bias", dim)
+        for name, rows, given in (("0.to_q", dim, dim), ("0.to_kv", 2 * dim, dim), ("0.to_out", dim, dim),
+                                  ("1.1", 4 * dim, dim), ("1.3", dim, 4 * dim)):  # fmt: skip
+            put(f"layers.{i}.{name}.weight", rows, given)
+    for i, width in enumerate(widths):
+        for kind in ("k", "v"):
+            weight = torch.randn((width, context), generator=generator) / context**0.5
+            flat[f"id_adapter_attn_layers.{2 * i + 1}.id_to_{kind}.weight"] = weight
+    if converted:
+        flat = {_converted(key): value for key, value in flat.items()}
+    return flat
+
+
+def _converted(key: str) -> str:
+    key = key.replace("id_adapter.", "image_proj.").replace("id_adapter_attn_layers.", "ip_adapter.")
+    return key.replace("id_to_k.", "to_k_ip.").replace("id_to_v.", "to_v_ip.")
+
+
 def lora_tensors(widths: Sequence[int], context: int, rank: int) -> dict[str, Tensor]:
     """A LoRA on every projection of self- and cross-attention, of the size of a trained one's effect."""
     flat = {}

@@ -26,10 +26,6 @@ def _is_kolors(shapes: Shapes) -> bool:
     return _width_in(shapes) == 1024 and shapes.get("image_proj.layers.0.0.to_out.weight", (0,))[0] == 2048
 
 
-def _is_converted_pulid(shapes: Shapes) -> bool:
-    return shapes.get("image_proj.body.0.weight", (0,))[-1] == 1280 and _has("image_proj.mapping_0.")(shapes)
-
-
 def _is_kolors_face_id(shapes: Shapes) -> bool:
     """Its face tokens are as wide as Kolors' text encoder, which the UNet's K projects before they are used."""
     norm = shapes.get("image_proj.norm.weight", (0,))[0]
@@ -38,8 +34,7 @@ def _is_kolors_face_id(shapes: Shapes) -> bool:
 
 
 UNSUPPORTED: tuple[tuple[Test, str, str], ...] = (
-    (_starts("id_adapter", "pulid_"), "PuLID", "EVA-CLIP and face parsing beside face recognition"),
-    (_is_converted_pulid, "PuLID", "EVA-CLIP and face parsing beside face recognition"),
+    (_starts("pulid_encoder.", "pulid_ca."), "PuLID for Flux", "a Flux model, which the WebUI does not run"),
     (_has("double_blocks."), "an IP-Adapter for Flux", "a Flux model, which the WebUI does not run"),
     (_has("norm_ip.linear"), "an IP-Adapter for SD3", "a model with joint attention and a SigLIP encoder"),
     (_is_kolors_face_id, "an IP-Adapter FaceID for Kolors", "the Kolors model, which the WebUI does not run"),

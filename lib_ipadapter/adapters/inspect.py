@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,7 @@ def _text(entry: dict[str, Any]) -> str:
         "variant": f"{entry['label']} ({entry['variant']})",
         "base model": entry["base"],
         "encoder": _takes(entry["encoder"], entry["feature"], entry["feature_width"]),
-        **{
-            f"and of the {need['of']}": _takes(need["encoder"], need["feature"], need["width"])
-            for need in entry["also"]
-        },
+        **_also(entry["also"]),
         "tokens": f"{entry['tokens']} per picture, {entry['context']} wide",
         "layers": f"{entry['layers']} cross-attention layers",
         **({"LoRA": f"rank {entry['lora_rank']}, on self- and cross-attention"} if entry["lora_rank"] else {}),
@@ -81,6 +79,15 @@ def _text(entry: dict[str, Any]) -> str:
         **{f"metadata {key}": value for key, value in entry["metadata"].items()},
     }
     return "\n".join([entry["file"], *(f"  {name:<12} {value}" for name, value in rows.items())])
+
+
+def _also(needs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What it takes beside its first feature, by what it is of."""
+    rows: dict[str, list[str]] = {}
+    for need in needs:
+        taken = _takes(need["encoder"], need["feature"], need["width"])
+        rows.setdefault(f"and of the {need['of']}", []).append(taken)
+    return {name: "; ".join(taken) for name, taken in rows.items()}
 
 
 def _takes(encoder: str, feature: str, width: int) -> str:

@@ -6,6 +6,7 @@ Standard are ``image_proj.*`` and ``ip_adapter.N.to_{k,v}_ip.weight`` (tencent-a
   name of each tensor, so the layers may stand under ``unet.*.processor.to_k_ip.weight`` only.
 - ``encoder_hid_proj.*`` and ``*.processor.to_k_ip.0.weight``: a UNet's state dict of diffusers
   (``UNet2DConditionLoadersMixin._convert_ip_adapter_image_proj_to_diffusers`` is what is undone here).
+- ``id_adapter.*`` and ``id_adapter_attn_layers.N.id_to_{k,v}.weight``: PuLID. Converted, it has the standard keys.
 - each of these below ``model.``, ``module.``, ``state_dict.`` and the like.
 
 Layers are numbered by their names, as diffusers numbers them (down, up, mid), never by their order in the file.
@@ -29,11 +30,13 @@ PROJECTION, LAYERS = "image_proj.", "ip_adapter."
 _WRAPPERS = re.compile(r"^(?:(?:module|model|state_dict|_orig_mod|net|pipeline)\.)+")
 _STYLES = {
     "image_proj_model.": PROJECTION, "adapter_modules.": LAYERS, PROJECTION: PROJECTION, LAYERS: LAYERS,
+    "id_adapter.": PROJECTION,
 }  # fmt: skip
 _UNET = re.compile(r"^(?:unet\.|diffusion_model\.)")
 _ATTENTION = re.compile(r"(.+\.attn2)\.")
 _LAYER = re.compile(r"(.+\.attn2)\.(?:processor\.)?(to_[kv]_ip)(?:\.(\d+))?\.weight")
 _LORA = re.compile(r"(.+\.attn[12])\.processor\.(to_(?:q|k|v|out)_lora\.(?:down|up))\.weight")  # FaceID's
+_PULID = re.compile(r"id_adapter_attn_layers\.(\d+)\.id_to_([kv])\.weight")
 _HIDDEN = re.compile(r"encoder_hid_proj\.(?:image_projection_layers\.(\d+)\.)?(.+)")
 _PARTS = {
     "down_blocks": 0,
@@ -119,6 +122,7 @@ def _sorted(shapes: Mapping[str, Shape], path: Path | str) -> _Sorted:
     keys = _Sorted()
     for own in shapes:
         name = _UNET.sub("", _WRAPPERS.sub("", own, count=1), count=1)
+        name = _PULID.sub(rf"{LAYERS}\1.to_\2_ip.weight", name)
         style = next((style for style in _STYLES if name.startswith(style)), "")
         layer, lora, hidden = _LAYER.fullmatch(name), _LORA.fullmatch(name), _HIDDEN.fullmatch(name)
         if style:

@@ -70,7 +70,7 @@ class Resampler(nn.Module):
         self.proj_out = nn.Linear(dim, context)
         self.norm_out = nn.LayerNorm(context)
         self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(dim, inner), _feed_forward(dim, hidden)]) for _ in range(depth)
+            nn.ModuleList([PerceiverAttention(dim, inner), feed_forward(dim, hidden)]) for _ in range(depth)
         )
 
     def forward(self, features: Tensor, latents: Tensor | None = None) -> Tensor:
@@ -114,7 +114,7 @@ class FacePlusProjection(FaceProjection):
         return resampled if shortcut is None else tokens + shortcut * resampled
 
 
-def _feed_forward(dim: int, hidden: int) -> nn.Sequential:
+def feed_forward(dim: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
         nn.LayerNorm(dim), nn.Linear(dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, dim, bias=False)
     )
@@ -126,6 +126,10 @@ def build(spec: VariantSpec, shapes: Mapping[str, Shape]) -> nn.Module:
         return LinearProjection(spec.feature_width, spec.tokens, spec.context)
     if spec.variant == "full":
         return MLPProjection(spec.feature_width, spec.context)
+    if spec.corrected:
+        from .pulid_encoders import IDEncoder, IDFormer
+
+        return (IDFormer if spec.joint else IDEncoder)(shapes, spec.context)
     if spec.feature == "face" and not spec.also:
         return FaceProjection(spec.feature_width, shapes["proj.0.weight"][0], spec.tokens, spec.context)
     if spec.feature == "face":

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from ..encoders.spec import FACE_FEATURES, Feature, Need
 from ..errors import BrokenAdapter, NotAnAdapter, UnitError, UnsupportedAdapter
+from . import pulid
 from .account import account_for_all, layer_shapes, refuse_empty
 from .foreign import UNSUPPORTED, foreign
 from .layout import LAYERS, PROJECTION, Shape
@@ -64,6 +65,21 @@ class VariantSpec:
         """Whether the embedding's tokens bypass the resampler, which a factor then scales."""
         return self.variant == "faceid-plusv2"
 
+    @property
+    def corrected(self) -> bool:
+        """Whether its term is corrected against the text's (attention/correction.py)."""
+        return self.variant in ("pulid", "pulid-v1.1")
+
+    @property
+    def further(self) -> int:
+        """Tokens of each reference behind the first, 0 for all of them."""
+        return pulid.FACE_TOKENS if self.variant == "pulid" else 0
+
+    @property
+    def joint(self) -> bool:
+        """Whether several faces make one set of tokens."""
+        return self.variant == "pulid-v1.1"
+
     def as_kind(self, kind: str) -> VariantSpec:
         """The same with the user's word for what it is, "auto" for none. Raises UnitError."""
         if kind in ("auto", self.variant):
@@ -99,6 +115,7 @@ class Variant:
     encoder: str = ""  # pack of the face recogniser
     fits: Callable[[Shapes, int], bool] = lambda shapes, context: True  # what else must be so
     resampled: bool = False  # whether it takes the CLIP features of the aligned face, too
+    also: Callable[[Shapes], tuple[Need, ...]] = lambda shapes: ()  # what else it takes
 
 
 def _base_shapes(found: Shapes, context: int) -> dict[str, Shape]:
@@ -194,8 +211,16 @@ def _face_resampler(name: str, label: str, pack: str) -> Variant:
                    lambda s, context: s["latents"][1], _face_width, pack, _is_resampled_face)  # fmt: skip
 
 
+def _pulid_row(name: str, label: str, mark: str, **more: Any) -> Variant:
+    return Variant(name, label, "raw face", mark, 2, width=_face_width, encoder="antelopev2",
+                   also=lambda shapes: pulid.of_clip(mark, shapes), **more)  # fmt: skip
+
+
 _PLUS_MARK = f"{RESAMPLER}proj_in.weight"
 VARIANTS = (  # the first that fits
+    _pulid_row("pulid-v1.1", "PuLID v1.1", pulid.V11_MARK, expected=pulid.v11_shapes, fits=pulid.is_v11,
+               tokens=lambda s, context: s["latents"][1]),
+    _pulid_row("pulid", "PuLID", pulid.V1_MARK, expected=pulid.v1_shapes, fits=pulid.is_v1, tokens=pulid.v1_tokens),
     _face_row("faceid-plusv2", "FaceID-PlusV2", _PLUS_MARK, fits=_of_face, resampled=True),
     _face_row("faceid-plus", "FaceID-Plus", _PLUS_MARK, fits=_of_face, resampled=True),
     Variant("base", "base / light", "pooled", "proj.weight", 2, _base_shapes,
@@ -236,7 +261,7 @@ def identify(shapes: Shapes, path: Path | str, encoder: str = "", known: str = "
         if test(solid):
             raise UnsupportedAdapter(
                 path, f"this is {name}, which needs {needs}; this version cannot run it", value=name,
-                expected="an IP-Adapter: base, light, plus, composition, full-face or FaceID",
+                expected="an IP-Adapter: base, light, plus, composition, full-face, FaceID or PuLID",
             )  # fmt: skip
     if not any(key.startswith((PROJECTION, LAYERS)) for key in shapes):
         raise NotAnAdapter(
@@ -289,7 +314,7 @@ def _told(spec: VariantSpec, path: Path | str, known: str) -> VariantSpec:
 
 def _spec(variant: Variant, projection: Shapes, context: int, widths: tuple[int, ...]) -> VariantSpec:
     width = variant.width(projection)
-    also: tuple[Need, ...] = ()
+    also = variant.also(projection)
     if variant.resampled:
         clip = projection[_PLUS_MARK][1]
         also = (Need("penultimate", clip, _encoder("penultimate", clip), "face"),)

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from .layers import Layer
 from .lowrank import Additions, add_low_rank
 from .region import Size
-from .term import Term
+from .term import Term, add_term
 
 _INPUTS = ("x", "timesteps", "context")  # of an ldm UNet; diffusers calls the first "sample"
 
@@ -121,11 +121,11 @@ class Hooks:
             terms = self._pending.pop(layer.position, None)
             if terms is None:
                 return None
-            hidden = args[0]
+            own = hidden = args[0]
             if self._output is not None:
-                self._output(layer, hidden)
+                self._output(layer, own)
             for term in terms:
-                hidden = term.merge(hidden, term.value)
+                hidden = add_term(hidden, term.value if term.merge is None else term.merge(own, term.value))
             return hidden, *args[1:]
 
         return hook

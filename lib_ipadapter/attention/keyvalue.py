@@ -83,6 +83,11 @@ class KeyValue:
         self._cache: dict[int, Projected] = {}
         self._index: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
+    @property
+    def count(self) -> int | None:
+        """How many of K' are of the prompt's tokens, where others follow; None: all are."""
+        return None if self.prompt.merge is None else self.prompt.tokens.shape[1]
+
     def fit(self, weights: tuple[LayerWeight, ...]) -> None:
         """The layers' weights, in file order. What was projected stays unless they differ."""
         if weights != self._weights:
@@ -135,7 +140,7 @@ class KeyValue:
         if self._store is None:
             return self._project(layer, query)
         prompt, weight = self.prompt, self._weights[layer.position]
-        place = (layer.position, layer.heads, layer.width, self._pairs)
+        place = (layer.position, layer.heads, layer.width, self._pairs, prompt.merge and prompt.merge.zeros)
         key = (prompt.key, prompt.scaling, weight, *place, query.dtype, query.device)
         return self._store.get(key, lambda: self._project(layer, query))
 
@@ -151,14 +156,18 @@ class KeyValue:
         fixed: Tensor | None = None
         if scaling.mean_only:
             mean = weighted.mean(1, keepdim=True)
-            fixed = fill_vector(project(weighted - mean, to_v, layer.heads, query))
+            fixed = self._filled(project(weighted - mean, to_v, layer.heads, query))
             weighted = mean.expand_as(weighted)
-        value = fill_vector(project(weighted * scale, to_v, layer.heads, query))
-        key = fill_vector(key)
+        value = self._filled(project(weighted * scale, to_v, layer.heads, query))
+        key = self._filled(key)
         if weight.precise:
             key, value = key[COND::2].repeat_interleave(2, 0), _precise(value)
             fixed = None if fixed is None else _precise(fixed)
         return Projected(key, value, fixed, scaling.keys)
+
+    def _filled(self, x: Tensor) -> Tensor:
+        """K' or V' as attention takes it. Tokens of zeros forbid copies of the others."""
+        return fill_vector(x) if self.prompt.merge is None else self.prompt.merge.padded(x)
 
     def _selected(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Tokens [S, T, context] and their weights [T] or [S, T] of the pictures at hand."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..unit.weights import ALWAYS, EVENLY, Curve, LayerRule
+from .correction import Correction
 from .region import Region
-from .term import Merge, add_term
 
 _ROUNDING = 1e-6  # of fractions: 3 calls of 10 is 0.3, however it was divided
 
@@ -53,9 +53,10 @@ class ImagePrompt:
     token_weights: [T] or [S, T], factor of each token's V', the weight of its reference; weight: of the unit, λ in the
     paper; rule: the weight over the layers; timing: the weight over the sampling; region: where in the picture, None
     for everywhere; scaling: what the weight scales, one of unit.SCALINGS; label: the name in errors; maps: number of
-    references, side by side in the tokens, whose heat maps are recorded, 0 for none; merge: how the term is merged
-    with the layer's own output; key: identifies adapter, tokens and token_weights, so that K' and V' may be kept
-    beyond the job, None: they are not; lora: strength of the LoRA that the adapter brings along, if any.
+    references, side by side in the tokens, whose heat maps are recorded, 0 for none; merge: how the term is corrected
+    against the layer's own output, None for not at all; key: identifies adapter, tokens and token_weights, so that K'
+    and V' may be kept beyond the job, None: they are not; lora: strength of the LoRA that the adapter brings along, if
+    any.
     """
 
     adapter: Adapter
@@ -68,7 +69,7 @@ class ImagePrompt:
     scaling: str = "V only"
     label: str = "the adapter"
     maps: int = 0
-    merge: Merge = add_term
+    merge: Correction | None = None
     key: Hashable = None
     lora: float = 1.0
 

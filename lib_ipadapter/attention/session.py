@@ -30,7 +30,7 @@ from .prompt import ImagePrompt, Timing, acting
 from .region import WHOLE, Box, Size
 from .rows import COND, UNCOND, CursorRows, Row, RowSource, rows_of_view, tiled
 from .same import same_pass
-from .term import Term, add_term, image_attention
+from .term import Term, image_attention
 
 __all__ = ["COND", "UNCOND", "ImagePrompt", "Observer", "Session", "StepInfo", "Timing"]
 
@@ -260,25 +260,31 @@ class Session:
                 continue
             with self._noting():
                 term = self._term(kv, layer, hidden, query, grid)
-            if kv.prompt.merge is not add_term:
-                others.append(Term(term, kv.prompt.merge))
+            if term.merge is not None:
+                others.append(term)
             else:
-                total = term if total is None else total.add_(term)
+                total = term.value if total is None else total.add_(term.value)
         return others if total is None else [Term(total), *others]
 
-    def _term(self, kv: KeyValue, layer: Layer, hidden: Tensor, query: Tensor, grid: Size | None) -> Tensor:
-        """One prompt's term [B, N, width]."""
+    def _term(self, kv: KeyValue, layer: Layer, hidden: Tensor, query: Tensor, grid: Size | None) -> Term:
+        """One prompt's term."""
         assert self._current is not None
         self.acted.add(id(kv.prompt))
         rows = rows_of_view(self._current, hidden)
         key, value = kv.at(layer, query, tuple(row.tokens for row in rows))
-        term = image_attention(query, key, value)
+        term, mask = image_attention(query, key, value), None
         if kv.prompt.region is not None:
             places = [(row.box, row.tile) for row in rows]
-            term.mul_(kv.prompt.region.of_rows(self._called, term.shape[1], term, places, grid))
+            mask = kv.prompt.region.of_rows(self._called, term.shape[1], term, places, grid)
+        how = kv.prompt.merge
+        merge = None if how is None else how.merge(query, key, mask)
+        if mask is not None and merge is None:
+            term.mul_(mask)
         if kv.prompt.maps and self.observer:
-            self.observer.term(self._kv.index(kv), layer, tuple(r.place for r in rows), query, key, term)
-        return term
+            where = tuple(row.place for row in rows)
+            shown = term if mask is None or merge is None else term * mask
+            self.observer.term(self._kv.index(kv), layer, where, query, key[:, :, : kv.count], shown)
+        return Term(term, merge)
 
     def _mask_of(self, kv: KeyValue, place: Place, x: Tensor, like: Tensor, grid: Size | None) -> Tensor:
         """LoRA: the prompt's region over the rows and tokens of x [B, N, C]."""

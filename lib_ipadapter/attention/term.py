@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..encoders.precision import without_autocast
 
-Merge = Callable[[Tensor, Tensor], Tensor]  # (Z, T) to what replaces Z, each [B, N, C]
+Merge = Callable[[Tensor, Tensor], Tensor]  # (Z, T) to what is added to Z, each [B, N, C]
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -62,13 +62,13 @@ def add_term(hidden: Tensor, term: Tensor) -> Tensor:
     buffer. Autograd needs the plain sum.
     """
     if term.dtype != hidden.dtype or term.requires_grad or hidden.requires_grad:
-        return hidden + term.to(hidden.dtype)
+        return (hidden + term).to(hidden.dtype)
     return term.add_(hidden)
 
 
 class Term(NamedTuple):
-    """What an image prompt adds to a layer: T [B, N, C], which may be overwritten, and how it is merged with the
-    layer's own output Z [B, N, C]."""
+    """What an image prompt adds to a layer: T [B, N, C], which may be overwritten; or, with ``merge``, what that makes
+    of the layer's own output Z [B, N, C] and T."""
 
     value: Tensor
-    merge: Merge = add_term
+    merge: Merge | None = None

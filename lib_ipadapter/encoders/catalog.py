@@ -60,7 +60,7 @@ class Catalog:
         custom = {
             entry.spec.name
             for entry in self._custom()
-            if entry.spec and entry.spec.feature_width(need.feature) == need.width
+            if entry.spec and entry.spec.gives(need.feature) and entry.spec.feature_width(need.feature) == need.width
         }
         if len(custom) > 1:
             raise EncoderMissing(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -32,15 +33,16 @@ class Features:
     """The encoder's output for pictures, float32 on the CPU; a part that was not asked for is empty.
 
     pooled [1, E]: the projected embedding. penultimate [1, T, W]: the hidden state before the last
-    block, class token included, no final norm.
+    block, class token included, no final norm. levels [1, 5, T, W]: those at five depths, if they were asked for.
     """
 
     pooled: Tensor
     penultimate: Tensor
+    levels: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def of(self, feature: Feature) -> Tensor:
         """The feature of that name."""
-        return self.pooled if feature == "pooled" else self.penultimate
+        return {"pooled": self.pooled, "levels": self.levels}.get(feature, self.penultimate)
 
 
 class ImageEncoder:
@@ -98,6 +100,14 @@ class ImageEncoder:
             )
         return self._forward(self.pixels(picture), feature)
 
+    def encode_values(self, values: Tensor, feature: Feature | None = None) -> Features:
+        """Features of RGB values [1, 3, H, W] in 0..1, which are brought to the tower's square as PuLID does: bicubic,
+        no antialiasing, not clamped."""
+        side = self.spec.image_size
+        square = F.interpolate(values.float(), (side, side), mode="bicubic", align_corners=False)
+        mean, std = (torch.tensor(x).view(1, 3, 1, 1) for x in (self.spec.mean, self.spec.std))
+        return self._forward((square - mean) / std, feature)
+
     def unconditional(self, feature: Feature | None = None) -> Features:
         """Features of no picture: pooled is zero, penultimate is that of normalised pixels that are zero."""
         side = self.spec.image_size
@@ -116,7 +126,7 @@ class ImageEncoder:
 
     def _forward(self, pixels: Tensor, feature: Feature | None) -> Features:
         found = self._features(pixels, feature)
-        if not (found.pooled.isfinite().all() and found.penultimate.isfinite().all()):
+        if not all(part.isfinite().all() for part in (found.pooled, found.penultimate, found.levels)):
             raise NotFinite(
                 f"{self.path.name}: the image encoder {self.spec.name} gives NaN or infinite features in "
                 f"{str(self.dtype).removeprefix('torch.')}; its weights are damaged, or not those of this tower. "
@@ -134,6 +144,8 @@ class ImageEncoder:
             if isinstance(tower, TimmTower):
                 parts = run_timm(tower, pixels.to(weight.device, weight.dtype), feature)
                 return Features(*(_out(part) if part.numel() else part for part in parts))
+            if feature == "levels":
+                raise BrokenEncoder(f"{self.path.name}: {self.spec.name} has no levels; PuLID takes EVA02-CLIP's")
             hidden = _embed(tower, pixels.to(weight.device, weight.dtype))
             blocks = list(tower.transformer.resblocks)
             for block in blocks[:-1]:

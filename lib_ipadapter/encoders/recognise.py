@@ -8,9 +8,10 @@ from pathlib import Path
 from ..cache import LRU
 from ..errors import BrokenEncoder, EncoderMissing, IPAdapterError
 from .configs import config_identities, custom_spec, stated
+from .eva import eva_keys, eva_shape
 from .files import opened
 from .layout import TowerKeys, tower_keys
-from .spec import ENCODERS, EncoderSpec
+from .spec import ENCODERS, EncoderSpec, TowerShape
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ def identify_encoder(path: Path | str) -> EncoderSpec | None:
     config cannot be read."""
     path = Path(path)
     if custom_spec(path) is None:
-        keys = _keys(path)
-        shape = keys.tower() if keys else None
+        shape = _shape(path, _keys(path))
         if shape is None or not any(spec.shape == shape for spec in ENCODERS.values()):
             return None
     return spec_of(path)
@@ -92,14 +92,13 @@ def spec_of(path: Path) -> EncoderSpec:
 
 def _by_shape(path: Path) -> EncoderSpec:
     keys, known = _keys(path), ", ".join(ENCODERS)
-    shape = keys.tower() if keys else None
+    shape = _shape(path, keys)
     if shape is None:
         raise BrokenEncoder(
             f"{path.name}: holds no whole CLIP vision tower; expected one of {known}",
             kind="a CLIP vision tower with keys missing" if keys else "no CLIP vision tower",
         )
-    assert keys is not None  # else there is no shape
-    same = [spec for spec in ENCODERS.values() if spec.shape == shape and not spec.timm[0]]
+    same = [spec for spec in ENCODERS.values() if spec.shape == shape and bool(spec.timm[0]) == (keys is None)]
     if not same:
         raise BrokenEncoder(
             f"{path.name}: a CLIP vision tower that is not known ({shape}); expected one of {known}, or its open_clip "
@@ -114,8 +113,18 @@ def _by_shape(path: Path) -> EncoderSpec:
             f"its {config.file}, so it is another encoder. To use it, put its open_clip config beside it as "
             f"{path.stem}.json"
         )
-    _whole(keys, fitting[0], path)
+    if keys is not None:  # towers from timm are looked at when they are loaded
+        _whole(keys, fitting[0], path)
     return fitting[0]
+
+
+def _shape(path: Path, keys: TowerKeys | None) -> TowerShape | None:
+    """The sizes of the tower in a file, CLIP's with these keys or EVA02-CLIP's; None for neither."""
+    if keys is not None:
+        return keys.tower()
+    with opened(path) as (shapes, _read):
+        names = eva_keys(shapes)
+        return eva_shape(shapes, names) if names else None
 
 
 def _whole(keys: TowerKeys | None, spec: EncoderSpec, path: Path) -> None:
@@ -132,7 +141,7 @@ def _keys(path: Path) -> TowerKeys | None:
 def _assumed(path: Path, spec: EncoderSpec) -> str:
     """What neither shapes nor a config tell; the published file is known by its size."""
     hint = spec.pretrained_hint
-    if stated(path, spec.shape) or (hint is not None and hint.size == path.stat().st_size):
+    if spec.timm[0] or stated(path, spec.shape) or (hint is not None and hint.size == path.stat().st_size):
         return ""
     return (
         f"{path.name} was recognised by its shapes; that it has {spec.name}'s activation ({spec.activation}), "

@@ -38,12 +38,13 @@ class EncoderPool:
     def encode(
         self,
         path: Path,
-        picture: Image.Image | None,
+        picture: Image.Image | Tensor | None,
         feature: Feature | None = None,
         device: Device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Features:
-        """Features of ``picture``, or with None the unconditional ones, by the encoder in ``path``. If they are not
+        """Features of ``picture``, its square or RGB values (``ImageEncoder.encode_values``), or with None the
+        unconditional ones, by the encoder in ``path``. If they are not
         finite in half precision, they are computed in float32. Raises BrokenEncoder if they are not finite there
         either."""
         with self._lock:
@@ -113,7 +114,9 @@ class _Room:
             self.short = self._stack.enter_context(self._room())
 
 
-def _run(encoder: ImageEncoder, picture: Image.Image | None, feature: Feature | None) -> Features:
+def _run(encoder: ImageEncoder, picture: Image.Image | Tensor | None, feature: Feature | None) -> Features:
+    if isinstance(picture, Tensor):
+        return encoder.encode_values(picture, feature)
     return encoder.unconditional(feature) if picture is None else encoder.encode(picture, feature)
 
 
@@ -142,6 +145,11 @@ class EncoderSource:
         if need.feature == "pooled":
             return torch.zeros(1, need.width)
         return self._encode(None, need)
+
+    def levels(self, values: Tensor, need: Need) -> dict[str, Tensor]:
+        """The features pooled and levels of RGB values [1, 3, H, W] in 0..1. Raises EncoderError."""
+        found = self.pool.encode(self.find(need).path, values, "levels", self.device, self.dtype)
+        return {"pooled": found.pooled, "levels": found.levels}
 
     def side(self, need: Need) -> int:
         """Side of the encoder's square, pixels."""
@@ -196,6 +204,11 @@ class LoadedSource:
     def unconditional(self, need: Need) -> Tensor:
         """The same feature of no picture."""
         return self.encoder.unconditional(need.feature).of(need.feature)
+
+    def levels(self, values: Tensor, need: Need) -> dict[str, Tensor]:
+        """The features pooled and levels of RGB values [1, 3, H, W] in 0..1. Raises EncoderError."""
+        found = self.encoder.encode_values(values, "levels")
+        return {"pooled": found.pooled, "levels": found.levels}
 
     def side(self, need: Need) -> int:
         """Side of the encoder's square, pixels."""

@@ -8,11 +8,18 @@ from typing import Literal
 
 from ..errors import BrokenEncoder, EncoderError
 
-# Of a CLIP encoder: pooled [1, E], penultimate [1, T, W]. Of a face recogniser: its embedding [1, 512], as long as it
-# is (raw face) or of length 1 (face).
-Feature = Literal["pooled", "penultimate", "face", "raw face"]
+# Of a CLIP encoder: pooled [1, E], penultimate [1, T, W], levels [1, 5, T, W] (the hidden states in front of the blocks
+# at a sixth, two sixths, ... of its depth). Of a face recogniser: its embedding [1, 512], as long as it is (raw face)
+# or of length 1 (face).
+Feature = Literal["pooled", "penultimate", "levels", "face", "raw face"]
 FACE_FEATURES: tuple[Feature, ...] = ("face", "raw face")
-ZERO_FEATURES: tuple[Feature, ...] = ("pooled", *FACE_FEATURES)  # those that are zeros where there is no picture
+Of = Literal["picture", "face", "bare face"]
+LEVELS = 5  # hidden states of the feature "levels"
+ZERO_FEATURES: tuple[Feature, ...] = (
+    "pooled",
+    "levels",
+    *FACE_FEATURES,
+)  # those that are zeros where there is no picture
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -37,12 +44,13 @@ class HubFile:
 @dataclass(frozen=True)
 class Need:
     """One feature that an adapter takes: its kind, its width, and the name of the encoder or of the recogniser's pack,
-    "" where the adapter does not say. of: what the encoder is shown, the picture, or the aligned crop of a face."""
+    "" where the adapter does not say. of: what the encoder is shown, the picture, the aligned crop of a face, or a
+    larger crop of it, grey on white, without what is not the face (bare face)."""
 
     feature: Feature
     width: int
     encoder: str = ""
-    of: Literal["picture", "face"] = "picture"
+    of: Of = "picture"
 
     @property
     def is_face(self) -> bool:
@@ -111,6 +119,10 @@ class EncoderSpec:
         """Width of the last axis of ``feature``."""
         return self.embed_dim if feature == "pooled" else self.width
 
+    def gives(self, feature: Feature) -> bool:
+        """Whether it has this feature: levels are those of towers from timm."""
+        return feature != "levels" or bool(self.timm[0])
+
     def checked(self) -> EncoderSpec:
         """Raises EncoderError for sizes that make no tower."""
         sizes = (self.image_size, self.patch, self.width, self.layers, self.heads, self.embed_dim)
@@ -152,13 +164,16 @@ _BIGG = HubFile(
 )
 _VIT_L = HubFile("openai/clip-vit-large-patch14", "model.safetensors")
 _VIT_L_336 = HubFile("openai/clip-vit-large-patch14-336", "pytorch_model.bin")
+_EVA = HubFile("QuanSun/EVA-CLIP", "EVA02_CLIP_L_336_psz14_s6B.pt")
 
 _BUILT_IN = (
     EncoderSpec("ViT-H-14", 224, 14, 1280, 32, 16, 1024, pretrained_hint=_VIT_H),
     EncoderSpec("ViT-bigG-14", 224, 14, 1664, 48, 16, 1280, mlp_ratio=4.9231, pretrained_hint=_BIGG),
     EncoderSpec("ViT-L-14", 224, 14, 1024, 24, 16, 768, quick_gelu=True, pretrained_hint=_VIT_L),
     EncoderSpec("ViT-L-14-336", 336, 14, 1024, 24, 16, 768, quick_gelu=True, pretrained_hint=_VIT_L_336),
-)
+    EncoderSpec("EVA02-L-14-336", 336, 14, 1024, 24, 16, 768, mlp_ratio=8 / 3, pretrained_hint=_EVA,
+                timm=("eva02_large_patch14_clip_336", "token", "")),
+)  # fmt: skip
 
 ENCODERS: dict[str, EncoderSpec] = {spec.name: spec for spec in _BUILT_IN}
 
@@ -181,4 +196,4 @@ def register(spec: EncoderSpec) -> EncoderSpec:
 
 def for_feature(feature: Feature, width: int) -> EncoderSpec | None:
     """The first registered encoder whose ``feature`` is ``width`` wide, or None."""
-    return next((spec for spec in ENCODERS.values() if spec.feature_width(feature) == width), None)
+    return next((s for s in ENCODERS.values() if s.gives(feature) and s.feature_width(feature) == width), None)

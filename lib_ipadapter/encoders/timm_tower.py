@@ -6,7 +6,7 @@ has its weights under open_clip's names (``visual.trunk.*``, ``visual.head.*``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BrokenEncoder
+from .eva import eva_keys
 from .files import opened
-from .spec import CLIP_MEAN, CLIP_STD, EncoderSpec, Feature
+from .spec import CLIP_MEAN, CLIP_STD, LEVELS, EncoderSpec, Feature
 
 PREFIX = "visual."
 
@@ -25,8 +26,14 @@ class TimmTower(nn.Module):
 
     def __init__(self, name: str, pool: str, projection: str, embed_dim: int, image_size: int) -> None:
         super().__init__()
-        import timm
-
+        try:
+            import timm
+        except ImportError as error:
+            raise BrokenEncoder(
+                f"the tower {name} needs the Python package timm, which cannot be imported ({error}). Install it into "
+                'the environment: pip install "timm>=0.9.5"',
+                value=name,
+            ) from error
         if name not in timm.list_models():
             raise BrokenEncoder(f"timm {timm.__version__} has no tower {name}; run: pip install -U timm", value=name)
         if projection not in ("", "none", "linear"):
@@ -54,13 +61,29 @@ class TimmTower(nn.Module):
 
     def penultimate(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden state before the last block [B, T, W], embedding [B, E])."""
+        (state,), embedding = self._before([self.trunk.blocks[-1]], pixels)
+        return state, embedding
+
+    def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(hidden states before the blocks at one to five sixths of the depth [B, 5, T, W], embedding [B, E]).
+
+        Of 24 blocks 4, 8, 12, 16 and 20, as PuLID takes them (ToTheBeginning/PuLID, eva_clip/eva_vit_model.py)."""
+        blocks = list(self.trunk.blocks)
+        states, embedding = self._before(
+            [blocks[len(blocks) * i // (LEVELS + 1)] for i in range(1, LEVELS + 1)], pixels
+        )
+        return torch.stack(states, dim=1), embedding
+
+    def _before(self, blocks: Sequence[nn.Module], pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(what each of these blocks is given, the embedding)."""
         states: list[Tensor] = []
-        handle = self.trunk.blocks[-1].register_forward_pre_hook(lambda module, args: states.append(args[0]))
+        handles = [block.register_forward_pre_hook(lambda _, args: states.append(args[0])) for block in blocks]
         try:
             embedding = self(pixels)
         finally:
-            handle.remove()
-        return states[0], embedding
+            for handle in handles:
+                handle.remove()
+        return states, embedding
 
 
 def timm_spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
@@ -104,7 +127,7 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
     tower = TimmTower(*spec.timm, spec.embed_dim, spec.image_size)
     with opened(path) as (shapes, read):
         prefix = PREFIX if any(key.startswith(PREFIX) for key in shapes) else ""
-        names = {key[len(prefix) :]: key for key in shapes if key.startswith(prefix)}
+        names = eva_keys(shapes) or {key[len(prefix) :]: key for key in shapes if key.startswith(prefix)}
         wanted = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
         wrong = [key for key, shape in wanted.items() if shapes.get(names.get(key, "")) != shape]
         if wrong or (prefix and set(names) - set(wanted)):
@@ -113,14 +136,19 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
                 f"{path.name}: not a whole {spec.timm[0]}: {len(wrong)} keys missing or misshapen, {len(left)} "
                 "left over "
                 f"({', '.join([*wrong, *left][:4])}, ...); use the file that open_clip publishes"
+                f"{f', or {spec.pretrained_hint}' if spec.pretrained_hint else ''}"
             )
         tower.load_state_dict({key: read(names[key]) for key in wanted})
     return tower.to(torch.device(device), dtype)
 
 
-def run_timm(tower: TimmTower, pixels: Tensor, feature: Feature | None) -> tuple[Tensor, Tensor]:
-    """(pooled, penultimate) of normalised pixels."""
+def run_timm(tower: TimmTower, pixels: Tensor, feature: Feature | None) -> tuple[Tensor, Tensor, Tensor]:
+    """(pooled, penultimate, levels) of normalised pixels; without a feature, not the levels."""
+    nothing = torch.empty(0)
     if feature == "pooled":
-        return tower(pixels), torch.empty(0)
+        return tower(pixels), nothing, nothing
+    if feature == "levels":
+        levels, pooled = tower.levels(pixels)
+        return pooled, nothing, levels
     penultimate, pooled = tower.penultimate(pixels)
-    return pooled, penultimate
+    return pooled, penultimate, nothing

@@ -4,6 +4,7 @@ imported at the first use, so everything else works without them."""
 from .analyse import FaceAnalyser, choose
 from .detect import Detector, Face
 from .packs import FacePacks, ModelFile
+from .parsing import FaceParser
 from .recognise import Recogniser
 
-__all__ = ["Detector", "Face", "FaceAnalyser", "FacePacks", "ModelFile", "Recogniser", "choose"]
+__all__ = ["Detector", "Face", "FaceAnalyser", "FacePacks", "FaceParser", "ModelFile", "Recogniser", "choose"]

@@ -16,6 +16,7 @@ from ..pictures.images import content_hash
 from ..unit.face import CHOICE_EXPECTED
 from .detect import Detector, Face
 from .packs import DETECTOR, FacePacks, ModelFile
+from .parsing import FaceParser
 from .recognise import Recogniser
 from .runtime import available
 
@@ -54,8 +55,12 @@ def choose(faces: Sequence[Face], choice: str | int, size: tuple[int, int], fiel
 class FaceAnalyser:
     """Detector and recognisers behind a cache; models are loaded at the first use, one thread at a time."""
 
-    def __init__(self, packs: FacePacks, entries: Callable[[], int] = lambda: 512) -> None:
+    def __init__(
+        self, packs: FacePacks, entries: Callable[[], int] = lambda: 512, parser: FaceParser | None = None
+    ) -> None:
+        """parser: by default one that looks into the folders of the packs."""
         self.packs = packs
+        self.parser = FaceParser(packs.folders) if parser is None else parser
         self.runs = 0  # of the detector, for tests and benchmarks
         self._lock = threading.RLock()
         self._detector: tuple[Hashable, Detector] | None = None
@@ -135,6 +140,7 @@ class FaceAnalyser:
             self._recognisers.clear()
             self._faces.clear()
             self._embeddings.clear()
+            self.parser.release()
 
 
 def _version(file: ModelFile) -> Hashable:

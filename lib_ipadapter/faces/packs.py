@@ -78,6 +78,10 @@ class FacePacks:
     def __init__(self, folders: Callable[[], Sequence[Path]]) -> None:
         self._folders = folders
 
+    def folders(self) -> Sequence[Path]:
+        """Those that are searched."""
+        return self._folders()
+
     def find(self, role: str) -> ModelFile:
         """The detector, or the recogniser of that name. Raises FaceModelMissing, which says what was found where."""
         found = list(self.files())

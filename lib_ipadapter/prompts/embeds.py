@@ -1,9 +1,9 @@
 """Embeds: the encoder's features of a unit's references in a file, which prompt without encoder or pictures.
 
 A safetensors file: ``reference.0.<feature>``, ``reference.1.<feature>``, ... are the features that the adapter takes
-(before its projection: pooled [1, E] or penultimate [1, T, W]), ``unconditional.<feature>`` those of no picture, where
-they are not zeros. The header has the format's version, the features (kind, width, encoder), fit, title, and each
-picture's hash and weight.
+(before its projection: pooled [1, E], penultimate [1, T, W], levels [1, 5, T, W]), ``unconditional.<feature>`` those
+of no picture, where they are not zeros. The header has the format's version, the features (kind, width, encoder), fit,
+title, and each picture's hash and weight.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
 from ..atomic import remove
 from ..encoders.source import identity
-from ..encoders.spec import ZERO_FEATURES, Feature, Need
+from ..encoders.spec import LEVELS, ZERO_FEATURES, Feature, Need, Of
 from ..errors import FileError, UnitError, UnsafeFile
 from ..files.tensors import TensorFile, open_safetensors, save_tensors
 from ..unit.fields import MAX_IMAGES, parse_weight
@@ -27,7 +27,8 @@ from ..unit.names import checked_name, in_text
 VERSION = "1"
 _MARK = "ip_adapter_embeds"
 _REFERENCE, _UNCONDITIONAL = "reference", "unconditional"
-_DIMENSIONS = {"pooled": 2, "penultimate": 3, "face": 2, "raw face": 2}
+_DIMENSIONS = {"pooled": 2, "penultimate": 3, "levels": 4, "face": 2, "raw face": 2}
+_OF = {"picture": "", "face": ", of an aligned face", "bare face": ", of a face without background"}
 FeatureMap = Mapping[str, Tensor]
 
 
@@ -65,7 +66,7 @@ def _serves(saved: Need, need: Need) -> bool:
 def _listed(needs: tuple[Need, ...]) -> str:
     return " and ".join(
         f"{need.feature} features of {need.encoder or 'an encoder that is not known'}, {need.width} wide"
-        + (", of an aligned face" if need.of == "face" and not need.is_face else "")
+        + ("" if need.is_face else _OF[need.of])
         for need in needs
     )
 
@@ -154,7 +155,9 @@ def _entries(text: str, most: int) -> list[dict[str, Any]]:
 def _need(entry: dict[str, Any]) -> Need:
     if entry["feature"] not in get_args(Feature):
         raise ValueError(f"feature {str(entry['feature'])[:40]}")
-    of: Literal["picture", "face"] = "face" if entry.get("of") == "face" else "picture"
+    of = entry.get("of", "picture")
+    if of not in get_args(Of):
+        raise ValueError(f"of {str(of)[:40]}")
     return Need(entry["feature"], int(entry["width"]), str(entry["encoder"]), of)
 
 
@@ -167,6 +170,8 @@ def _check_shapes(file: TensorFile, needs: tuple[Need, ...], count: int) -> None
     for key, need in wanted.items():
         shape = file.shapes[key]
         if (len(shape), *shape[:1], *shape[-1:]) != (_DIMENSIONS[need.feature], 1, need.width):
+            raise ValueError(f"{key} of shape {list(shape)}")
+        if need.feature == "levels" and shape[1] != LEVELS:
             raise ValueError(f"{key} of shape {list(shape)}")
 
 

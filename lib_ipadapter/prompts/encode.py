@@ -19,7 +19,7 @@ from ..unit import Unit
 from .embeds import EncodedReference
 from .preprocess import Preprocessed, Squares
 
-# By feature name, each as the adapter takes it: pooled [1, E] or penultimate [1, T, W], float32 on the CPU
+# By feature name, each as the adapter takes it (encoders.spec.Feature), float32 on the CPU
 FeatureMap = Mapping[str, Tensor]
 
 
@@ -31,6 +31,9 @@ class FeatureSource(Protocol):
 
     def unconditional(self, need: Need) -> Tensor:
         """The same feature of no picture: zeros, or zero pixels encoded."""
+
+    def levels(self, values: Tensor, need: Need) -> Mapping[str, Tensor]:
+        """The features pooled and levels of RGB values [1, 3, H, W] in 0..1."""
 
     def side(self, need: Need) -> int:
         """Side of the encoder's square, pixels."""
@@ -71,7 +74,7 @@ def encode(preprocessed: Mapping[Need, Preprocessed], source: FeatureSource, cac
         else _together([_feature(each.references[i], need, source, cache) for need, each in preprocessed.items()])
         for i, reference in enumerate(first.references)
     ]
-    sides = [_unconditional(each, need, source, cache) for need, each in preprocessed.items()]
+    sides = [_unconditional(each, need, source, cache, references[0]) for need, each in preprocessed.items()]
     return Features(tuple(references), _together(sides))
 
 
@@ -101,9 +104,13 @@ def _encoded(squares: Squares, need: Need, source: FeatureSource) -> Tensor:
 
 
 def _unconditional(
-    preprocessed: Preprocessed, need: Need, source: FeatureSource, cache: Cache[FeatureMap]
+    preprocessed: Preprocessed,
+    need: Need,
+    source: FeatureSource,
+    cache: Cache[FeatureMap],
+    first: Lazy[FeatureMap] | None,
 ) -> Lazy[FeatureMap]:
-    """The mean over the unconditional pictures; without any, of no picture."""
+    """The mean over the unconditional pictures; without any, of no picture. first: of the first reference."""
     if preprocessed.unconditional:
         parts = [_feature(squares, need, source, cache) for squares in preprocessed.unconditional]
         key = ("mean", *(part.key for part in parts))
@@ -112,6 +119,9 @@ def _unconditional(
     if len(saved) == len(preprocessed.references) and need.feature in saved[0].unconditional:
         empty: FeatureMap = {need.feature: saved[0].unconditional[need.feature]}
         return Lazy(("no picture", saved[0].key), lambda: empty)
+    if need.feature == "levels" and first is not None:  # as many zeros as the encoder has tokens
+        like, name = first, need.feature
+        return Lazy(("zeros", name, like.key), lambda: {name: torch.zeros_like(like()[name])})
     if need.feature in ZERO_FEATURES:  # zeros, for which no encoder has to be there
         return Lazy(("zeros", need.feature, need.width), lambda: {need.feature: source.unconditional(need)})
     key = (need.feature, source.identity(need), "no picture")
@@ -134,7 +144,7 @@ def no_picture(
     found: dict[str, Tensor] = {}
     for need, each in preprocessed.items():
         if need.feature not in ZERO_FEATURES:
-            found.update(_unconditional(Preprocessed(each.references), need, source, cache)())
+            found.update(_unconditional(Preprocessed(each.references), need, source, cache, None)())
     return found
 
 

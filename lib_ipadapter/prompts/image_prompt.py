@@ -8,10 +8,12 @@ from dataclasses import replace
 import torch
 
 from ..adapters.adapter import Adapter
+from ..adapters.variant import VariantSpec
+from ..attention.correction import Correction
 from ..attention.region import Region
 from ..attention.session import COND, UNCOND, ImagePrompt, Timing
 from ..errors import UnitError
-from ..unit import Unit
+from ..unit import Unit, pulid
 from ..unit.weights import Curve, LayerRule, curve_points, layers_table
 from .project import Tokens
 
@@ -29,17 +31,27 @@ def image_prompt(unit: Unit, adapter: Adapter, tokens: Tokens, region: Region | 
         region,
         unit.scaling,
         unit.model,
-        maps_of(unit),
-        key=tokens.key,
-        lora=unit.lora,
+        maps_of(unit, adapter.spec.corrected),
+        correction_of(unit, adapter.spec),
+        tokens.key,
+        unit.lora,
     )
 
 
-def maps_of(unit: Unit) -> int:
-    """How many heat maps show where the unit acts: one for each reference that keeps its tokens."""
+def correction_of(unit: Unit, spec: VariantSpec) -> Correction | None:
+    """How PuLID's term is added; None for other kinds."""
+    if not spec.corrected:
+        return None
+    default = "v1.1" if spec.joint else "fidelity"
+    return Correction(*pulid.resolved(unit.pulid, unit.pulid_mode, unit.zero_tokens, default))
+
+
+def maps_of(unit: Unit, together: bool = False) -> int:
+    """How many heat maps show where the unit acts: one for each reference that keeps its tokens. together: its
+    references have no tokens of their own, or not as many each."""
     if not unit.maps:
         return 0
-    return len(unit.images) if unit.combine == "concat" else 1
+    return len(unit.images) if unit.combine == "concat" and not together else 1
 
 
 def prompt_fields(unit: Unit) -> tuple[LayerRule, Timing]:

@@ -70,7 +70,7 @@ class Pipeline:
     def features(self, resolved: ResolvedUnit, needs: Sequence[Need]) -> Features:
         """Stages 2 and 3. Raises UnitError, ImageError, EncoderError, FaceError, FileError."""
         squares = self._squares(resolved, needs)
-        if any(need.of == "face" for need in squares):
+        if any(need.of != "picture" for need in squares):
             check_face_fields(resolved.unit)
         else:
             check_noise(resolved.unit, next(iter(squares.values())))
@@ -80,7 +80,7 @@ class Pipeline:
         """Stages 2 to 5."""
         features = self.features(resolved, adapter.spec.needs)
         weights = [reference.weight for reference in resolved.unit.images]
-        combined = combine(resolved.unit.combine, features, weights)
+        combined = combine(resolved.unit.combine, features, weights, adapter.spec.joint)
         return project(combined, adapter, self.caches.tokens, resolved.unit.shortcut)
 
     def prompt(self, resolved: ResolvedUnit, adapter: Adapter, region: Region | None = None) -> ImagePrompt:
@@ -108,13 +108,13 @@ class Pipeline:
         needs = [self.source.named(need) for need in needs]
         sides = {need: self.source.side(need) if resolved.needs_encoder else 0 for need in needs}
         found = {need: preprocess(resolved, side) for need, side in sides.items() if need.of == "picture"}
-        of_face = {need: side for need, side in sides.items() if need.of == "face"}
+        of_face = {need: side for need, side in sides.items() if need.of != "picture"}
         if of_face:
             found |= preprocess_faces(resolved, of_face, self._analyser(next(iter(of_face))))
         return {need: found[need] for need in sides}
 
     def _analyser(self, need: Need) -> Any:
         """What finds faces, for a need of one. Raises FaceError."""
-        if need.of == "face" and self.faces is None:
+        if need.of != "picture" and self.faces is None:
             raise FaceError(f"the adapter takes {need}, and faces cannot be looked for here; choose another adapter")
         return self.faces

@@ -45,10 +45,12 @@ def project(combined: Combined, adapter: Adapter, cache: Cache[Tensor], shortcut
     def tokens(features: Lazy[FeatureMap]) -> Tensor:
         return cache.get((whose, features.key), lambda: adapter.tokens(features(), *own))
 
-    count = len(combined.conds)
-    cond = torch.cat([tokens(features) for features in combined.conds], dim=1)
-    uncond = tokens(combined.uncond)
-    uncond = uncond.repeat(1, count, 1) if count > 1 else uncond
-    weights = torch.tensor(combined.weights).repeat_interleave(cond.shape[1] // count)
+    conds = [tokens(features) for features in combined.conds]
+    # Of a further face, the first tokens only, if the adapter's authors have it so
+    kept = [conds[0].shape[1], *(adapter.spec.further or each.shape[1] for each in conds[1:])]
+    cond = torch.cat([each[:, :n] for each, n in zip(conds, kept, strict=True)], dim=1)
+    nothing = tokens(combined.uncond)
+    uncond = torch.cat([nothing[:, :n] for n in kept], dim=1) if len(kept) > 1 else nothing
+    weights = torch.tensor(combined.weights).repeat_interleave(torch.tensor(kept))
     key = (whose, *(features.key for features in combined.conds), combined.weights, combined.uncond.key)
     return Tokens(cond, uncond, weights, key)

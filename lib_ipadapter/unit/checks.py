@@ -51,6 +51,8 @@ class Checks:
             raise UnitError("mask", "a picture", f'null, since region is {self.region}; or region "mask"')
         if self.invert and self.mask is None and self.region == "mask":
             raise UnitError("invert", True, "false, since there is no mask to invert")
+        if self.zero_tokens % 1:
+            raise UnitError("zero_tokens", self.zero_tokens, "a whole number")
         if self.distribute != "one per picture" and not any(isinstance(r.image, Named) for r in self.images):
             self.check_images()
 

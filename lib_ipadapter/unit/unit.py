@@ -16,6 +16,7 @@ from . import crops, weights
 from .checks import Checks
 from .face import CHOICE_EXPECTED, CHOICES, KINDS, parse_face
 from .fields import WEIGHT_RANGE, Reference, picture, references, text
+from .pulid import AUTO, MODES, MOST_ZEROS, PRESETS
 
 FITS = crops.FITS
 COMBINES = ("concat", "average", "norm average", "add", "subtract")
@@ -225,6 +226,31 @@ class Unit(Checks):
         "What the file is, where two kinds look the same and its hash is not known: by default what its name says.",
         KINDS,
         label="Kind of file",
+        group=FACE,
+    )
+    pulid: str = choice(
+        AUTO,
+        "PuLID: what its authors use for likeness (fidelity), for the prompt's style (style), or with v1.1; auto: by "
+        "the file. All of them with a weight of 0.8.",
+        (AUTO, *PRESETS),
+        label="PuLID preset",
+        group=FACE,
+    )
+    pulid_mode: str = choice(
+        AUTO,
+        "PuLID: how it is kept from changing the picture: the part along the text's attention is left out (ortho), or "
+        "only where the face is not looked at (ortho_v2); auto: the preset's.",
+        (AUTO, *MODES),
+        label="PuLID mode",
+        group=FACE,
+    )
+    zero_tokens: int = number(
+        -1.0,
+        "PuLID: tokens of zeros beside the face's: more of them leave more to the prompt. -1: the preset's.",
+        -1.0,
+        MOST_ZEROS,
+        step=1,
+        label="Zero tokens",
         group=FACE,
     )
     region_face: str = declare(

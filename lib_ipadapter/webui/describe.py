@@ -10,7 +10,7 @@ from ..encoders.spec import Need
 from ..errors import EncoderError, FaceError, FaceModelMissing
 from ..faces import FaceAnalyser
 
-FACE_FIELDS = ("face", "shortcut", "lora", "kind")  # of the panel
+FACE_FIELDS = ("face", "shortcut", "lora", "kind", "pulid", "pulid_mode", "zero_tokens")  # of the panel
 
 
 def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces: FaceAnalyser) -> dict[str, Any]:
@@ -20,14 +20,17 @@ def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces
     clip = next((need for need in spec.needs if not need.is_face), None)
     found, note, error = _encoder(clip, encoder, source)
     pack, missing, other, fetched = _faces(spec, faces)
+    unparsed = _parsing(spec, faces)
     parts = [spec.label, spec.base, f"{spec.tokens} tokens"]
     if clip is not None:
         parts.append(f"encoder {encoder or 'not known'}: {'found' if found else 'missing'}")
     if pack:
         parts.append(f"face models {pack}: {'missing' if missing else 'found'}")
+    if unparsed is not None:
+        parts.append(f"face parsing: {'missing' if unparsed else 'found'}")
     return {
         "title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
-        "face_models": pack, "face_error": missing, "fields": _fields(spec),
+        "face_models": pack, "face_error": missing or unparsed or "", "fields": _fields(spec),
         "download": "" if error else encoder if not found else pack if fetched else "",
         "text": " · ".join([*parts, *filter(None, (note, other))]),
     }  # fmt: skip
@@ -56,11 +59,23 @@ def _faces(spec: VariantSpec, faces: FaceAnalyser) -> tuple[str, str, str, bool]
     return pack, "", "" if file.exact else f"{file.label} is not {pack}'s published file, by its hash", False
 
 
+def _parsing(spec: VariantSpec, faces: FaceAnalyser) -> str | None:
+    """What is missing for faces without background; None for kinds that take none."""
+    if all(need.of != "bare face" for need in spec.needs):
+        return None
+    try:
+        faces.parser.check()
+    except FaceError as error:
+        return str(error)
+    return ""
+
+
 def _fields(spec: VariantSpec) -> list[str]:
     has = {
         "face": spec.of_face,
         "shortcut": "faceid-plusv2" in (spec.variant, *spec.kinds),
         "lora": spec.lora_rank > 0,
         "kind": len(spec.kinds) > 1,
+        **dict.fromkeys(("pulid", "pulid_mode", "zero_tokens"), spec.corrected),
     }
     return [name for name in FACE_FIELDS if has[name]]

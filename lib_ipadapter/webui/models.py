@@ -25,7 +25,7 @@ from ..encoders import Catalog, EncoderPool, EncoderSource, register_archs
 from ..encoders.fetch import download_encoder
 from ..encoders.source import identity
 from ..errors import EncoderError, IPAdapterError, UnsupportedModel, WrongBase
-from ..faces import FaceAnalyser, FacePacks
+from ..faces import FaceAnalyser, FacePacks, FaceParser
 from ..faces.fetch import download_pack
 from ..faces.packs import RECOGNISERS
 from ..files.library import Library
@@ -52,7 +52,7 @@ class Models:
         self.library = Library()
         self.pool = EncoderPool()
         self.catalog = Catalog(host.encoder_folders)
-        self.faces = FaceAnalyser(FacePacks(host.face_folders))
+        self.faces = FaceAnalyser(FacePacks(host.face_folders), parser=FaceParser(host.parsing_folders))
         self.caches = Caches(settings.cache_bytes)
         self.pictures = Pictures(fetch.data)
         # K' and V' on the device that samples, so that a detail or a tile projects and uploads nothing again

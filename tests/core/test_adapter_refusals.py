@@ -106,9 +106,7 @@ def test_any_shapes_are_known_or_refused_with_our_own_error(data):
 
 Z = torch.zeros
 UNSUPPORTED = {
-    "PuLID": {"id_adapter.mapping_0.0.weight": Z(1), "id_adapter_attn_layers.1.id_to_k.weight": Z(1)},
-    "PuLID (converted)": {"image_proj.body.0.weight": Z(1024, 1280), "image_proj.mapping_0.0.weight": Z(1),
-                          "ip_adapter.1.to_k_ip.weight": Z(2, 3)},
+    "PuLID for Flux": {"pulid_encoder.latents": Z(1), "pulid_ca.0.norm1.weight": Z(1)},
     "FaceID for Kolors": {"image_proj.perceiver_resampler.proj_in.weight": Z(3, 1024),
                           "image_proj.norm.weight": Z(4096), "ip_adapter.1.to_k_ip.weight": Z(2, 2048)},
     "Kolors": {"image_proj.latents": Z(1, 16, 2048), "image_proj.proj_in.weight": Z(2048, 1024),

@@ -37,37 +37,6 @@ def run(unet: nn.Module, session: Session, x: Tensor, context: Tensor, sets: tup
     return out
 
 
-def outputs(unet: nn.Module, session: Session, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-    """(Z, what goes into to_out) of the first layer."""
-    layer, seen = cross_attention_layers(unet)[0], []
-    before = layer.module.to_out[0].register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
-    with session.attached(unet):
-        after = layer.module.to_out[0].register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
-        session.begin_step([0, 1], 0.0)
-        unet(x, context=context)
-    before.remove()
-    after.remove()
-    return seen[0], seen[1]
-
-
-def orthogonal(hidden: Tensor, term: Tensor) -> Tensor:
-    """PuLID's: the part of the term that is orthogonal to Z."""
-    return hidden + term - (term * hidden).sum(-1, keepdim=True) / hidden.square().sum(-1, keepdim=True) * hidden
-
-
-def test_a_term_may_be_merged_in_its_own_way(unet):
-    x, context = inputs(2)
-    plain, other = prompt(unet), prompt(unet, 1)
-    z, with_plain = outputs(unet, Session([plain]), x, context)
-    _, with_other = outputs(unet, Session([other]), x, context)
-    _, merged = outputs(unet, Session([dataclasses.replace(plain, merge=orthogonal)]), x, context)
-    torch.testing.assert_close(merged, orthogonal(z, with_plain - z), rtol=1e-4, atol=1e-5)
-    # Beside a summed one, which comes first
-    prompts = [dataclasses.replace(plain, merge=orthogonal), other]
-    _, both = outputs(unet, Session(prompts), x, context)
-    torch.testing.assert_close(both, orthogonal(with_other, with_plain - z), rtol=1e-4, atol=1e-5)
-
-
 class Recording:
     """Terms that add nothing and keep the queries."""
 

@@ -41,6 +41,9 @@ class Host(Protocol):
     def face_folders(self) -> list[Path]:
         """Where face models are searched: packs' folders, or their archives. The first is what a message names."""
 
+    def parsing_folders(self) -> list[Path]:
+        """Where the weights that parse faces are searched, likewise."""
+
     def text_tower_folders(self) -> list[Path]:
         """Where the configs of custom text towers may lie, beside the checkpoints that need them."""
 

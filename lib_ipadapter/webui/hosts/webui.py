@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,22 @@ class WebUI:
         return [Folder(self.home(), create=True), *(Folder(Path(f)) for f in ours if f), *others]
 
     def encoder_folders(self) -> list[Path]:
-        """Ours, those of the settings, and the ControlNet extension's downloads."""
+        """Ours, those of the settings, the ControlNet extension's downloads, and where PuLID's other ports have
+        EVA-CLIP."""
         ours = [_models() / name for name in _ENCODERS]
-        return [*ours, *map(Path, settings.folders("ipadapter_encoder_folders")), _annotator() / "clip_vision"]
+        given = map(Path, settings.folders("ipadapter_encoder_folders"))
+        return [*ours, *given, _annotator() / "clip_vision", _hub() / "models--QuanSun--EVA-CLIP"]
 
     def face_folders(self) -> list[Path]:
         """ReActor's and Forge's, those of the settings, the ControlNet extension's, and insightface's own."""
         given = map(Path, settings.folders("ipadapter_face_folders"))
         return [_models() / "insightface", *given, _annotator() / "insightface", Path.home() / ".insightface"]
+
+    def parsing_folders(self) -> list[Path]:
+        """Those of face models, and where the WebUI's face restorers keep facexlib's files."""
+        restorers = ((_models() / name, f"{name.lower()}_models_path") for name in ("GFPGAN", "Codeformer"))
+        theirs = [Path(getattr(shared.cmd_opts, option, None) or folder) for folder, option in restorers]
+        return [*self.face_folders(), _models() / "facexlib", *theirs]
 
     def text_tower_folders(self) -> list[Path]:
         """Those of the encoders and of the checkpoints."""
@@ -139,6 +148,12 @@ def _given(*names: str) -> list[Path]:
     """The folders of these command line options, one or several each; hosts have the one or the other."""
     values = (getattr(shared.cmd_opts, name, None) or [] for name in names)
     return [Path(one) for value in values for one in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _hub() -> Path:
+    """The hub's cache."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
 
 
 def _annotator() -> Path:
