@@ -205,6 +205,13 @@ def test_the_table_is_that_of_open_clip(spec: EncoderSpec) -> None:
 
     config = get_model_config(spec.name)
     vision = config["vision_cfg"]
+    if spec.timm[0]:
+        pytest.importorskip("timm", reason="timm is not installed")
+        from lib_ipadapter.encoders.recognise import _differing
+        from lib_ipadapter.encoders.timm_tower import timm_spec
+
+        assert not _differing(timm_spec(spec.name, config), spec)
+        return
     assert (spec.embed_dim, spec.image_size, spec.patch, spec.width, spec.layers) == (
         config["embed_dim"], vision["image_size"], vision["patch_size"], vision["width"], vision["layers"],
     )  # fmt: skip
