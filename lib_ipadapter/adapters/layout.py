@@ -26,6 +26,7 @@ from ..errors import BrokenAdapter, UnsupportedAdapter
 
 Shape = tuple[int, ...]
 PROJECTION, LAYERS = "image_proj.", "ip_adapter."
+DIM_HEAD = 64  # of every Resampler in public use; heads = inner width / 64
 
 _WRAPPERS = re.compile(r"^(?:(?:module|model|state_dict|_orig_mod|net|pipeline)\.)+")
 _STYLES = {

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .variant import DIM_HEAD, FACE_WIDTH, RESAMPLER, Shape, VariantSpec
+from .perceiver import PerceiverAttention, feed_forward
+from .pulid_encoders import IDEncoder, IDFormer
+from .variant import FACE_WIDTH, RESAMPLER, Shape, VariantSpec
 
 
 class LinearProjection(nn.Module):
@@ -39,26 +40,6 @@ class MLPProjection(nn.Module):
         return self.proj(features)
 
 
-class PerceiverAttention(nn.Module):
-    """Latents attend to the features and to themselves."""
-
-    def __init__(self, dim: int, inner: int) -> None:
-        super().__init__()
-        self.heads = inner // DIM_HEAD
-        self.norm1 = nn.LayerNorm(dim)
-        self.norm2 = nn.LayerNorm(dim)
-        self.to_q = nn.Linear(dim, inner, bias=False)
-        self.to_kv = nn.Linear(dim, 2 * inner, bias=False)
-        self.to_out = nn.Linear(inner, dim, bias=False)
-
-    def forward(self, features: Tensor, latents: Tensor) -> Tensor:
-        features, latents = self.norm1(features), self.norm2(latents)
-        key, value = self.to_kv(torch.cat([features, latents], dim=1)).chunk(2, dim=-1)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_q(latents), key, value))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.to_out(out.transpose(1, 2).flatten(2))
-
-
 class Resampler(nn.Module):
     """plus: penultimate [B, N, W] to tokens [B, T, context] by learned latents; tokens 0: by latents that are given.
     unnorm, InstantID: raw embeddings [B, W] of a face likewise."""
@@ -78,9 +59,9 @@ class Resampler(nn.Module):
             assert self.latents is not None
             latents = self.latents.expand(features.shape[0], -1, -1)
         features = self.proj_in(features if features.dim() == 3 else features[:, None])
-        for attention, feed_forward in self.layers:
+        for attention, forward in self.layers:
             latents = attention(features, latents) + latents
-            latents = feed_forward(latents) + latents
+            latents = forward(latents) + latents
         return self.norm_out(self.proj_out(latents))
 
 
@@ -114,12 +95,6 @@ class FacePlusProjection(FaceProjection):
         return resampled if shortcut is None else tokens + shortcut * resampled
 
 
-def feed_forward(dim: int, hidden: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.LayerNorm(dim), nn.Linear(dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, dim, bias=False)
-    )
-
-
 def build(spec: VariantSpec, shapes: Mapping[str, Shape]) -> nn.Module:
     """The projection of ``spec``, weights not loaded. ``shapes`` by the names inside ``image_proj.``."""
     if spec.variant == "base":
@@ -127,8 +102,6 @@ def build(spec: VariantSpec, shapes: Mapping[str, Shape]) -> nn.Module:
     if spec.variant == "full":
         return MLPProjection(spec.feature_width, spec.context)
     if spec.corrected:
-        from .pulid_encoders import IDEncoder, IDFormer
-
         return (IDFormer if spec.joint else IDEncoder)(shapes, spec.context)
     if spec.feature == "face" and not spec.also:
         return FaceProjection(spec.feature_width, shapes["proj.0.weight"][0], spec.tokens, spec.context)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..encoders.spec import LEVELS, Need
-from .layout import Shape
+from .layout import DIM_HEAD, Shape
 
 Shapes = Mapping[str, Shape]
 FACE_WIDTH = 512  # of ArcFace's embedding
@@ -23,23 +23,23 @@ FACE_TOKENS = 5  # that come from the embeddings
 def v1_shapes(found: Shapes, context: int) -> dict[str, Shape]:
     """``found``: shapes by the names inside the encoder. Raises KeyError for one that is missing."""
     tokens = max(found["body.6.weight"][0] // context, 1)
-    shapes = _mlp("body", found, tokens * context)
+    shapes, width = _mlp("body", found, tokens * context), _width(found)
     for i in range(LEVELS):
-        shapes |= _mlp(f"mapping_{i}", found, context) | _mlp(f"mapping_patch_{i}", found, context)
+        shapes |= _mlp(f"mapping_{i}", found, context, width) | _mlp(f"mapping_patch_{i}", found, context, width)
     return shapes
 
 
 def v11_shapes(found: Shapes, context: int) -> dict[str, Shape]:
     """As ``v1_shapes``. The layers are as many as are there, a multiple of LEVELS."""
     _, tokens, dim = found["latents"]
-    inner, hidden = found["layers.0.0.to_q.weight"][0], found["layers.0.1.1.weight"][0]
+    inner, hidden = found["layers.0.0.to_q.weight"][0] // DIM_HEAD * DIM_HEAD, found["layers.0.1.1.weight"][0]
     depth = len({key.split(".")[1] for key in found if key.startswith("layers.")})
     depth = max(depth // LEVELS, 1) * LEVELS
     faces = max(found["id_embedding_mapping.6.weight"][0] // dim, 1)
     shapes = _mlp("id_embedding_mapping", found, faces * dim)
     shapes |= {"latents": (1, tokens, dim), "proj_out": (dim, context)}
     for i in range(LEVELS):
-        shapes |= _mlp(f"mapping_{i}", found, dim)
+        shapes |= _mlp(f"mapping_{i}", found, dim, _width(found))
     for i in range(depth):
         attention, feed_forward = f"layers.{i}.0", f"layers.{i}.1"
         norms = [f"{attention}.norm1", f"{attention}.norm2", f"{feed_forward}.0"]
@@ -52,9 +52,15 @@ def v11_shapes(found: Shapes, context: int) -> dict[str, Shape]:
     return shapes
 
 
-def _mlp(name: str, found: Shapes, out: int) -> dict[str, Shape]:
-    """Three linear layers, a norm behind each of the first two."""
+def _width(found: Shapes) -> int:
+    """Of the hidden states."""
+    return found["mapping_0.0.weight"][-1]
+
+
+def _mlp(name: str, found: Shapes, out: int, width: int = 0) -> dict[str, Shape]:
+    """Three linear layers, a norm behind each of the first two. width: what it is given, 0 for what the file says."""
     first, given = found[f"{name}.0.weight"]
+    given = width or given
     second = found[f"{name}.3.weight"][0]
     return {
         f"{name}.0.weight": (first, given), f"{name}.0.bias": (first,),
@@ -82,6 +88,6 @@ def v1_tokens(found: Shapes, context: int) -> int:
 
 def of_clip(mark: str, found: Shapes) -> tuple[Need, ...]:
     """What the encoder takes of EVA-CLIP."""
-    widths = found[mark][1] - FACE_WIDTH, found["mapping_0.0.weight"][1]
+    widths = found[mark][1] - FACE_WIDTH, _width(found)
     encoder = ENCODER if widths == _PUBLISHED else ""
     return Need("pooled", widths[0], encoder, "bare face"), Need("levels", widths[1], encoder, "bare face")

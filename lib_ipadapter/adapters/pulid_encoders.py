@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..encoders.spec import LEVELS
 from .layout import Shape
-from .projection import PerceiverAttention, feed_forward
+from .perceiver import PerceiverAttention, feed_forward
 
 Shapes = Mapping[str, Shape]
 

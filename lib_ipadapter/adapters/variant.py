@@ -18,13 +18,12 @@ from ..errors import BrokenAdapter, NotAnAdapter, UnitError, UnsupportedAdapter
 from . import pulid
 from .account import account_for_all, layer_shapes, refuse_empty
 from .foreign import UNSUPPORTED, foreign
-from .layout import LAYERS, PROJECTION, Shape
+from .layout import DIM_HEAD, LAYERS, PROJECTION, Shape
 from .lora import lora_shapes
 
 Shapes = Mapping[str, Shape]
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")  # in a key
-DIM_HEAD = 64  # of every Resampler in public use; heads = inner width / 64
 BASES = {768: "SD1.5", 1024: "SD2.1", 2048: "SDXL"}
 FACE_WIDTH = 512  # of a recogniser's embedding
 RESAMPLER = "perceiver_resampler."

@@ -26,6 +26,7 @@ class Checks:
     mask: Any
     region: str
     invert: bool
+    zero_tokens: float
 
     def _check(self) -> None:
         """What only an enabled unit must satisfy."""

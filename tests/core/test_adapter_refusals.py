@@ -21,7 +21,7 @@ from lib_ipadapter.adapters.variant import identify
 from lib_ipadapter.cli import main
 from lib_ipadapter.errors import BrokenAdapter, FileError, NotAnAdapter, UnsafeFile, UnsupportedAdapter
 from tests.hostile_files import write_torchscript
-from tests.synthetic import adapter_tensors, nested, write_adapter
+from tests.synthetic import adapter_tensors, nested, pulid_tensors, write_adapter
 
 
 def changed(change) -> dict:
@@ -85,6 +85,11 @@ def test_values_that_are_all_zero_are_told(tmp_path):
 GOOD = {
     v: {k: tuple(t.shape) for k, t in adapter_tensors(v, lora=2 * v.startswith("face")).items()}
     for v in ("base", "plus", "full", "faceid", "faceid-plus")
+}
+PULID = {"pulid": "v1", "pulid-v1.1": "v1.1"}
+GOOD |= {
+    name: {k: tuple(t.shape) for k, t in pulid_tensors(version, converted=True).items()}
+    for name, version in PULID.items()
 }
 SHAPE = st.lists(st.sampled_from([0, 1, 2, 32, 64, 512, 1280]), max_size=4).map(tuple)
 

@@ -23,7 +23,7 @@ OTHER: dict[str, Any] = {
     "curve": "0:0, 1:1", "interpolation": "step", "passes": "hires", "hires_factor": 0.5, "scaling": "K+V",
     "maps": True, "mask": Image.new("L", (4, 4), 255), "region": "inpaint", "feather": 3, "in_detailer": "no",
     "in_upscale": False, "in_loopback": False, "shortcut": 0.5, "lora": 0.5, "region_face": "leftmost",
-    "grow": 2.0,
+    "grow": 2.0, "pulid": "style", "pulid_mode": "off", "zero_tokens": 3,
 }  # fmt: skip
 
 

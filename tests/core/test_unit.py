@@ -51,6 +51,9 @@ ORDER = [
     "shortcut",
     "lora",
     "kind",
+    "pulid",
+    "pulid_mode",
+    "zero_tokens",
     "region_face",
     "grow",
 ]
