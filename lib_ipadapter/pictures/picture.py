@@ -42,15 +42,22 @@ class Pictures:
 
         return Picture(value, field, load_reference, self)
 
-    def mask(self, value: Any, field: str) -> Picture:
+    def mask(self, value: Any, field: str, allow: Allow = lambda image: None) -> Picture:
         """The same of a mask."""
-        return Picture(value, field, images.load_mask, self)
 
-    def reference_mask(self, value: Any, field: str) -> Picture:
+        def load_mask(value: Any) -> Image.Image:
+            mask = images.load_mask(value)
+            allow(mask)
+            return mask
+
+        return Picture(value, field, load_mask, self)
+
+    def reference_mask(self, value: Any, field: str, allow: Allow = lambda image: None) -> Picture:
         """The same of a mask that must not be black all over; decoding it raises UnitError."""
 
         def white_somewhere(value: Any) -> Image.Image:
             mask = images.load_mask(value)
+            allow(mask)
             if max(high for _, high in mask.getextrema()) <= 4:  # what lossy formats make of black
                 expected = "one that is white where the reference counts"
                 raise UnitError(field, "a reference mask that is black all over", expected)

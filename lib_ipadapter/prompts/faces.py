@@ -113,7 +113,7 @@ def preprocess_faces(
     each: list[Sequence[Squares | EncodedReference]] = [
         [reference] * len(sides)
         if isinstance(reference, EncodedReference)
-        else _crops(reference, box, mask, unit.face, unit.sharpen, kinds, faces)
+        else _crops(reference, box, mask, unit.face, unit.sharpen, kinds, faces, resolved.own(mask))
         for reference, box, mask in zip(resolved.references, boxes, resolved.reference_masks, strict=True)
     ]
     negative = [_crops(one, None, None, "largest", unit.sharpen, kinds, faces) for one in resolved.negative]
@@ -126,9 +126,10 @@ def preprocess_faces(
 
 def _crops(
     picture: Picture, box: Box | None, mask: Picture | None, choice: str, sharpen: float, kinds: Sequence[Kind],
-    faces: FaceAnalyser,
+    faces: FaceAnalyser, drop: bool = False,
 ) -> list[Squares]:  # fmt: skip
-    """The chosen face of one picture as each kind of crop. A picture whose content is not known yet is decoded once."""
+    """The chosen face of one picture as each kind of crop. A picture whose content is not known yet is decoded once.
+    drop: the mask is of no other picture, and is freed."""
     known = picture.is_known
     whose = ("face", picture.id, box, None if mask is None else mask.id, choice, sharpen, faces.identity(DETECTOR))
 
@@ -140,6 +141,8 @@ def _crops(
         finally:
             if known:
                 picture.drop()
+            if drop and mask is not None:
+                mask.drop()
 
     made = [Lazy((*whose, kind), _later(make, kind)) for kind in kinds]
     if not known:

@@ -53,7 +53,7 @@ def preprocess(resolved: ResolvedUnit, side: int) -> Preprocessed:
             references.append(reference)
             continue
         asked = [0.0, unit.noise] if faded else [0.0]
-        made = _squares(reference, box, mask, how, asked, side)
+        made = _squares(reference, box, mask, how, asked, side, drop=resolved.own(mask))
         references.append(made[0])
         unconditional += made[1:]
     for picture in resolved.negative:
@@ -63,9 +63,15 @@ def preprocess(resolved: ResolvedUnit, side: int) -> Preprocessed:
 
 
 def _squares(
-    picture: Picture, box: Box | None, mask: Picture | None, how: Preprocess, noises: list[float], side: int
+    picture: Picture,
+    box: Box | None,
+    mask: Picture | None,
+    how: Preprocess,
+    noises: list[float],
+    side: int,
+    drop: bool = False,
 ) -> list[Squares]:
-    """The squares of one picture for each amount of noise."""
+    """The squares of one picture for each amount of noise. drop: the mask is of no other picture, and is freed."""
     known = picture.is_known
     key: Hashable = (picture.id, box, None if mask is None else mask.id, how, side)
 
@@ -75,6 +81,8 @@ def _squares(
         finally:
             if known:
                 picture.drop()
+            if drop and mask is not None:
+                mask.drop()
 
     made = [Lazy((key, noise), lambda noise=noise: make(noise)) for noise in noises]  # type: ignore[misc]
     if not known:

@@ -36,6 +36,10 @@ class ResolvedUnit:
         own = self.own_masks or (None,) * len(self.references)
         return tuple(self.reference_mask if mask is None else mask for mask in own)
 
+    def own(self, mask: Picture | None) -> bool:
+        """Whether a reference's mask is of no other reference: it need not be kept for them."""
+        return mask is not None and mask is not self.reference_mask
+
     def drop_masks(self) -> None:
         """Frees their pixels."""
         for mask in self.reference_masks:
@@ -53,7 +57,7 @@ class ResolvedUnit:
 
 
 def resolve(unit: Unit, store: ReferenceStore, pictures: Pictures, allow: Allow = lambda image: None) -> ResolvedUnit:
-    """allow: called with each reference that is decoded, to refuse it. Raises UnitError, FileError for saved
+    """allow: called with each reference and mask that is decoded, to refuse it. Raises UnitError, FileError for saved
     references, ImageError for a URL; a picture that cannot be decoded raises ImageError when it is needed."""
     unit = without_embeds(without_folders(unit, store), store)
 
@@ -64,10 +68,10 @@ def resolve(unit: Unit, store: ReferenceStore, pictures: Pictures, allow: Allow 
             for i, value in enumerate(values)
         ]
 
-    focus = None if unit.focus is None else pictures.reference_mask(unit.focus, "focus")
-    mask = None if unit.mask is None else pictures.mask(unit.mask, "mask")
+    focus = None if unit.focus is None else pictures.reference_mask(unit.focus, "focus", allow)
+    mask = None if unit.mask is None else pictures.mask(unit.mask, "mask", allow)
     own = tuple(
-        None if reference.mask is None else pictures.reference_mask(reference.mask, f"images[{i}].mask")
+        None if reference.mask is None else pictures.reference_mask(reference.mask, f"images[{i}].mask", allow)
         for i, reference in enumerate(unit.images)
     )
     return ResolvedUnit(unit, tuple(many("images")), tuple(many("negative")), focus, mask, own)

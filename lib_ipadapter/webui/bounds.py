@@ -44,7 +44,8 @@ def _values(unit: Mapping[str, Any]) -> list[Any]:
     for name in PICTURES:
         given = unit.get(name)
         entries = given if isinstance(given, (list, tuple)) else [given]
-        found += [entry.get("image") if isinstance(entry, Mapping) else entry for entry in entries]
+        for entry in entries:
+            found += [entry.get("image"), entry.get("mask")] if isinstance(entry, Mapping) else [entry]
     return found
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +13,11 @@ import pytest
 from PIL import Image
 
 from lib_ipadapter.errors import ImageError, UnitError
+from lib_ipadapter.pictures.picture import Pictures
+from lib_ipadapter.prompts.preprocess import preprocess
+from lib_ipadapter.prompts.references import NoStore
+from lib_ipadapter.prompts.resolve import resolve
+from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui import bounds, fetch
 from lib_ipadapter.webui.request import requested_units
 
@@ -29,6 +36,48 @@ def test_a_request_that_brings_too_much(args, message):
     with pytest.raises(UnitError, match=message) as raised:
         requested_units(args)
     assert len(str(raised.value)) < 500
+
+
+def test_addresses_of_the_references_own_masks_count():
+    """Each may take half a minute."""
+    images = [{"image": "aGk=", "mask": "http://127.0.0.1/mask.png"}] * 17
+    with pytest.raises(UnitError, match="17 addresses or more"):
+        requested_units([{"images": images}])
+
+
+def test_pixels_of_masks_count(monkeypatch):
+    """64 references may each bring one, of a few kilobytes and 100 megapixels; none is kept for the next."""
+    monkeypatch.setattr(bounds, "PIXELS", 9_000)
+    kept = []
+
+    class Counted(Pictures):
+        def load(self, picture):
+            assert sum(one._image is not None for one in kept) <= 1
+            kept.append(picture)
+            return super().load(picture)
+
+    def job(count):
+        images = [{"image": shade(i), "mask": shade(200 + i)} for i in range(count)]
+        pictures, pixels = Counted(), 0
+
+        def allow(image):
+            nonlocal pixels
+            pixels = bounds.check_pixels([image], pixels)
+
+        unit = Unit.parse({"model": "m", "images": images})
+        preprocess(resolve(unit, NoStore(), pictures, allow), 8)
+
+    job(4)
+    assert len(kept) == 8
+    assert all(picture._image is None for picture in kept)
+    with pytest.raises(UnitError, match="megapixels or more together"):
+        job(5)
+
+
+def shade(level):
+    buffer = io.BytesIO()
+    Image.new("L", (30, 33), level).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def test_what_the_panel_can_hold_is_not_too_much():
