@@ -75,7 +75,7 @@
     function isSaved(kind, name) {
         return TABS.some(tab => {
             const names = JSON.parse(byId(`ipadapter_${tab}_names`)?.querySelector("[data-names]")?.dataset.names ?? "{}");
-            return names[kind]?.includes(name);
+            return names[kind]?.some(known => known.toLowerCase() === String(name).toLowerCase()); // one file, for some systems
         });
     }
 

@@ -13,9 +13,9 @@ from typing import Any
 from ..errors import FaceMissing, ImageError
 from ..pictures import images
 from .analyse import FaceAnalyser
-from .packs import RECOGNISERS, FacePacks
+from .packs import RECOGNISERS, FacePacks, own_folder
 
-HOME = Path.home() / ".insightface" / "models"
+HOME = own_folder() / "models"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

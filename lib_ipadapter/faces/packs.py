@@ -38,6 +38,11 @@ _DEPTH = 3  # folders below a searched one: models/PACK, or models/PACK/PACK as 
 LICENCE = "research and non-commercial use only (InsightFace's terms for its models)"
 
 
+def own_folder() -> Path:
+    """InsightFace's, in the user's home. A user without one (a container's) has no such folder, and no error."""
+    return Path(os.path.expanduser("~"), ".insightface")
+
+
 @dataclass(frozen=True)
 class ModelFile:
     """An ONNX file on the disk, or ``member`` of a zip archive. role: DETECTOR or a name of RECOGNISERS; exact: its

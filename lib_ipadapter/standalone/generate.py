@@ -21,6 +21,7 @@ from ..encoders import EncoderSource, Need, identify_encoder
 from ..encoders.recognise import Recognised
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
 from ..faces import FaceAnalyser, FacePacks
+from ..faces.packs import own_folder
 from ..options import add_flags, canonical, from_flags
 from ..pictures import images
 from ..pictures.picture import Pictures
@@ -166,7 +167,7 @@ def encoder_source(units: Sequence[Unit], options: UnitOptions, device: torch.de
 
 def face_analyser(options: Any) -> FaceAnalyser:
     """What finds and recognises faces, by --face-models."""
-    folders = options.face_models or (Path.home() / ".insightface",)
+    folders = options.face_models or (own_folder(),)
     return FaceAnalyser(FacePacks(lambda: folders))
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..adapters.file import sha256
 from ..encoders.clip import ImageEncoder
+from ..faces.packs import own_folder
 from .adapter import FEATURES
 from .base import Base, apart
 from .config import TrainConfig
@@ -25,7 +26,7 @@ class Encoding:
         self.feature = FEATURES[config.variant]
         # In float32: features decide what is learned, and cost little beside the UNet.
         if config.variant == "faceid":
-            folder = Path(config.face_models) if config.face_models else Path.home() / ".insightface"
+            folder = Path(config.face_models) if config.face_models else own_folder()
             faces = FaceEncoder([folder])
             self.encoder, self.nothing, self.digest = faces, faces.nothing(), faces.digest
         else:

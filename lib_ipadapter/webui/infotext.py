@@ -64,12 +64,6 @@ def _picture(name: str, reference: Reference, mask: str) -> Any:
     return {"hash": name, **more} if more else name
 
 
-def from_infotext(text: str) -> list[dict[str, Any]]:
-    """Unit objects as the text gives them, each with its 0-based ``unit`` and with ``images`` as a list of
-    ``{"hash", "weight"}`` or ``{"embeds" or "folder", "weight"}``; [] for a value that is not ours. Never raises."""
-    return [{"unit": index, **entry} for index, entry in read(text).units.items()]
-
-
 def read(text: Any) -> Pasted:
     """Reads a value of ``KEY``. What is foreign or broken is left out and noted; never raises."""
     try:

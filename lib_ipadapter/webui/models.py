@@ -37,6 +37,7 @@ from ..prompts.resolve import ResolvedUnit, resolve
 from ..unit import Unit
 from ..unit.presets import Presets
 from . import fetch, settings
+from .bounds import check as check_request
 from .bounds import check_pixels
 from .describe import description_of
 from .hosts import Host
@@ -111,6 +112,7 @@ class Models:
 
     def _embeds(self, name: str, given: Mapping[str, Any], title: str) -> Embeds:
         fields = {"fit": settings.default_fit(), **self.presets().over(given), "enabled": True}
+        check_request([fields])
         resolved = self.resolve(Unit.parse(fields))
         spec = self.adapter(resolved.unit.model).spec.as_kind(resolved.unit.kind)
         with queue_lock, self.encoding():

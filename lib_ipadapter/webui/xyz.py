@@ -13,10 +13,11 @@ from typing import Any
 from ..errors import ImageError, IPAdapterError, UnitError
 from ..options import Option
 from ..pictures import images
-from ..unit import FIELDS
+from ..unit import FIELDS, Unit
 from ..unit.fields import Reference
 from ..unit.names import Named
 from . import settings
+from .inputs import with_inputs
 from .panel.values import named_in
 
 _ATTRIBUTE = "_ipadapter_axes"
@@ -74,18 +75,18 @@ class Axis:
         units = self.units_of(p)
         for value in values:
             try:
-                self._check(value, units)
+                self._check(value, units, p)
             except IPAdapterError as error:
                 raise error.at(f"X/Y/Z plot, {self.label}") from None
 
-    def _check(self, value: Any, units: Sequence[Any]) -> None:
+    def _check(self, value: Any, units: Sequence[Any], p: Any) -> None:
         meant = self._meant(value)
         over_units({(self.index, self.field.name): meant}, units)
         meant = self.field.parse(meant)
         if self.field.name == "model":
             self.models.find(meant)
         if self.field.kind == "images":
-            self._check_named(meant)
+            self._check_named(with_inputs(Unit(images=meant), p).images)
 
     def _check_named(self, references: Sequence[Reference]) -> None:
         for named in (reference.image for reference in references):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from lib_ipadapter.faces import Detector, Face, FaceAnalyser, FacePacks, Recogni
 from lib_ipadapter.faces.align import TEMPLATE, aligned_crop, similarity, template
 from lib_ipadapter.faces.detect import letterboxed, suppressed
 from lib_ipadapter.faces.onnx_graph import read_graph
+from lib_ipadapter.faces.packs import own_folder
 from tests.face_models import detector, picture, recogniser, write_pack
 
 POINTS = np.array([[200.0, 220], [280, 215], [242, 270], [210, 320], [276, 318]])
@@ -315,3 +317,18 @@ def test_the_command_lists_the_faces_of_pictures(tmp_path, capsys):
     assert "two.png: " in capsys.readouterr().out
     assert main(["faces", str(tmp_path / "two.png"), "--models", str(tmp_path / "nowhere")]) == 2
     assert "was not found" in capsys.readouterr().err
+
+
+def test_a_user_without_a_home_has_no_folder_of_insightfaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under any user id: Path.home raises there."""
+
+    def none(name: str) -> None:
+        raise KeyError(name)
+
+    pwd = pytest.importorskip("pwd", reason="users have names in the system's list only on Unix")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", none)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert own_folder().name == ".insightface"
+    assert not own_folder().exists()

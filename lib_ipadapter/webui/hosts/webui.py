@@ -11,6 +11,7 @@ from typing import Any
 import safetensors
 from modules import paths, sd_models, shared
 
+from ...faces.packs import own_folder
 from ...files.library import Folder
 from .. import settings
 from .base import Shapes
@@ -54,7 +55,7 @@ class WebUI:
     def face_folders(self) -> list[Path]:
         """ReActor's and Forge's, those of the settings, the ControlNet extension's, and insightface's own."""
         given = map(Path, settings.folders("ipadapter_face_folders"))
-        return [_models() / "insightface", *given, _annotator() / "insightface", Path.home() / ".insightface"]
+        return [_models() / "insightface", *given, _annotator() / "insightface", own_folder()]
 
     def parsing_folders(self) -> list[Path]:
         """Those of face models, and where the WebUI's face restorers keep facexlib's files."""
