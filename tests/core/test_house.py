@@ -253,3 +253,9 @@ def test_functions_stay_short():
                 if lines > 60:
                     long[f"{path.relative_to(ROOT).as_posix()}: {node.name}"] = lines
     assert long == {}
+
+
+def test_no_file_of_the_package_needs_a_home():
+    """A container's user may have none, and Path.home raises then: os.path.expanduser does not."""
+    asked = [path.name for path in PACKAGE.rglob("*.py") if "Path.home(" in path.read_text(encoding="utf-8")]
+    assert asked == []

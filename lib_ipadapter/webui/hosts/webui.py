@@ -153,7 +153,7 @@ def _given(*names: str) -> list[Path]:
 
 def _hub() -> Path:
     """The hub's cache."""
-    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    home = os.environ.get("HF_HOME") or Path(os.path.expanduser("~"), ".cache", "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
 
 
