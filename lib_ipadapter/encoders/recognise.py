@@ -64,7 +64,7 @@ def identify_encoder(path: Path | str) -> EncoderSpec | None:
     config cannot be read."""
     path = Path(path)
     if custom_spec(path) is None:
-        shape = _shape(path, _keys(path))
+        shape = _tower(path)[1]
         if shape is None or not any(spec.shape == shape for spec in ENCODERS.values()):
             return None
     return spec_of(path)
@@ -86,13 +86,12 @@ def spec_of(path: Path) -> EncoderSpec:
             value=custom.name,
         )
     if not custom.timm[0]:
-        _whole(_keys(path), custom, path)
+        _whole(_tower(path)[0], custom, path)
     return known or custom
 
 
 def _by_shape(path: Path) -> EncoderSpec:
-    keys, known = _keys(path), ", ".join(ENCODERS)
-    shape = _shape(path, keys)
+    (keys, shape), known = _tower(path), ", ".join(ENCODERS)
     if shape is None:
         raise BrokenEncoder(
             f"{path.name}: holds no whole CLIP vision tower; expected one of {known}",
@@ -118,24 +117,18 @@ def _by_shape(path: Path) -> EncoderSpec:
     return fitting[0]
 
 
-def _shape(path: Path, keys: TowerKeys | None) -> TowerShape | None:
-    """The sizes of the tower in a file, CLIP's with these keys or EVA02-CLIP's; None for neither."""
-    if keys is not None:
-        return keys.tower()
-    with opened(path) as (shapes, _read):
-        names = eva_keys(shapes)
-        return eva_shape(shapes, names) if names else None
-
-
 def _whole(keys: TowerKeys | None, spec: EncoderSpec, path: Path) -> None:
     if keys is None:
         raise BrokenEncoder(f"{path.name}: no CLIP vision tower, which its {path.stem}.json describes")
     keys.check(spec, path.name)
 
 
-def _keys(path: Path) -> TowerKeys | None:
+def _tower(path: Path) -> tuple[TowerKeys | None, TowerShape | None]:
+    """The keys of CLIP's tower in a file, if it has one; and the sizes of that, or of EVA02-CLIP's."""
     with opened(path) as (shapes, _read):
-        return tower_keys(shapes)
+        keys, names = tower_keys(shapes), eva_keys(shapes)
+        eva = eva_shape(shapes, names) if names else None
+        return keys, keys.tower() if keys else eva
 
 
 def _assumed(path: Path, spec: EncoderSpec) -> str:

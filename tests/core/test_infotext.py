@@ -86,7 +86,11 @@ fraction = st.floats(0, 1)
 factor = st.floats(-5, 5)
 BY_KIND = {
     "bool": lambda field: st.booleans(),
-    "number": lambda field: st.floats(field.minimum, field.maximum),
+    "number": lambda field: (
+        st.integers(int(field.minimum), int(field.maximum)).map(float)
+        if field.name == "zero_tokens"
+        else st.floats(field.minimum, field.maximum)
+    ),
     "choice": lambda field: st.sampled_from(field.choices),
     "string": lambda field: st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).filter(str.strip),
     "images": lambda field: st.lists(
