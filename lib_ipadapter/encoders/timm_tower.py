@@ -91,7 +91,10 @@ def timm_spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
     vision, pixels = config["vision_cfg"], config.get("preprocess_cfg", {})
     model, pool, projection = _names(vision)
     size, embed_dim = int(vision["image_size"]), int(config["embed_dim"])
-    with torch.device("meta"):  # only its shapes are needed
+    try:
+        with torch.device("meta"):  # only its shapes are needed
+            trunk = TimmTower(model, pool, projection, embed_dim, size).trunk
+    except BrokenEncoder:  # timm before 1.0 reads numbers off tensors, which meta has not
         trunk = TimmTower(model, pool, projection, embed_dim, size).trunk
     blocks = list(getattr(trunk, "blocks", []))
     if not blocks or not hasattr(trunk, "patch_embed"):

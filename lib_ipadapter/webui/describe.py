@@ -15,7 +15,8 @@ FACE_FIELDS = ("face", "shortcut", "lora", "kind", "pulid", "pulid_mode", "zero_
 
 def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces: FaceAnalyser) -> dict[str, Any]:
     """encoder: the name of the CLIP encoder that it takes, "" if it takes none or an unknown one.
-    ``face_models``: the recogniser's pack, "" for none; ``download``: what can be downloaded, "" if nothing is
+    ``face_models``: the recogniser's pack, "" for none; ``parsing``: what is missing for faces without background, ""
+    for nothing, None where they are not needed; ``download``: what can be downloaded, "" if nothing is
     missing; ``fields``: which of FACE_FIELDS the kind has."""
     clip = next((need for need in spec.needs if not need.is_face), None)
     found, note, error = _encoder(clip, encoder, source)
@@ -30,7 +31,7 @@ def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces
         parts.append(f"face parsing: {'missing' if unparsed else 'found'}")
     return {
         "title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
-        "face_models": pack, "face_error": missing or unparsed or "", "fields": _fields(spec),
+        "face_models": pack, "face_error": missing, "parsing": unparsed, "fields": _fields(spec),
         "download": "" if error else encoder if not found else pack if fetched else "",
         "text": " · ".join([*parts, *filter(None, (note, other))]),
     }  # fmt: skip

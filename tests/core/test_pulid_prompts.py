@@ -21,6 +21,7 @@ from lib_ipadapter.prompts.references import NoStore
 from lib_ipadapter.prompts.resolve import resolve
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui.describe import description_of
+from lib_ipadapter.webui.panel import html
 from tests.core.test_face_prompts import NONE, ONE, TWO
 from tests.face_models import recogniser, write_pack
 from tests.facexlib_code import small, write_parser
@@ -220,7 +221,11 @@ def test_what_the_panel_shows(jobs):
     assert "face models antelopev2: found" in found["text"]
     assert "face parsing: found" in found["text"]
     assert not found["encoder_found"]
+    assert '<span class="ipadapter-chip found">face parsing found</span>' in html.file_info(found)
     jobs.faces.parser.find().unlink()
     found = described("v1.1")
     assert "face parsing: missing" in found["text"]
-    assert "parsing_bisenet.pth was not found" in found["face_error"]
+    shown = html.file_info(found)
+    assert '<span class="ipadapter-chip missing">face parsing missing</span>' in shown
+    assert '<span class="ipadapter-chip found">face models antelopev2 found</span>' in shown
+    assert "parsing_bisenet.pth was not found" in shown

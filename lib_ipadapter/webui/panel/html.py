@@ -239,9 +239,13 @@ def file_info(description: Mapping[str, Any] | None) -> str:
     if pack:
         look = "missing" if missing else "found"
         chips.append((f"face models {pack} {look}", look))
+    unparsed = description.get("parsing")
+    if unparsed is not None:
+        look = "missing" if unparsed else "found"
+        chips.append((f"face parsing {look}", look))
     spans = [_chip(str(what), look) for what, look in chips if what]
     title = escape(str(description.get("text", "")), quote=True)
-    told = failure(missing) if missing else ""
+    told = "".join(failure(text) for text in (missing, unparsed) if text)
     return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>{told}'
 
 
