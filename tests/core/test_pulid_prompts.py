@@ -213,7 +213,7 @@ def test_embeds(jobs, version, tmp_path):
 
 def test_what_the_panel_shows(jobs):
     def described(version="v1"):
-        return description_of(jobs.adapter(version).spec, "", EncoderSource([jobs.folder]), jobs.faces)
+        return description_of(jobs.adapter(version).spec, "eva", EncoderSource([jobs.folder]), jobs.faces)
 
     found = described()
     assert found["title"] == "PuLID"
