@@ -7,9 +7,11 @@ IPAdapterError
 │   ├── NotAnAdapter     another kind of file: a LoRA, a ControlNet, a whole checkpoint, ...
 │   ├── UnsupportedAdapter  an image-prompt adapter of a kind that cannot run yet
 │   ├── BrokenAdapter    an adapter, but keys are missing, left over or misshapen
+│   ├── BrokenControl    a ControlNet that cannot be used
 │   ├── UnsafeFile       a pickle that carries code, or a file that is no tensor file at all
 │   └── DataError        a set of pictures or captions that cannot be used
 ├── AdapterMissing       no adapter of that name in the list
+├── ControlMissing       no ControlNet of that name, or none that would do
 ├── EncoderError         the image encoder
 │   ├── EncoderMissing   not found in any folder
 │   ├── BrokenEncoder    found, but keys are missing or misshapen
@@ -114,6 +116,10 @@ class BrokenAdapter(FileError):
     """An adapter with missing, left-over or misshapen keys."""
 
 
+class BrokenControl(FileError):
+    """A ControlNet of another kind, or with missing, left-over or misshapen keys."""
+
+
 class UnsafeFile(FileError):
     """The file carries code, or cannot be parsed as tensors."""
 
@@ -124,6 +130,10 @@ class DataError(FileError):
 
 class AdapterMissing(IPAdapterError):
     """No adapter of that name."""
+
+
+class ControlMissing(IPAdapterError):
+    """No ControlNet of that name, or none that would do."""
 
 
 class EncoderError(IPAdapterError):

@@ -79,6 +79,11 @@ class VariantSpec:
         """Whether several faces make one set of tokens."""
         return self.variant == "pulid-v1.1"
 
+    @property
+    def posed(self) -> bool:
+        """Whether a ControlNet on the face's keypoints goes with it."""
+        return self.variant == "instantid"
+
     def as_kind(self, kind: str) -> VariantSpec:
         """The same with the user's word for what it is, "auto" for none. Raises UnitError."""
         if kind in ("auto", self.variant):
@@ -224,7 +229,7 @@ VARIANTS = (  # the first that fits
     _face_row("faceid-plus", "FaceID-Plus", _PLUS_MARK, fits=_of_face, resampled=True),
     Variant("base", "base / light", "pooled", "proj.weight", 2, _base_shapes,
             lambda s, context: s["proj.weight"][0] // context, lambda s: s["proj.weight"][1]),
-    _face_resampler("instantid", "InstantID (the adapter, without its ControlNet)", "antelopev2"),
+    _face_resampler("instantid", "InstantID", "antelopev2"),
     _face_resampler("unnorm", "FaceID portrait-unnorm", "buffalo_l"),
     Variant("plus", "plus / plus-face / composition", "penultimate", "latents", 3, _plus_shapes,
             lambda s, context: s["latents"][1], lambda s: s["proj_in.weight"][1]),
@@ -271,7 +276,7 @@ def identify(shapes: Shapes, path: Path | str, encoder: str = "", known: str = "
     refuse_empty(shapes, path)
     projection = {k[len(PROJECTION) :]: v for k, v in shapes.items() if k.startswith(PROJECTION)}
     context, widths, expected = layer_shapes(shapes, path)
-    variant = next((v for v in VARIANTS if _is(v, projection, context, encoder)), None)
+    variant = next((v for v in VARIANTS if _is(v, projection, context, encoder, known)), None)
     if variant is None:
         marks = ", ".join(f"{PROJECTION}{mark}" for mark in dict.fromkeys(v.mark for v in VARIANTS))
         raise BrokenAdapter(path, f"no known image projection: none of {marks} has the shape of one")
@@ -287,11 +292,14 @@ def identify(shapes: Shapes, path: Path | str, encoder: str = "", known: str = "
     return replace(spec, encoder=encoder) if encoder and not spec.of_face else spec
 
 
-def _is(variant: Variant, projection: Shapes, context: int, encoder: str) -> bool:
-    """encoder: of CLIP, by the header of a file that our trainer wrote; no face has one."""
+def _is(variant: Variant, projection: Shapes, context: int, encoder: str, known: str) -> bool:
+    """encoder: of CLIP, by the header of a file that our trainer wrote; no face has one. known: the kind that the
+    header or the hash tells."""
     mark = projection.get(variant.mark, ())
     by_clip = bool(encoder) and variant.name in ("instantid", "unnorm")
-    return len(mark) == variant.rank and not by_clip and _safely(variant, projection, context)
+    return (
+        len(mark) == variant.rank and not by_clip and (known == variant.name or _safely(variant, projection, context))
+    )
 
 
 def _safely(variant: Variant, projection: Shapes, context: int) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..adapters.adapter import Adapter
 from ..unit.weights import ALWAYS, EVENLY, Curve, LayerRule
+from .beside import Beside
 from .correction import Correction
 from .region import Region
 
@@ -56,7 +57,7 @@ class ImagePrompt:
     references, side by side in the tokens, whose heat maps are recorded, 0 for none; merge: how the term is corrected
     against the layer's own output, None for not at all; key: identifies adapter, tokens and token_weights, so that K'
     and V' may be kept beyond the job, None: they are not; lora: strength of the LoRA that the adapter brings along, if
-    any.
+    any; beside: what runs beside the UNet for it, such as InstantID's ControlNet.
     """
 
     adapter: Adapter
@@ -72,6 +73,7 @@ class ImagePrompt:
     merge: Correction | None = None
     key: Hashable = None
     lora: float = 1.0
+    beside: Beside | None = None
 
 
 def acting(prompts: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:

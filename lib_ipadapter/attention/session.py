@@ -21,6 +21,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..errors import IPAdapterError, RowsError
+from .beside import UNetCall
+from .companions import Companions
 from .hooks import Hooks
 from .keyvalue import KeyValue, Store
 from .layers import Layer, check_fit, cross_attention_layers, layer_weights
@@ -107,7 +109,9 @@ class Session:
         self._call: tuple[Tensor, Tensor | None] | None = None  # its latents and text
         self._size: Size | None = None  # of the step's latents; None: of each call's
         self._called: Size = (0, 0)
+        self._fraction = 0.0
         self._hooks: Hooks | None = None
+        self._beside = self._companions(())
         self._target: nn.Module | None = None  # the UNet to which it is attached, with hooks if any prompt acts
 
     @property
@@ -152,6 +156,18 @@ class Session:
         additions = loras(fitted, lambda: () if self._current is None or self._foreign else self._active, self._mask_of)
         self._hooks = Hooks(unet, layers, self, output, additions)
         self._target = unet
+        self._beside = self._companions(fitted)
+        try:
+            self._beside.attach(unet, layers)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _companions(self, fitted: Sequence[KeyValue]) -> Companions:
+        def active() -> Sequence[KeyValue]:
+            return () if self._current is None or self._foreign else self._active
+
+        return Companions(fitted, active, self._noting, self.acted)
 
     def detach(self) -> None:
         """Takes the hooks off. The projected K' and V' stay: another model of the same shape reuses them."""
@@ -160,6 +176,7 @@ class Session:
         if self._hooks:
             self._hooks.remove()
             self._hooks = None
+        self._beside.remove()
 
     def begin_step(
         self,
@@ -185,7 +202,7 @@ class Session:
         for i, picture in zip(cond, pictures or (), strict=False):
             rows[i] = rows[i]._replace(picture=picture)
         self.rows.begin(rows)
-        self._size = size
+        self._size, self._fraction = size, fraction
         for kv in self._kv:
             kv.select(sets)
             kv.factor = kv.prompt.timing.factor_at(fraction, hires)
@@ -197,7 +214,11 @@ class Session:
     def end_step(self) -> None:
         """The step's announced calls are over. Whether later ones are followed is up to the row source."""
         self.rows.begin(())
-        self._current = self._call = None
+        self._current = self._call = self._beside.call = None
+
+    def pause(self) -> None:
+        """No call follows for a while: what runs beside the UNet may leave the device."""
+        self._beside.pause()
 
     def rest(self) -> None:
         """The hooks do nothing until the next step."""
@@ -208,6 +229,7 @@ class Session:
         """Hooks: the UNet is called. Raises RowsError where rows or a region cannot be followed."""
         self._current, self._foreign = None, False
         self._asked.clear()
+        self._beside.call = None
         if not self._active:
             return
         with self._noting():
@@ -229,8 +251,10 @@ class Session:
         self._called = (latents.shape[-2], latents.shape[-1])
         if self.observer:
             self.observer.call(self._called, self._size in (None, self._called))
-        if self._size not in (None, self._called) and any(kv.prompt.region for kv in self._active):
+        placed = any(kv.prompt.region or kv.prompt.beside for kv in self._active)
+        if self._size not in (None, self._called) and placed:
             self._current = self._on_tiles(self._current, self._size)
+        self._beside.call = UNetCall(latents, kwargs, self._current, self._size or self._called, self._fraction)
 
     def enter(self, hidden: Tensor, context: Tensor | None) -> None:
         """Hooks: a pass through the UNet's blocks begins. One with other pictures and other text than the call's
@@ -246,7 +270,8 @@ class Session:
         (height, width), (down, across) = self._called, size
         raise RowsError(
             f"the UNet was called with latents of {width} x {height}, expected {across} x {down}: another extension "
-            "cuts the picture into tiles, which a region mask cannot follow. Disable it, or remove the mask"
+            "cuts the picture into tiles, which a region mask or a pose cannot follow. Disable it, remove the mask, or "
+            "set pose_weight to 0"
         )
 
     def terms(self, layer: Layer, hidden: Tensor, query: Tensor, grid: Size | None) -> Sequence[Term]:

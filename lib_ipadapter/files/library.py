@@ -125,8 +125,13 @@ def files_below(folder: Path, aside: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def looks_like_adapter(path: Path) -> bool:
-    """Whether the names in a file speak of an image-prompt adapter; cheap, and runs no code of the file. False for what
-    cannot be read."""
+    """Whether the names in a file speak of an image-prompt adapter."""
+    return mentions(path, _MARKS)
+
+
+def mentions(path: Path, marks: Sequence[bytes]) -> bool:
+    """Whether any of ``marks`` is among the names in a file of tensors; cheap, and runs no code of the file. False for
+    what cannot be read."""
     try:
         with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             start = data[:16]
@@ -140,4 +145,4 @@ def looks_like_adapter(path: Path) -> bool:
                 header = data[:_STREAM] if start[:1] == b"\x80" else b""
     except (FileError, PickleRefused, OSError, ValueError):
         return False
-    return any(mark in header for mark in _MARKS)
+    return any(mark in header for mark in marks)

@@ -29,6 +29,7 @@ class ResolvedUnit:
     reference_mask: Picture | None = None
     mask: Picture | None = None
     own_masks: tuple[Picture | None, ...] = ()
+    pose: Picture | None = None
 
     @property
     def reference_masks(self) -> tuple[Picture | None, ...]:
@@ -74,7 +75,10 @@ def resolve(unit: Unit, store: ReferenceStore, pictures: Pictures, allow: Allow 
         None if reference.mask is None else pictures.reference_mask(reference.mask, f"images[{i}].mask", allow)
         for i, reference in enumerate(unit.images)
     )
-    return ResolvedUnit(unit, tuple(many("images")), tuple(many("negative")), focus, mask, own)
+    poses = many("pose")
+    return ResolvedUnit(
+        unit, tuple(many("images")), tuple(many("negative")), focus, mask, own, poses[0] if poses else None
+    )
 
 
 def without_folders(unit: Unit, store: ReferenceStore) -> Unit:

@@ -22,6 +22,10 @@ GENERATE: Mapping[str, str] = {  # what it cannot use, and why
     "in_loopback": _NO_SCRIPTS,
     "region_face": "region face is for the WebUI only",
     "grow": "region face is for the WebUI only",
+    **dict.fromkeys(
+        ("pose", "pose_from", "pose_face", "pose_weight", "pose_start", "pose_end", "control_model"),
+        "InstantID's ControlNet runs in the WebUI only",
+    ),
 }
 EMBED = ("enabled", "model", "images", "fit", "position", "box", "sharpen", "focus", "face", "kind")  # what it uses
 

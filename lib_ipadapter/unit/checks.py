@@ -27,6 +27,10 @@ class Checks:
     region: str
     invert: bool
     zero_tokens: float
+    pose: tuple[Reference, ...]
+    pose_from: str
+    pose_start: float
+    pose_end: float
 
     def _check(self) -> None:
         """What only an enabled unit must satisfy."""
@@ -54,8 +58,17 @@ class Checks:
             raise UnitError("invert", True, "false, since there is no mask to invert")
         if self.zero_tokens % 1:
             raise UnitError("zero_tokens", self.zero_tokens, "a whole number")
+        self._check_pose()
         if self.distribute != "one per picture" and not any(isinstance(r.image, Named) for r in self.images):
             self.check_images()
+
+    def _check_pose(self) -> None:
+        if len(self.pose) > 1 or any(isinstance(r.image, Named) or r.weight != 1 or r.mask for r in self.pose):
+            raise UnitError("pose", f"{len(self.pose)} entries", "one picture, without a weight or a mask")
+        if self.pose and self.pose_from != "reference":
+            raise UnitError("pose", "a picture", f'none, since pose_from is {self.pose_from}; or pose_from "reference"')
+        if self.pose_start > self.pose_end:
+            raise UnitError("pose_start", self.pose_start, f"a fraction not above pose_end ({self.pose_end:g})")
 
     def check_images(self) -> None:
         """What the images must satisfy together; of those that are Named, once they are there. Raises UnitError."""

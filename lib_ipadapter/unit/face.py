@@ -12,6 +12,15 @@ CHOICE_EXPECTED = f"one of {', '.join(CHOICES)}, or a number from 0 to {MAX_CHOI
 # What a user may say of a file whose shapes are those of two kinds
 KINDS = ("auto", "faceid-plusv2", "faceid-plus", "instantid", "unnorm")
 
+POSES = ("reference", "redrawn")  # whose pose counts
+ALL = "all"  # faces
+POSE_EXPECTED = f"{ALL}, or {CHOICE_EXPECTED}"
+
+
+def parse_pose_face(value: Any) -> str:
+    """The normal form of ``pose_face``: ALL, or as ``parse_face``. Raises UnitError."""
+    return ALL if isinstance(value, str) and value.strip().lower() == ALL else parse_face(value, "pose_face")
+
 
 def parse_face(value: Any, field: str = "face") -> str:
     """The normal form of the field: one of CHOICES, or a number as text. Raises UnitError."""

@@ -14,7 +14,7 @@ from ..errors import IPAdapterError, UnitError
 from ..options import checked, choice, declare, fields_of, number, string, switch
 from . import crops, weights
 from .checks import Checks
-from .face import CHOICE_EXPECTED, CHOICES, KINDS, parse_face
+from .face import CHOICE_EXPECTED, CHOICES, KINDS, POSE_EXPECTED, POSES, parse_face, parse_pose_face
 from .fields import WEIGHT_RANGE, Reference, picture, references, text
 from .pulid import AUTO, MODES, MOST_ZEROS, PRESETS
 
@@ -265,6 +265,41 @@ class Unit(Checks):
     )
     grow: float = number(
         1.5, "Region face: how much larger than the face the region is.", 1.0, 4.0, step=0.1, label="Grow", group=REGION
+    )
+    pose: tuple[Reference, ...] = references(
+        "InstantID: a picture with the pose; without one, the reference has it.", label="Pose picture", group=FACE
+    )
+    pose_from: str = choice(
+        POSES[0], "InstantID: whose pose, without a pose picture: the reference's, or the redrawn picture's.",
+        POSES, label="Pose of", group=FACE,
+    )  # fmt: skip
+    pose_face: str = declare(
+        "text",
+        CHOICES[0],
+        "InstantID: which face of the pose picture, in the words of Which face; all: of every person in it.",
+        normalize=lambda value, _: parse_pose_face(value),
+        hint=POSE_EXPECTED,
+        json={"type": ["string", "integer"]},
+        label="Face in the pose picture",
+        group=FACE,
+    )
+    pose_weight: float = number(
+        0.8, "InstantID: how strongly its ControlNet holds the pose; 0: the adapter alone.", 0.0, 2.0,
+        label="Pose weight", group=FACE,
+    )  # fmt: skip
+    pose_start: float = number(
+        0.0, "InstantID: when the ControlNet starts to act, within the unit's own start and end.", 0.0, 1.0,
+        label="Pose start", group=FACE,
+    )  # fmt: skip
+    pose_end: float = number(
+        1.0, "InstantID: when the ControlNet stops acting.", 0.0, 1.0, label="Pose end", group=FACE
+    )
+    control_model: str = string(
+        "auto",
+        "InstantID: its ControlNet's file; auto: found by its keys; none: the adapter alone.",
+        label="ControlNet",
+        group=FACE,
+        normalize=lambda value, _: value.strip() or "auto",
     )
 
     @classmethod

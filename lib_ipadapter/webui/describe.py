@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..adapters.variant import VariantSpec
+from ..controlnet.files import AUTO, ControlNets
 from ..encoders.source import EncoderSource
 from ..encoders.spec import Need
-from ..errors import EncoderError, FaceError, FaceModelMissing
+from ..errors import EncoderError, FaceError, FaceModelMissing, IPAdapterError
 from ..faces import FaceAnalyser
 
-FACE_FIELDS = ("face", "shortcut", "lora", "kind", "pulid", "pulid_mode", "zero_tokens")  # of the panel
+POSE_FIELDS = ("pose", "pose_from", "pose_face", "pose_weight", "pose_start", "pose_end", "control_model")
+FACE_FIELDS = ("face", "shortcut", "lora", "kind", "pulid", "pulid_mode", "zero_tokens", *POSE_FIELDS)  # of the panel
 
 
 def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces: FaceAnalyser) -> dict[str, Any]:
@@ -35,6 +37,17 @@ def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces
         "download": "" if error else encoder if not found else pack if fetched else "",
         "text": " · ".join([*parts, *filter(None, (note, other))]),
     }  # fmt: skip
+
+
+def control_of(spec: VariantSpec, controls: ControlNets) -> dict[str, str]:
+    """``control``: the ControlNet that would be taken, "" for a kind that has none or where it is missing;
+    ``control_error``: what is missing then."""
+    if not spec.posed:
+        return {"control": "", "control_error": ""}
+    try:
+        return {"control": controls.find(AUTO, spec.context).name, "control_error": ""}
+    except (IPAdapterError, OSError) as error:
+        return {"control": "", "control_error": str(error)}
 
 
 def _encoder(need: Need | None, name: str, source: EncoderSource) -> tuple[bool, str, str | None]:
@@ -78,5 +91,6 @@ def _fields(spec: VariantSpec) -> list[str]:
         "lora": spec.lora_rank > 0,
         "kind": len(spec.kinds) > 1,
         **dict.fromkeys(("pulid", "pulid_mode", "zero_tokens"), spec.corrected),
+        **dict.fromkeys(POSE_FIELDS, spec.posed),
     }
     return [name for name in FACE_FIELDS if has[name]]

@@ -121,4 +121,4 @@ class Lifecycle:
     def on_cfg_denoised(self, params: Any) -> None:
         """The step's announced calls are over. Other extensions may run the model again in this callback."""
         if self.armed is not None:
-            self.armed.session.end_step()
+            self.armed.step_done()

@@ -21,11 +21,12 @@ from ..adapters.variant import VariantSpec, identify
 from ..attention.keyvalue import Projected
 from ..attention.layers import Layer, check_fit, cross_attention_layers
 from ..cache import LRU, Cache
+from ..controlnet.files import ControlNets
 from ..encoders import Catalog, EncoderPool, EncoderSource, register_archs
 from ..encoders.fetch import download_encoder
 from ..encoders.source import identity
 from ..errors import EncoderError, IPAdapterError, UnsupportedModel, WrongBase
-from ..faces import FaceAnalyser, FacePacks, FaceParser
+from ..faces import FaceAnalyser, FacePacks, FaceParser, choose
 from ..faces.fetch import download_pack
 from ..faces.packs import RECOGNISERS
 from ..files.library import Library
@@ -33,15 +34,18 @@ from ..pictures.picture import Pictures
 from ..prompts.embeds import Embeds
 from ..prompts.faces import name_of
 from ..prompts.pipeline import Caches, Pipeline
+from ..prompts.pose import drawn
 from ..prompts.resolve import ResolvedUnit, resolve
 from ..unit import Unit
+from ..unit.face import ALL
 from ..unit.presets import Presets
 from . import fetch, settings
 from .bounds import check as check_request
 from .bounds import check_pixels
-from .describe import description_of
+from .describe import control_of, description_of
 from .hosts import Host
 from .log import logger
+from .pictures import as_base64
 from .store import HostStore
 
 
@@ -54,6 +58,7 @@ class Models:
         self.pool = EncoderPool()
         self.catalog = Catalog(host.encoder_folders)
         self.faces = FaceAnalyser(FacePacks(host.face_folders), parser=FaceParser(host.parsing_folders))
+        self.controls = ControlNets(host.control_folders, settings.control_stays, host.leaves, host.reserve)
         self.caches = Caches(settings.cache_bytes)
         self.pictures = Pictures(fetch.data)
         # K' and V' on the device that samples, so that a detail or a tile projects and uploads nothing again
@@ -188,7 +193,12 @@ class Models:
             return {"title": model, "base": "", "encoder": "", "encoder_found": False, "error": str(failure),
                     "text": str(failure), "fits": None, "checkpoint": ""}  # fmt: skip
         found = description_of(spec, self._encoder_name(spec), self.source(), self.faces)
-        return {**found, "fits": self.fits(model), "checkpoint": self.host.checkpoint_name()}
+        return {
+            **found,
+            **control_of(spec, self.controls),
+            "fits": self.fits(model),
+            "checkpoint": self.host.checkpoint_name(),
+        }
 
     def _encoder_name(self, spec: VariantSpec) -> str:
         """Of the CLIP encoder, "" if it takes none."""
@@ -205,12 +215,25 @@ class Models:
         except (IPAdapterError, OSError):
             return False
 
-    def find_faces(self, picture: Any) -> dict[str, Any]:
-        """The faces of a picture as a request or the panel gives it, from the left. Raises ImageError, FaceError."""
+    def takes_pose(self, model: str) -> bool:
+        """Whether a ControlNet on keypoints goes with an adapter; False for a file that cannot be used."""
+        try:
+            return self.spec(self.find(model)).posed
+        except (IPAdapterError, OSError):
+            return False
+
+    def find_faces(self, picture: Any, choice: str = ALL, target: tuple[int, int] | None = None) -> dict[str, Any]:
+        """The faces of a picture as a request or the panel gives it, from the left; and the keypoint picture of those
+        chosen, as base64 of a PNG, in the size ``target`` or the picture's own. Raises ImageError, FaceError,
+        UnitError."""
         given = self.pictures.reference(picture, "image")
         image = given.image()
         found = sorted(self.faces.faces(image, name_of(given)), key=lambda face: face.centre[0])
-        return {"width": image.width, "height": image.height, "faces": [asdict(face) for face in found]}
+        chosen = found if choice == ALL else [choose(found, choice, image.size)]
+        return {
+            "width": image.width, "height": image.height, "faces": [asdict(face) for face in found],
+            "keypoints": as_base64(drawn(chosen, image.size, target or image.size)),
+        }  # fmt: skip
 
     def encoder_size(self, model: str) -> int:
         """Side in pixels of the encoder's input; 224 when the encoder is not known."""
@@ -265,6 +288,7 @@ class Models:
         """Frees what is cached."""
         self.pool.release()
         self.faces.release()
+        self.controls.release()
         self._adapters.clear()
         self.caches.clear()
         self.projected.clear()

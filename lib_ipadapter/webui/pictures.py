@@ -1,6 +1,11 @@
-"""The ids by which an infotext names a unit's pictures."""
+"""Pictures in texts: the ids by which an infotext names a unit's, and base64 of one."""
 
 from __future__ import annotations
+
+import base64
+import io
+
+from PIL import Image
 
 from ..prompts.resolve import ResolvedUnit
 from ..unit import Unit
@@ -13,6 +18,8 @@ def hashes(resolved: ResolvedUnit, asked: Unit) -> Hashes:
     others: dict[str, str | list[str]] = {}
     if resolved.negative:
         others["negative"] = [picture.id for picture in resolved.negative]
+    if resolved.pose:
+        others["pose"] = resolved.pose.id
     masks = {"focus": resolved.reference_mask, "mask": resolved.mask}
     others.update((name, picture.id) for name, picture in masks.items() if picture)
     known = {id(reference): i for i, reference in enumerate(resolved.unit.images)}
@@ -23,3 +30,10 @@ def hashes(resolved: ResolvedUnit, asked: Unit) -> Hashes:
         others,
         ["" if mask is None else mask.id for mask in masks_of],
     )
+
+
+def as_base64(picture: Image.Image) -> str:
+    """A PNG, as the WebUI's API gives pictures."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -53,7 +53,7 @@ def of_face(p: Any, unit: Unit, place: Place, faces: FaceAnalyser) -> Region:
     size = picture.size if is_cut(p) else (p.width, p.height)
     corners = _corners(picture, unit, faces)
     if not is_cut(p):
-        corners = [_resized(one, picture.size, size, int(getattr(p, "resize_mode", 0))) for one in corners]
+        corners = [resized(one, picture.size, size, int(getattr(p, "resize_mode", 0))) for one in corners]
     # A detail's picture may be a part of the whole one, whose places the rows have.
     whole = place.size if place.around is not None else size
     return Region(_boxed(_placed(corners, size, place.boxes[0], whole), whole, unit))
@@ -104,7 +104,7 @@ def _covered(begin: float, end: float, pixels: int) -> Tensor:
     return ((left + 1).clamp(max=end) - left.clamp(min=begin)).clamp(0, 1)
 
 
-def _resized(
+def resized(
     point: tuple[float, float], size: tuple[int, int], target: tuple[int, int], mode: int
 ) -> tuple[float, float]:
     """A point of a picture of ``size`` where the WebUI brings it to ``target``: stretched (0, 3), cropped (1), or

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..errors import IPAdapterError, WrongBase
 from ..prompts.image_prompt import in_turn
 from ..prompts.resolve import ResolvedUnit
 from ..unit import Unit
-from . import regions, turns
+from . import poses, regions, turns
 from .doubles import brings_lora, twice
 from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
 from .infotext import Hashes, to_infotext
@@ -58,6 +59,7 @@ class Run:
         self._units: list[tuple[int, Unit, ImagePrompt]] = []  # those that act, with their places
         self._idle: set[int] = set()  # places of units that act in no pass, which was said
         self._sampled = False
+        self._ends = False  # the step is the last of its pass
         self._elsewhere: list[Unit] = []  # those that act in details only, of a job that is none
         self._details: Counter[tuple[int, int]] = Counter()  # jobs inside this one, by batch and picture
         self._compared = False  # the units' LoRAs with those of the prompt
@@ -119,10 +121,12 @@ class Run:
         pipeline, each = self.models.pipeline(), turns.taken(self.p, unit, self.models.shelf())
         resolved = [self._resolve(one) for one in each]
         pipeline.check(resolved, adapter.spec)
+        pose = poses.control_of(self.p, unit, resolved, adapter.spec, self.place, self.models, passes)
         mask = resolved[0].mask
         region = self._region(unit, mask.image() if mask else None)
         prompts = [pipeline.prompt(one, adapter, region) for one in resolved]
-        return in_turn(prompts), [(one, hashes(its, one)) for one, its in zip(each, resolved, strict=True)]
+        prompt = replace(in_turn(prompts), beside=pose) if pose else in_turn(prompts)
+        return prompt, [(one, hashes(its, one)) for one, its in zip(each, resolved, strict=True)]
 
     def _redraws(self) -> Any:
         """The job whose picture is img2img's: of a detail, the one around it."""
@@ -273,12 +277,19 @@ class Run:
     def step(self, params: Any) -> None:
         """A denoiser step begins: ``params`` are CFGDenoiserParams."""
         self._follow()
+        self._ends = params.denoiser.step + 1 >= (params.denoiser.total_steps or 1)
         self._inner.watch(params.denoiser)
         self.boxes = boxes_of(self.p, self.place.boxes)
         turning = any(len(prompt.tokens) > 2 for prompt in self.session.prompts)
         plan = self.host.plan(self.p, params)
         step = StepRows.of(self.p, plan, self.boxes, turning, self.session.observer is not None)
         begin(self.session, self._rows, step, params, bool(getattr(self.p, "is_hr_pass", False)))
+
+    def step_done(self) -> None:
+        """The step's announced calls are over; behind the last step, the host may want the memory."""
+        self.session.end_step()
+        if self._ends:
+            self.session.pause()
 
     def _follow(self) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""

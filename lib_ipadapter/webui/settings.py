@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "ipadapter_projected_mb": 64,
     "ipadapter_cached_adapters": 3,
     "ipadapter_encoder_stays": "in RAM",
+    "ipadapter_control_stays": "in RAM",
     "ipadapter_allow_download": False,
 }
 
@@ -68,6 +69,11 @@ def encoder_stays() -> Keep:
     return STAYS.get(str(get("ipadapter_encoder_stays")), "memory")
 
 
+def control_stays() -> Keep:
+    """Where a ControlNet stays after a pass."""
+    return STAYS.get(str(get("ipadapter_control_stays")), "memory")
+
+
 def allow_download() -> bool:
     """Whether the panel offers to download encoders."""
     return bool(get("ipadapter_allow_download"))
@@ -104,5 +110,7 @@ def register() -> None:
     add("ipadapter_encoder_stays", "After encoding, the image encoder stays", gr.Radio, {"choices": list(STAYS)},
         "in VRAM: fastest for many new references, and takes up to 4 GB while sampling; nowhere: it is read from disk "
         "for new references")  # fmt: skip
+    add("ipadapter_control_stays", "After sampling, InstantID's ControlNet stays", gr.Radio, {"choices": list(STAYS)},
+        "in VRAM: 2.5 GB, but not with --medvram or --lowvram; nowhere: it is read from disk each time")  # fmt: skip
     add("ipadapter_allow_download", "Offer to download a missing image encoder or face models", gr.Checkbox,
         info="shows a button in the panel; nothing is ever downloaded by itself")  # fmt: skip

@@ -23,7 +23,7 @@ from .panel.values import named_in
 _ATTRIBUTE = "_ipadapter_axes"
 _OFF, _ON = "off", "on"
 # What the axes take of fields of pictures
-_FILES = {"images": "Reference file", "negative": "Negative reference file"}
+_FILES = {"images": "Reference file", "negative": "Negative reference file", "pose": "Pose file"}
 UnitsOf = Callable[[Any], Sequence[Any]]
 
 

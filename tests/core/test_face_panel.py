@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.controlnet.files import ControlNets
 from lib_ipadapter.encoders import EncoderSource
 from lib_ipadapter.errors import FaceMissing, FaceModelMissing, UnitError
 from lib_ipadapter.faces import FaceAnalyser, FacePacks
-from lib_ipadapter.webui.describe import description_of
+from lib_ipadapter.webui.describe import control_of, description_of
 from lib_ipadapter.webui.panel import faces as panel_faces
 from lib_ipadapter.webui.panel import html
 from tests.core.test_face_prompts import NONE, ONE, TWO
@@ -118,3 +119,34 @@ def test_the_chips_say_what_is_missing(tmp_path, analyser):
     assert '<span class="ipadapter-chip missing">face models buffalo_l missing</span>' in found
     assert "det_10g.onnx" in found
     assert described(tmp_path, analyser, "faceid", "a")["download"] == "buffalo_l"
+
+
+def test_instant_id_s_pose_and_controlnet(tmp_path, analyser):
+    """The keypoints of the reference or of the pose picture, and whether the ControlNet is there."""
+    path, other = saved(tmp_path, TWO), str(tmp_path / "other.png")
+    ONE.save(other)
+    given = {"control_model": "auto", "pose_weight": 0.8, "pose_from": "reference", "pose_face": "largest",
+             "focus": "", "box": "", "face": "leftmost"}  # fmt: skip
+
+    def seen(images, poses, **fields) -> np.ndarray:
+        markup = panel_faces.pose({**given, **fields}, images, poses, analyser)
+        return shown(markup.partition('src="')[2].partition('"')[0])
+
+    left, right, everyone = (seen([path], [], **f) for f in ({}, {"face": "rightmost"}, {"pose_face": "all"}))
+    assert np.abs(left - right).max() > 100
+    assert np.abs(np.maximum(left, right) - everyone).max() < 60  # of a JPEG
+    assert np.abs(seen([path], [other]) - seen([other], [])).max() == 0
+    assert "The adapter alone" in panel_faces.pose({**given, "control_model": "none"}, [path], [], analyser)
+    assert "picture that is redrawn" in panel_faces.pose({**given, "pose_from": "redrawn"}, [path], [], analyser)
+    NONE.save(other)
+    assert "no face was found" in panel_faces.pose(given, [path], [other], analyser)
+    assert panel_faces.pose(given, [], [], analyser) == ""
+
+    flat = adapter_tensors("unnorm", 2048, (64, 64), tokens=16)
+    spec = Adapter.load(write_adapter(tmp_path / "id.safetensors", flat, ip_adapter_variant="instantid")).spec
+    found = control_of(spec, ControlNets(lambda: [tmp_path]))
+    assert "InstantID's ControlNet is missing" in found["control_error"]
+    assert "ControlNet missing" in html.file_info({"title": "x", **found})
+    assert control_of(Adapter.load(write_adapter(tmp_path / "b.safetensors", adapter_tensors())).spec, None) == {
+        "control": "", "control_error": ""
+    }  # fmt: skip

@@ -24,6 +24,8 @@ OTHER: dict[str, Any] = {
     "maps": True, "mask": Image.new("L", (4, 4), 255), "region": "inpaint", "feather": 3, "in_detailer": "no",
     "in_upscale": False, "in_loopback": False, "shortcut": 0.5, "lora": 0.5, "region_face": "leftmost",
     "grow": 2.0, "pulid": "style", "pulid_mode": "off", "zero_tokens": 3,
+    "pose": [Image.new("RGB", (4, 4))], "pose_from": "redrawn", "pose_face": "all", "pose_weight": 0.4,
+    "pose_start": 0.1, "pose_end": 0.9, "control_model": "none",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ WITHOUT_TORCH = ("lib_ipadapter.errors", "lib_ipadapter.options", "lib_ipadapter
 # The rooms in their order: each may import those before it, inside functions too. "" is the package itself.
 ROOMS = (
     "", "errors", "atomic", "cache", "options", "unit", "pictures", "files", "faces", "encoders", "adapters",
-    "attention",
+    "attention", "controlnet",
     "prompts", "standalone", "training", "evaluation", "webui", "cli", "__main__",
 )  # fmt: skip
 # Modules of the portion of this name that Forge ships: none of ours may hide them.

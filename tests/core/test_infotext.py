@@ -100,6 +100,7 @@ BY_KIND = {
 }  # fmt: skip
 TEXTS = {
     "face": st.sampled_from(CHOICES) | st.integers(0, 999),
+    "pose_face": st.sampled_from(["largest", "all", "3"]),
     "region_face": st.sampled_from(CHOICES) | st.integers(0, 999),
     "layers": st.dictionaries(st.integers(0, 15), factor, max_size=6),
     "box": st.just(""),  # whose number depends on that of the pictures
@@ -111,6 +112,9 @@ def consistent(values):
     """What contradicts itself is another test's."""
     values["negative"] = [picture["image"] for picture in values["negative"]]
     values["start"], values["end"] = sorted((values["start"], values["end"]))
+    values["pose"] = [picture["image"] for picture in values["pose"][:1]]
+    values["pose_start"], values["pose_end"] = sorted((values["pose_start"], values["pose_end"]))
+    values["pose_from"] = "reference" if values["pose"] else values["pose_from"]
     if values["layers"]:
         values["weight_type"] = "linear"
     if values["mask"]:
@@ -121,7 +125,7 @@ def consistent(values):
 
 def others(one):
     """Hashes of a unit's other pictures."""
-    names = {"negative": ["f" * 16] * len(one.negative), "focus": "f" * 16, "mask": "f" * 16}
+    names = {"negative": ["f" * 16] * len(one.negative), "focus": "f" * 16, "mask": "f" * 16, "pose": "f" * 16}
     return {name: value for name, value in names.items() if getattr(one, name)}
 
 

@@ -56,6 +56,13 @@ ORDER = [
     "zero_tokens",
     "region_face",
     "grow",
+    "pose",
+    "pose_from",
+    "pose_face",
+    "pose_weight",
+    "pose_start",
+    "pose_end",
+    "control_model",
 ]
 
 

@@ -12,10 +12,13 @@ from ... import __version__
 from ...errors import IPAdapterError, UnitError
 from ...prompts.embeds import EmbedsFolder
 from ...unit import schema
+from ...unit.face import ALL, parse_pose_face
 from ...unit.presets import Presets
 from ..models import Models
 from . import access
 from .body import PICTURES, SMALL, json_body
+
+_LARGEST = 4096  # side of a keypoint picture, pixels
 
 
 def register(app: FastAPI, models: Models) -> None:
@@ -98,7 +101,7 @@ def _add_references(add: Add, models: Models) -> None:
 
 def _add_faces(add: Add, models: Models) -> None:
     def faces(body: Any = Depends(json_body(PICTURES))) -> Any:
-        return _answer(lambda: models.find_faces(_picture_of(body)))
+        return _answer(lambda: models.find_faces(_picture_of(body), *_drawn_as(body)))
 
     add("faces", faces, "POST")
 
@@ -108,6 +111,18 @@ def _picture_of(body: Any) -> Any:
     if not isinstance(picture, str) or not picture.strip():
         raise UnitError("image", picture, 'a JSON object {"image": a picture as base64 or a data URI}')
     return picture
+
+
+def _drawn_as(body: dict[str, Any]) -> tuple[str, tuple[int, int] | None]:
+    """Which faces the keypoint picture shows, and its size; None for the picture's own."""
+    choice = parse_pose_face(body.get("face", ALL))
+    sizes = [body.get(name) for name in ("width", "height")]
+    if sizes == [None, None]:
+        return choice, None
+    for name, value in zip(("width", "height"), sizes, strict=True):
+        if not isinstance(value, int) or not 8 <= value <= _LARGEST:
+            raise UnitError(name, value, f"a whole number from 8 to {_LARGEST}, with the other one of width and height")
+    return choice, (int(sizes[0] or 0), int(sizes[1] or 0))
 
 
 def _fields(saved: Presets, name: str) -> dict[str, Any]:

@@ -87,6 +87,16 @@ class A1111(WebUI):
         with self.progress("IP-Adapter: encoding the reference images"):
             yield short
 
+    def leaves(self) -> str:
+        """With --lowvram only what runs is on the device; with --medvram the model makes room after sampling."""
+        if shared.cmd_opts.lowvram:
+            return "call"
+        return "pass" if lowvram.is_enabled(shared.sd_model) else ""
+
+    def reserve(self, size: int) -> torch.device | None:
+        """The WebUI manages no memory while it samples."""
+        return None
+
 
 def _unet_in_use() -> Any:
     return None if sd_unet.current_unet is None else sd_unet.current_unet.option

@@ -44,6 +44,9 @@ class Host(Protocol):
     def parsing_folders(self) -> list[Path]:
         """Where the weights that parse faces are searched, likewise."""
 
+    def control_folders(self) -> list[Path]:
+        """Where ControlNets are searched. The first is where people are told to put one."""
+
     def text_tower_folders(self) -> list[Path]:
         """Where the configs of custom text towers may lie, beside the checkpoints that need them."""
 
@@ -82,6 +85,13 @@ class Host(Protocol):
     def room(self) -> AbstractContextManager[bool]:
         """Makes room on the device for an encoder; yields whether memory is so short that the encoder has to leave
         the device afterwards."""
+
+    def leaves(self) -> str:
+        """When what runs beside the UNet has to leave the device: after each "call", after the "pass"; "": it may
+        stay."""
+
+    def reserve(self, size: int) -> torch.device | None:
+        """Before sampling: makes room for so many bytes beside the UNet. The device, if they are put there now."""
 
     def surface(self, error: BaseException) -> None:
         """An error of ours is raised next in the job: makes sure that the page shows it."""

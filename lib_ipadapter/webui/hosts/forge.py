@@ -24,6 +24,7 @@ from .webui import WebUI
 
 # Where the memory manager is: Forge, reForge and classic
 _MANAGERS = ("backend.memory_management", "ldm_patched.modules.model_management")
+_BESIDE = 512 << 20  # bytes, for what a ControlNet computes
 _ROOM = 4 << 30  # bytes; the largest known encoder in half precision, with what it computes
 
 
@@ -104,6 +105,19 @@ class Forge(WebUI):
             manager.free_memory(_ROOM, device)
         with self.progress("IP-Adapter: encoding the reference images"):
             yield device.type != "cpu"
+
+    def leaves(self) -> str:
+        """Its manager does not know of what is not its own."""
+        return "" if _manager().get_torch_device().type == "cpu" else "pass"
+
+    def reserve(self, size: int) -> torch.device | None:
+        """Its manager gives all that is free to the UNet: what runs beside it comes first."""
+        manager = _manager()
+        device: torch.device = manager.get_torch_device()
+        if device.type == "cpu":
+            return None
+        manager.free_memory(size + _BESIDE, device)
+        return device
 
 
 def _unet_of(model: Any) -> nn.Module | None:

@@ -63,6 +63,11 @@ class WebUI:
         theirs = [Path(getattr(shared.cmd_opts, option, None) or folder) for folder, option in restorers]
         return [*self.face_folders(), _models() / "facexlib", *theirs]
 
+    def control_folders(self) -> list[Path]:
+        """The ControlNet extension's and the forks', then those of adapters."""
+        folders = [folder for folder in self.adapter_folders() if folder.shared]
+        return [folder.path for folder in (*folders, *(one for one in self.adapter_folders() if not one.shared))]
+
     def text_tower_folders(self) -> list[Path]:
         """Those of the encoders and of the checkpoints."""
         return [*self.encoder_folders(), _models() / "Stable-diffusion", *_given("ckpt_dir", "ckpt_dirs")]

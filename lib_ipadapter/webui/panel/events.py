@@ -24,6 +24,7 @@ from .values import NO_MODEL, panel_default
 
 RESET = tuple(f.name for f in FIELDS if f.name not in ("images", "enabled", "box", *CLEARED))
 PREPROCESSING = ("fit", "position", "sharpen", "box", "face", "kind")
+POSING = ("model", "images", "box", "face", "focus", "pose", "pose_from", "pose_face", "pose_weight", "control_model")
 
 
 class UnitEvents:
@@ -85,6 +86,13 @@ class UnitEvents:
             return lambda path, box, mask: faces.view(path, box, face, mask, self.models.faces)
         size = self.models.encoder_size(model) if is_model(model) else 224
         return lambda path, box, mask: html.Seen(html.square(path, size, how, box, mask), "as the encoder sees it")
+
+    def keypoints(self, *given: Any) -> str:
+        """The pose that the picture will have, for the values of POSING; "" for an adapter that has none."""
+        values = dict(zip(POSING, given, strict=True))
+        if not is_model(values["model"]) or not self.models.takes_pose(values["model"]):
+            return ""
+        return faces.pose(values, paths_of(values["images"]), paths_of(values["pose"]), self.models.faces)
 
     def composition(self, weight_type: Any) -> Any:
         """The composition weight shows for the types that have one."""
@@ -199,7 +207,8 @@ class UnitEvents:
 
 
 def _gone(name: str) -> Any:
-    return gr.update(visible=False, value=next(field.default for field in FIELDS if field.name == name))
+    field = next(field for field in FIELDS if field.name == name)
+    return gr.update(visible=False, value=None if field.kind == "images" else field.default)
 
 
 def _latest(reports: queue.Queue[Any]) -> Any:

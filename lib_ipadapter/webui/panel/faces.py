@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ...errors import IPAdapterError
 from ...faces import Face, FaceAnalyser, choose
 from ...faces.align import aligned_crop
 from ...faces.packs import DETECTOR
 from ...pictures import preprocess
+from ...prompts.pose import drawn
+from ...unit import crops
 from ...unit.crops import Box
-from ...unit.face import parse_face
-from .html import Seen, data_uri, face_buttons
+from ...unit.face import ALL, parse_face, parse_pose_face
+from .html import Seen, data_uri, face_buttons, failure, note
 
 _SIDE = 224  # of the crop, pixels
 _MAP = 96  # of the picture in its corner, at most
@@ -46,6 +50,31 @@ def _view(path: str, box: Box | None, choice: str, focus: str, faces: FaceAnalys
     crops = [data_uri(_crop(picture, face, _SIDE), _SMALL) for face in found[:_MOST]]
     what = f"face number {number} from the left, of {len(found)}"
     return Seen(data_uri(shown, _SIDE), what, face_buttons(crops, number))
+
+
+def pose(given: Mapping[str, Any], images: Sequence[str], poses: Sequence[str], faces: FaceAnalyser) -> str:
+    """The keypoint picture of a unit's pose, for people. given: its fields; images, poses: the files of references and
+    of the pose picture."""
+    from ...pictures.images import load, load_mask
+
+    if str(given["control_model"]).strip().lower() == "none" or not given["pose_weight"]:
+        return note("The adapter alone: its ControlNet does not hold the pose.")
+    if given["pose_from"] != "reference" and not poses:
+        return note("The pose is that of the picture that is redrawn.")
+    if not poses and not images:
+        return ""
+    try:
+        picture, choice = load(Path((poses or images)[0])), parse_pose_face(given["pose_face"] or "")
+        if not poses:
+            focus = load_mask(given["focus"]) if given["focus"] else None
+            picture = preprocess.cut(picture, crops.boxes(crops.parse_boxes(given["box"] or ""), len(images))[0], focus)
+            choice = choice if choice == ALL else parse_face(given["face"] or "")
+        found = faces.faces(picture, Path((poses or images)[0]).name)
+        shown = drawn(found if choice == ALL else [choose(found, choice, picture.size)], picture.size, picture.size)
+    except (IPAdapterError, OSError) as error:
+        return failure(str(error))
+    alt = "The pose: eyes, nose and the corners of the mouth, as the ControlNet is given them"
+    return f'<img class="ipadapter-keypoints" src="{data_uri(shown, _SIDE)}" alt="{alt}" title="{alt}">'
 
 
 def _crop(picture: Image.Image, face: Face, side: int) -> Image.Image:

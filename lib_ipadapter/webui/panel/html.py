@@ -243,9 +243,12 @@ def file_info(description: Mapping[str, Any] | None) -> str:
     if unparsed is not None:
         look = "missing" if unparsed else "found"
         chips.append((f"face parsing {look}", look))
+    control, none = description.get("control"), str(description.get("control_error") or "")
+    if control or none:
+        chips.append(("ControlNet missing", "missing") if none else (f"ControlNet {control} found", "found"))
     spans = [_chip(str(what), look) for what, look in chips if what]
     title = escape(str(description.get("text", "")), quote=True)
-    told = "".join(failure(text) for text in (missing, unparsed) if text)
+    told = "".join(failure(text) for text in (missing, unparsed, none) if text)
     return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>{told}'
 
 

@@ -22,7 +22,14 @@ class Fold(NamedTuple):
 ROWS = (("weight", "start", "end"), ("weight_type", "fit", "combine", "distribute"), ("composition",))
 _BUILT = ("enabled", "images", "model", "box", "focus")  # by themselves
 _LISTED: dict[str, Sequence[Sequence[str]]] = {
-    "who": (("face", "kind"), ("lora", "shortcut"), ("pulid", "pulid_mode", "zero_tokens")),
+    "who": (
+        ("face", "kind"),
+        ("lora", "shortcut"),
+        ("pulid", "pulid_mode", "zero_tokens"),
+        ("pose",),
+        ("pose_from", "pose_face", "control_model"),
+        ("pose_weight", "pose_start", "pose_end"),
+    ),
     "where": (("mask",), ("region",), ("region_face", "grow"), ("feather", "invert")),
     "fine": (("layers", "curve"), ("interpolation", "scaling", "passes", "hires_factor")),
     "look": (("position", "sharpen", "noise"), ("negative",)),

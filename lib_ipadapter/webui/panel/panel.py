@@ -22,7 +22,7 @@ from .. import settings
 from ..describe import FACE_FIELDS
 from .charts import SHOWN
 from .components import component_of
-from .events import PREPROCESSING, RESET, UnitEvents
+from .events import POSING, PREPROCESSING, RESET, UnitEvents
 from .exchange import bind_exchange
 from .files import Files
 from .layout import FOLDS, ROWS, SPECS
@@ -100,6 +100,8 @@ class _UnitPanel:
             with gr.Accordion(fold.title, open=False, visible=shown, elem_id=self._id(fold.name)) as built:
                 self.folds[fold.title] = built
                 self._build_rows(fold.rows)
+                if fold.name == "who":
+                    self.keypoints = gr.HTML("", elem_id=self._id("keypoints"))
                 if fold.name == "fine":
                     self.charts = gr.HTML(self.events.charts(None, *self._shown())[0], elem_id=self._id("charts"))
         self._bind()
@@ -231,6 +233,9 @@ class _UnitPanel:
         self._bind_saved()
         self._bind_presets()
         self._bind_model()
+        given = self._named(POSING)
+        for component in given:
+            component.change(self.events.keypoints, given, [self.keypoints], **_QUIET)
 
     def _named(self, names: Iterable[str]) -> list[Any]:
         return [self.inputs[name] for name in names]

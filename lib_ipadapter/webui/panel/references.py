@@ -19,7 +19,7 @@ from ..infotext import weights_text
 from . import html
 from .values import NO_MODEL, masks_text, panel_default, parse_masks, parse_weights
 
-CLEARED = ("negative", "focus", "mask")  # go with the references that they belong to
+CLEARED = ("negative", "focus", "mask", "pose")  # go with the references that they belong to
 _ENABLED = next(field for field in FIELDS if field.name == "enabled")
 
 
@@ -103,7 +103,7 @@ class ReferenceEvents:
     def clear(self) -> list[Any]:
         """Takes all references out, with what belongs to them: values of images, their weights, saved references,
         boxes, masks, enabled, and CLEARED."""
-        cleared = (None if name == "negative" else "" for name in CLEARED)
+        cleared = (None if name in ("negative", "pose") else "" for name in CLEARED)
         return [None, "", [], "", "", panel_default(_ENABLED, self.index), *cleared]
 
 

@@ -80,7 +80,7 @@ def _untouched(unit: Mapping[str, Any], values: Mapping[str, Any], index: int) -
     if unit["images"] or unit["negative"] or values[SAVED] or unit["model"]:
         return False
     return all(
-        unit[field.name] in (panel_default(field, index), "", None)
+        unit[field.name] in (panel_default(field, index), "", None, [])
         for field in FIELDS
         if field.name not in ("enabled", "fit", "images", "negative", "model")
     )

@@ -1,0 +1,76 @@
+"""What a session's prompts bring along to run beside the UNet (beside.py), on the UNet that is sampled with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from torch import nn
+
+from .beside import ResidualHooks, Residuals, UNetCall
+from .keyvalue import KeyValue
+from .layers import Layer
+
+
+class Companions:
+    """Those of some prompts. active: those of the prompts that act in the step, none where a pass is to be left alone;
+    noting: around what may raise; acted: ids of prompts are added to it."""
+
+    def __init__(
+        self, prompts: Sequence[KeyValue], active: Callable[[], Sequence[KeyValue]],
+        noting: Callable[[], AbstractContextManager[None]], acted: set[int],
+    ) -> None:  # fmt: skip
+        self.call: UNetCall | None = None  # the running one; None: not to be changed
+        self._prompts = [kv for kv in prompts if kv.prompt.beside is not None]
+        self._active, self._noting, self._acted = active, noting, acted
+        self._hooks: ResidualHooks | None = None
+        self._known: tuple[UNetCall, Residuals] | None = None  # the outputs in a call
+
+    def attach(self, unet: nn.Module, layers: Sequence[Layer]) -> None:
+        """On this UNet. Raises as ``Beside.attach``, and then nothing is attached."""
+        if not self._prompts:
+            return
+        self._hooks = ResidualHooks(unet, self._residuals)
+        try:
+            for kv in self._prompts:
+                assert kv.prompt.beside is not None
+                kv.prompt.beside.attach(unet, layers)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Off the UNet. Calling it again does nothing."""
+        self.call = self._known = None
+        if self._hooks is None:
+            return
+        self._hooks.remove()
+        self._hooks = None
+        for kv in self._prompts:
+            assert kv.prompt.beside is not None
+            kv.prompt.beside.detach()
+
+    def pause(self) -> None:
+        """No call follows for a while."""
+        for kv in self._prompts if self._hooks else ():
+            assert kv.prompt.beside is not None
+            kv.prompt.beside.pause()
+
+    def _residuals(self) -> Residuals:
+        """What is added to the UNet's blocks in this call, of all prompts that act: computed once."""
+        if self.call is None or not self._active():
+            return ()
+        if self._known is None or self._known[0] is not self.call:
+            self._known = self.call, ()
+            with self._noting():
+                self._known = self.call, self._sum(self.call)
+        return self._known[1]
+
+    def _sum(self, call: UNetCall) -> Residuals:
+        total: Residuals = ()
+        for kv in self._active():
+            if kv in self._prompts and kv.prompt.beside is not None:
+                found = kv.prompt.beside.residuals(call, kv.prompt.tokens, kv.prompt.region, kv.factor)
+                self._acted.update([id(kv.prompt)] if found else [])
+                total = [a + b for a, b in zip(total, found, strict=True)] if total and found else total or found
+        return total

@@ -1,0 +1,256 @@
+"""The ControlNets on the user's disk: found by their keys under any name, loaded when needed, and moved away."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..cache import LRU
+from ..errors import BrokenControl, ControlMissing, FileError
+from ..files.library import files_below, mentions
+from ..files.tensors import SUFFIXES, TensorFile, open_tensors
+from .layout import ControlSpec, control_spec, is_control, other_kind, standard_keys
+from .network import ControlNet
+
+AUTO, NONE = "auto", "none"
+_MARKS = (b"zero_convs", b"controlnet_down_blocks")
+# InstantID's published file, by the WebUI's short hash: of 64 KiB at 1 MiB
+_INSTANT_ID = ("c5c25a50",)
+_NAMED = ("instantid", "instant_id", "instant-id")
+_SHOWN = 8  # of the keys, or files, that a message lists
+_FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A ControlNet's file. name: as the list has it; spec: None for one that cannot be used, as ``problem`` says."""
+
+    name: str
+    path: Path
+    spec: ControlSpec | None
+    problem: str = ""
+
+
+class Loaded:
+    """A ControlNet in memory: the file's tensors, mapped, until it is put on a device."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileError."""
+        self.path = path
+        file, keys = _opened(path)
+        shapes = {key: file.shapes[own] for key, own in keys.items()}
+        try:
+            with torch.device("meta"):
+                self.network = ControlNet(shapes).eval().requires_grad_(False)
+        except (KeyError, IndexError, ValueError) as error:
+            raise BrokenControl(path, f"a ControlNet without {error}; download it again") from None
+        _check(path, shapes, {key: tuple(value.shape) for key, value in self.network.state_dict().items()})
+        read = file.tensors(list(keys.values()))
+        self._state = {key: read[own] for key, own in keys.items()}
+        self._place: tuple[torch.device, torch.dtype] | None = None
+        self.offload()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the file's tensors."""
+        return sum(x.numel() * x.element_size() for x in self._state.values())
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where it was put; None: it is only mapped."""
+        return None if self._place is None else self._place[0]
+
+    def at(self, device: torch.device, dtype: torch.dtype) -> ControlNet:
+        """The network there, in that dtype."""
+        if self._place != (device, dtype):
+            self._assign({key: value.to(device, dtype) for key, value in self._state.items()})
+            self._place = device, dtype
+        return self.network
+
+    def early(self, device: torch.device) -> None:
+        """Puts it there in the file's dtype, before the memory is given to others."""
+        self.at(device, next(iter(self._state.values())).dtype)
+
+    def offload(self) -> None:
+        """Off the device. What is mapped costs no memory that others could want."""
+        self._assign(self._state)
+        self._place = None
+
+    def _assign(self, state: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(state, assign=True)
+        self.network.requires_grad_(False)
+
+
+class ControlNets:
+    """Those in folders, and those that are loaded.
+
+    folders: to search; stays: where one is kept after a pass, "device", "memory" or "nothing"; leaves: when memory is
+    so short that one has to leave the device, after each "call", after the "pass", or ""; reserve: makes room on the
+    device for so many bytes before sampling, and says which device if the network is to be put there then.
+    """
+
+    def __init__(
+        self,
+        folders: Callable[[], Sequence[Path]],
+        stays: Callable[[], str] = lambda: "memory",
+        leaves: Callable[[], str] = lambda: "",
+        reserve: Callable[[int], torch.device | None] = lambda size: None,
+    ) -> None:
+        self.folders, self.stays, self.leaves, self.reserve = folders, stays, leaves, reserve
+        self._seen: LRU[Found | None] = LRU(lambda: 4096)
+        self._loaded: LRU[Loaded] = LRU(lambda: 2)
+
+    def names(self) -> list[str]:
+        """Those that can be used."""
+        return [found.name for found in self.all() if found.spec]
+
+    def all(self) -> list[Found]:
+        """The files with a ControlNet's keys, also those that cannot be used. The first folder wins."""
+        known: dict[str, Found] = {}
+        for name, path, version in self._files():
+            found = self._seen.get((name, path, version), lambda name=name, path=path: _look(name, path))  # type: ignore[misc]
+            if found is not None:
+                known.setdefault(name, found)
+        return list(known.values())
+
+    def find(self, name: str, context: int) -> Found:
+        """The file of that name; of AUTO, InstantID's for tokens of this width. Raises ControlMissing, FileError."""
+        every = self.all()
+        if name != AUTO:
+            return self._named(name, every)
+        fitting = [found for found in every if found.spec and found.spec.context == context]
+        for choice in (
+            [found for found in fitting if _short_hash(found.path) in _INSTANT_ID],
+            [found for found in fitting if any(part in found.name.lower() for part in _NAMED)],
+            fitting,
+        ):
+            if len(choice) == 1:
+                return choice[0]
+        raise self._none(fitting, context)
+
+    def is_instant_id(self, found: Found) -> bool:
+        """Whether its hash, or its name says so."""
+        named = any(part in found.name.lower() for part in _NAMED)
+        return named or _short_hash(found.path) in _INSTANT_ID
+
+    def load(self, path: Path) -> Loaded:
+        """The file, mapped. Raises FileError."""
+        return self._loaded.get(_version(path), lambda: Loaded(path))
+
+    def leave(self, loaded: Loaded) -> None:
+        """A pass is over: it goes where the setting says."""
+        stays = self.stays()
+        if stays != "device" or self.leaves():
+            loaded.offload()
+        if stays == "nothing":
+            self.release()
+
+    def release(self) -> None:
+        """Drops what is loaded."""
+        self._loaded.clear()
+
+    def _files(self) -> Iterator[tuple[str, Path, tuple[int, int]]]:
+        for folder in self.folders():
+            for path in files_below(folder):
+                if path.suffix.lower() not in SUFFIXES:
+                    continue
+                try:
+                    stat = path.stat()
+                except OSError:  # gone since, or a broken link
+                    continue
+                name = path.relative_to(folder).with_suffix("").as_posix()
+                yield name, path, (stat.st_mtime_ns, stat.st_size)
+
+    def _named(self, name: str, every: Sequence[Found]) -> Found:
+        wanted = name.strip().replace("\\", "/")
+        for same in (str, str.lower):
+            for found in every:
+                if same(wanted) in (same(found.name), same(found.name + found.path.suffix)):
+                    if found.problem:
+                        raise BrokenControl(found.path, found.problem)
+                    return found
+        usable = ", ".join(found.name for found in every if found.spec) or "none"
+        raise ControlMissing(
+            f"control_model: no ControlNet named {name!r}; there are: {usable}. Put the file into one of "
+            f"{self._where()}, or set control_model to auto or none",
+            field="control_model", value=name, expected=[found.name for found in every if found.spec],
+        )  # fmt: skip
+
+    def _none(self, fitting: Sequence[Found], context: int) -> ControlMissing:
+        if fitting:
+            names = [found.name for found in fitting]
+            return ControlMissing(
+                f"InstantID's ControlNet cannot be told among {', '.join(names[:_SHOWN])}, by name or hash: choose it "
+                "under control_model, or set that to none for the adapter alone",
+                field="control_model", value=AUTO, expected=names,
+            )  # fmt: skip
+        return ControlMissing(
+            "InstantID's ControlNet is missing: no file with a ControlNet's keys and tokens "
+            f"{context} wide was found. Download ControlNetModel/diffusion_pytorch_model.safetensors of the hub's "
+            f"InstantX/InstantID and put it, under any name, into one of {self._where()}; or set control_model to none "
+            "for the adapter alone",
+            field="control_model", value=AUTO, expected="InstantID's ControlNet",
+        )  # fmt: skip
+
+    def _where(self) -> str:
+        return ", ".join(dict.fromkeys(map(str, self.folders())))
+
+
+def _look(name: str, path: Path) -> Found | None:
+    """None for a file of another kind."""
+    if not mentions(path, _MARKS):
+        return None
+    try:
+        file, keys = _opened(path)
+        return Found(name, path, control_spec({key: file.shapes[own] for key, own in keys.items()}))
+    except FileError as error:
+        return Found(name, path, None, str(error).removeprefix(f"{path.name}: "))
+    except (KeyError, IndexError) as error:
+        return Found(name, path, None, f"a ControlNet without {error}; download it again")
+
+
+def _opened(path: Path) -> tuple[TensorFile, dict[str, str]]:
+    """The file, and its own key of each standard one. Raises FileError."""
+    file = open_tensors(path)
+    if not is_control(file.shapes):
+        raise BrokenControl(path, "no ControlNet: it has neither zero_convs nor controlnet_down_blocks")
+    if kind := other_kind(file.shapes):
+        raise BrokenControl(path, f"{kind}; expected a plain ControlNet, such as InstantID's")
+    keys = standard_keys(file.shapes)
+    if wrong := [own for own in keys.values() if file.dtypes[own] not in _FLOATS]:
+        raise BrokenControl(path, f"weights must be floating point, but {wrong[0]} is {file.dtypes[wrong[0]]}")
+    return file, keys
+
+
+def _check(path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises BrokenControl unless a file has these keys and shapes."""
+    parts = {
+        "missing": [key for key in expected if key not in shapes],
+        "left over": [key for key in shapes if key not in expected],
+        "of a wrong shape": [key for key in expected if key in shapes and shapes[key] != expected[key]],
+    }
+    said = [f"{len(keys)} {what} ({', '.join(keys[:_SHOWN])})" for what, keys in parts.items() if keys]
+    if said:
+        raise BrokenControl(path, f"not a whole ControlNet: keys {'; '.join(said)}. Download it again")
+
+
+def _short_hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0x100000)
+            return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    except OSError:
+        return ""
+
+
+def _version(path: Path) -> tuple[Path, int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise FileError(path, f"cannot be opened: {error.strerror}; press refresh") from None
+    return path, stat.st_mtime_ns, stat.st_size

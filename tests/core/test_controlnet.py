@@ -1,0 +1,207 @@
+"""A prompt's ControlNet on a small UNet: when and where it acts, its file, and where it goes afterwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lib_ipadapter.adapters.adapter import Adapter
+from lib_ipadapter.attention.prompt import Timing
+from lib_ipadapter.attention.region import Region
+from lib_ipadapter.attention.rows import CursorRows
+from lib_ipadapter.attention.session import COND, UNCOND, ImagePrompt, Session
+from lib_ipadapter.controlnet.control import Control, cut
+from lib_ipadapter.controlnet.files import ControlNets
+from lib_ipadapter.errors import BrokenControl, ControlMissing, RowsError, WrongBase
+from tests.controlnets import Noise, ldm_control
+from tests.synthetic import adapter_tensors, write_adapter
+
+openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is not installed")
+
+CONTEXT, WIDTHS = 64, (32, 32, 64, 64, 64, 64, 64, 32, 32, 32, 64)
+SETS = [COND, UNCOND]
+
+
+def unet_of(context: int = CONTEXT, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    unet = openaimodel.UNetModel(
+        image_size=8, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=2, channel_mult=(1, 2),
+        attention_resolutions=[2, 1], num_heads=4, use_spatial_transformer=True, transformer_depth=1,
+        context_dim=context, use_checkpoint=False, legacy=False,
+    )  # fmt: skip
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return unet.eval().requires_grad_(False)
+
+
+class World:
+    """A UNet, an adapter, a ControlNet's file, and the inputs of a call."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        self.unet = unet_of()
+        path = folder / "adapters" / "adapter.safetensors"
+        path.parent.mkdir()
+        write_adapter(path, adapter_tensors("base", CONTEXT, WIDTHS, 48, seed=3))
+        self.adapter = Adapter.load(path)
+        self.write("control")
+        self.stays = "memory"
+        self.leaves = ""
+        self.nets = ControlNets(lambda: [folder], lambda: self.stays, lambda: self.leaves)
+        g = torch.Generator().manual_seed(5)
+        self.tokens = torch.cat([self.adapter.tokens(torch.randn(1, 48, generator=g)) for _ in SETS])
+        self.x = torch.randn(2, 4, 16, 16, generator=g)
+        self.text = torch.randn(2, 7, CONTEXT, generator=g)
+
+    def write(self, name: str, context: int = CONTEXT, seed: int = 3, drop: str = "", **more) -> None:
+        unet = self.unet if context == CONTEXT else unet_of(context)
+        tensors = {k: v.contiguous() for k, v in ldm_control(unet.state_dict(), seed).items() if k != drop or not drop}
+        save_file({**tensors, **more}, self.folder / f"{name}.safetensors")
+
+    def control(self, weight: float = 1.0, timing: Timing | None = None, hint=None) -> Control:
+        found = self.nets.find("control", CONTEXT)
+        return Control(self.nets, found.path, found.spec, [hint or Noise(1)], weight, timing or Timing())
+
+    def prompt(self, control=None, **more) -> ImagePrompt:
+        return ImagePrompt(self.adapter, self.tokens, torch.ones(4), **{"weight": 0.8, "beside": control, **more})
+
+    def draw(self, *prompts, fraction: float = 0.0, size=(16, 16), tiles=lambda whole, tile: (), x=None):
+        session = Session(prompts, tiles, CursorRows())
+        x = self.x if x is None else x
+        with session.attached(self.unet):
+            session.begin_step(SETS, fraction, size=size)
+            return self.unet(x, torch.tensor([500, 500]), context=self.text)
+
+
+@pytest.fixture
+def world(tmp_path) -> World:
+    return World(tmp_path)
+
+
+def test_it_acts_and_goes_without_a_trace(world):
+    base = world.draw()
+    alone = world.draw(world.prompt())
+    posed = world.draw(world.prompt(world.control()))
+    assert not torch.allclose(posed, alone, atol=1e-3)
+    assert torch.equal(world.draw(world.prompt(world.control(0.0))), alone)
+    assert torch.equal(world.draw(world.prompt(world.control(), weight=0.0)), base)
+    assert torch.equal(world.draw(), base)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in world.unet.modules())
+
+
+def test_its_timing_lies_within_the_prompt_s(world):
+    alone, posed = world.draw(world.prompt()), world.draw(world.prompt(world.control()))
+    late = world.control(timing=Timing(0.5))
+    assert torch.equal(world.draw(world.prompt(late)), alone)
+    assert torch.equal(world.draw(world.prompt(late), fraction=0.5), posed)
+    early = world.prompt(world.control(), timing=Timing(end=0.5))
+    assert torch.equal(world.draw(early, fraction=0.5), world.draw())
+
+
+def test_weights_scale_what_is_added_and_units_add(world):
+    """The layer weights are 0, so that only the ControlNets act: twice a half is the whole."""
+    from lib_ipadapter.unit.weights import LayerRule, layers_table
+
+    off = LayerRule("linear", 1.0, layers_table("0:0"))
+    whole = world.draw(world.prompt(world.control(1.0), rule=off))
+    halves = world.draw(*(world.prompt(world.control(0.5), rule=off) for _ in range(2)))
+    assert torch.allclose(halves, whole, atol=1e-5)
+    assert not torch.allclose(world.draw(world.prompt(world.control(0.5), rule=off)), whole, atol=1e-3)
+
+
+def test_a_region(world):
+    half = torch.zeros(16, 16)
+    half[:, :8] = 1
+    drawn = [world.draw(world.prompt(world.control(), region=Region(m))) for m in (half, 1 - half, torch.ones(16, 16))]
+    assert torch.allclose(drawn[2], world.draw(world.prompt(world.control())), atol=1e-5)
+    assert not torch.allclose(drawn[0], drawn[1], atol=1e-3)
+
+
+def test_tiles_get_their_part_of_the_hint(world):
+    """A tile alone, of latents that show that part of the picture, gives the same."""
+    left = world.x[..., :8]
+    tile = world.draw(
+        world.prompt(world.control()), x=left, size=(16, 16), tiles=lambda whole, size: [(0.0, 0.0, 0.5, 1.0)]
+    )
+
+    class Left(Noise):
+        def at(self, size, box):
+            return super().at((128, 128), box)[:, :64]
+
+    assert torch.allclose(tile, world.draw(world.prompt(world.control(hint=Left(1))), x=left, size=(16, 8)), atol=1e-5)
+    with pytest.raises(RowsError, match="pose"):
+        world.draw(world.prompt(world.control()), x=left, size=(16, 16))
+
+
+def test_cut_takes_the_tile_s_pixels():
+    picture = np.arange(64 * 64 * 3).reshape(64, 64, 3)
+    assert np.array_equal(cut(picture, (4, 2), (0.25, 0.5, 0.5, 1.0)), picture[32:64, 16:32])
+
+
+def test_where_it_goes_afterwards(world):
+    posed = world.prompt(world.control())
+    first = world.draw(posed)
+    loaded = world.nets.load(world.folder / "control.safetensors")
+    assert loaded.device is None  # "memory": off the device
+    world.stays = "device"
+    assert torch.equal(world.draw(posed), first)
+    assert loaded.device == torch.device("cpu")
+    world.leaves = "pass"
+    world.draw(posed)
+    assert loaded.device is None
+    session = Session([posed], rows=CursorRows())
+    with session.attached(world.unet):
+        session.begin_step(SETS, 0.0)
+        world.unet(world.x, torch.tensor([500, 500]), context=world.text)
+        assert loaded.device == torch.device("cpu")
+        session.end_step()
+        session.pause()  # behind a pass's last step
+        assert loaded.device is None
+    world.leaves = "call"
+    assert torch.equal(world.draw(posed), first)
+    world.stays = "nothing"
+    assert torch.equal(world.draw(posed), first)
+    assert world.nets.load(world.folder / "control.safetensors") is not loaded
+
+
+def test_it_is_found_under_any_name(world):
+    assert world.nets.find("auto", CONTEXT).name == "control"
+    world.write("canny", seed=4)
+    with pytest.raises(ControlMissing, match="cannot be told among canny, control"):
+        world.nets.find("auto", CONTEXT)
+    (world.folder / "people").mkdir()
+    world.write("people/InstantID-ControlNet", seed=5)
+    found = world.nets.find("auto", CONTEXT)
+    assert found.name == "people/InstantID-ControlNet"
+    assert world.nets.is_instant_id(found)
+    assert world.nets.find("CANNY.safetensors", CONTEXT).name == "canny"
+    assert "adapters/adapter" not in world.nets.names()
+
+
+def test_what_is_missing_is_said_with_the_places(world):
+    with pytest.raises(ControlMissing) as caught:
+        world.nets.find("auto", 96)
+    assert "InstantID's ControlNet is missing" in str(caught.value)
+    assert str(world.folder) in str(caught.value)
+    with pytest.raises(ControlMissing, match="no ControlNet named 'depth'; there are: control"):
+        world.nets.find("depth", CONTEXT)
+
+
+def test_files_that_cannot_be_used(world):
+    world.write("union", task_embedding=torch.zeros(6, 32))
+    with pytest.raises(BrokenControl, match="ControlNet Union"):
+        world.nets.find("union", CONTEXT)
+    world.write("cut", drop="middle_block.1.transformer_blocks.0.attn1.to_q.weight")
+    with pytest.raises(BrokenControl, match="1 missing"):
+        world.nets.load(world.nets.find("cut", CONTEXT).path)
+    world.write("wide", context=96)
+    wide = world.nets.find("wide", CONTEXT)
+    control = Control(world.nets, wide.path, wide.spec, [Noise()], 1.0, Timing())
+    base = world.draw()
+    with pytest.raises(WrongBase, match="tokens are 96 wide and the model's 64"):
+        world.draw(world.prompt(control))
+    assert torch.equal(world.draw(), base)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in world.unet.modules())
