@@ -172,7 +172,7 @@ def test_what_is_missing_or_wrong(on_person, person):
         assert str(folder) in said
         assert "IP-Adapter unit 1" in said
     assert "no ControlNet named 'depth'" in refused(on_person, {**person, "control_model": "depth"})
-    assert "pose: got 2 entries, expected one picture" in refused(on_person, {**person, "pose": [b64(TWO)] * 2})
+    assert "pose: got '2 entries', expected one picture" in refused(on_person, {**person, "pose": [b64(TWO)] * 2})
     assert "no face was found in pose" in refused(on_person, {**person, "pose": b64(NOBODY)})
     base = {"model": "sdxl-base", "images": person["images"], "pose": b64(TWO)}
     assert "since the adapter is not InstantID's" in refused(on_person, base)
