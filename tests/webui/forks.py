@@ -21,7 +21,11 @@ FLAGS = [
     "--skip-prepare-environment", "--skip-torch-cuda-test", "--always-cpu", "--all-in-fp32", "--api",
     "--do-not-download-clip", "--no-download-sd-model", "--no-hashing", "--disable-console-progressbars",
 ]  # fmt: skip
-FOLDERS = {"forge": "stable-diffusion-webui-forge", "reforge": "stable-diffusion-webui-reforge"}
+FOLDERS = {
+    "forge": "stable-diffusion-webui-forge",
+    "reforge": "stable-diffusion-webui-reforge",
+    "classic": "sd-webui-forge-classic",
+}
 
 
 def checkout(host: str) -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .forks import FOLDERS, Fork, ForkGGUF, ForkXL, absent, largest
+from .forks import FOLDERS, Fork, ForkGGUF, ForkXL, absent, checkout, largest, python
+from .harness import REPO
 from .test_forks_beside import PICTURE, ours
 
 
@@ -56,6 +59,20 @@ def test_weights_stored_in_8_bits(in_8_bits: Fork) -> None:
 def test_a_gguf_unet(quantised: Fork) -> None:
     acts_as_its_own(quantised)
     assert "gguf" in quantised.log.lower()
+
+
+def test_layers_of_nf4() -> None:
+    """Forge's own class of layers, whose weights are packed: the same picture as with the weights unpacked. A whole
+    model needs CUDA there."""
+    if reason := absent("forge"):
+        pytest.skip(reason)
+    can = "import torch, bitsandbytes; bitsandbytes.functional.quantize_4bit(torch.zeros(64, 64), quant_type='nf4')"
+    if subprocess.run([python("forge"), "-c", can], capture_output=True, check=False).returncode:
+        pytest.skip("Forge's Python has no bitsandbytes that works on the CPU (0.46 and later do)")
+    command = [python("forge"), Path(__file__).with_name("nf4_layers.py"), REPO]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=checkout("forge"), check=False)
+    assert run.returncode == 0, run.stderr
+    assert "nf4 ForgeLoader4Bit" in run.stdout
 
 
 def test_sdxl(on_sdxl: Fork) -> None:
