@@ -14,7 +14,7 @@ from .test_generation import LONG
 
 PICTURE = b64(picture(5, (224, 224)))  # of the encoder's size, so that both encode the same pixels
 MULTI = "MultiDiffusion Integrated"
-TILES = {"width": 128, "height": 64}  # two tiles of 64 x 64
+TILES = {"width": 128, "height": 64, "steps": 1}  # two tiles of 64 x 64
 
 
 def ours(weight: float = 1.0, model: str = "ip-adapter_vit-l") -> dict[str, Any]:
@@ -34,7 +34,8 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "unequal prompts": {"prompt": LONG},
     "a LoRA": {"prompt": "a red house <lora:probe:1>"},
     "self-attention guidance": {"scripts": {"SelfAttentionGuidance Integrated": {"args": [True, 0.5, 2.0]}}},
-    "perturbed attention": {"scripts": {"PerturbedAttentionGuidance Integrated": {"args": [True, 3.0]}}},
+    # Its steps are counted from 0 to 1, so there must be two.
+    "perturbed attention": {"steps": 2, "scripts": {"PerturbedAttentionGuidance Integrated": {"args": [True, 3.0]}}},
     "tiles": {**TILES, "scripts": tiles()},
     "mixed tiles": {**TILES, "scripts": tiles("Mixture of Diffusers")},
     "img2img": {"mode": "img2img", "init_images": [b64(picture(2, (64, 64)))], "denoising_strength": 0.8},
@@ -54,31 +55,39 @@ def full_title(fork: Fork, scripts: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_the_same_picture_as_its_own_ip_adapter(fork: Fork, name: str) -> None:
-    situation = dict(SITUATIONS[name])
+    situation = {"steps": 1, **SITUATIONS[name]}
     scripts = full_title(fork, situation.pop("scripts", {}))
-    base = fork.draw(scripts=scripts, **situation)
     theirs = fork.draw(scripts={**scripts, **fork.own_adapter(PICTURE)}, **situation)
     both = fork.draw(ours(), scripts=scripts, **situation)
     assert largest(theirs, both) <= 1
-    assert largest(base, both) > 10
+    assert largest(fork.draw(ours(0), scripts=scripts, **situation), both) > 10
+
+
+@pytest.mark.parametrize("name", ["plain", "self-attention guidance", "perturbed attention", "mixed tiles"])
+def test_off_is_the_base_bit_for_bit(fork: Fork, name: str) -> None:
+    situation = {"steps": 1, **SITUATIONS[name]}
+    scripts = full_title(fork, situation.pop("scripts", {}))
+    base = fork.draw(scripts=scripts, **situation)
+    fork.draw(ours(), scripts=scripts, **situation)
     assert largest(base, fork.draw(ours(0), scripts=scripts, **situation)) == 0
+    assert largest(base, fork.draw(scripts=scripts, **situation)) == 0
 
 
 def test_the_same_with_a_resampler(fork: Fork) -> None:
     """At cfg 1: its uncond is the encoding of a black picture, ours that of zeros, as the adapter was trained."""
-    theirs = fork.draw(scripts=fork.own_adapter(PICTURE, model="ip-adapter-plus_vit-l"), cfg_scale=1)
-    assert largest(theirs, fork.draw(ours(model="ip-adapter-plus_vit-l"), cfg_scale=1)) <= 1
+    theirs = fork.draw(scripts=fork.own_adapter(PICTURE, model="ip-adapter-plus_vit-l"), cfg_scale=1, steps=1)
+    assert largest(theirs, fork.draw(ours(model="ip-adapter-plus_vit-l"), cfg_scale=1, steps=1)) <= 1
 
 
 def test_terms_add(fork: Fork) -> None:
     """Half by each is all by either; ours off leaves its picture as it is, bit for bit."""
-    whole = fork.draw(scripts=fork.own_adapter(PICTURE))
+    one = {"steps": 1}
+    whole = fork.draw(scripts=fork.own_adapter(PICTURE), **one)
     half = fork.own_adapter(PICTURE, 0.5)
-    assert largest(fork.draw(ours(0.5), scripts=half), whole) <= 1
-    alone = fork.draw(scripts=half)
+    assert largest(fork.draw(ours(0.5), scripts=half, **one), whole) <= 1
+    alone = fork.draw(scripts=half, **one)
     assert largest(alone, whole) > 1
-    assert largest(fork.draw(ours(0), scripts=half), alone) == 0
-    assert largest(fork.draw(scripts=half), alone) == 0
+    assert largest(fork.draw(ours(0), scripts=half, **one), alone) == 0
 
 
 @pytest.mark.parametrize("method", ["MultiDiffusion", "Mixture of Diffusers"])
@@ -89,8 +98,7 @@ def test_several_tiles_in_a_call_draw_what_one_in_a_call_draws(fork: Fork, metho
     unit = ours() if where == "everywhere" else {**ours(), "mask": b64(mask)}
     one, several = (fork.draw(unit, scripts=tiles(method, batch), **TILES) for batch in (1, 4))
     assert largest(one, several) <= 1
-    base = fork.draw(scripts=tiles(method, 4), **TILES)
-    assert largest(base, several) > 10
+    assert largest(fork.draw({**unit, "weight": 0}, scripts=tiles(method, 4), **TILES), several) > 10
 
 
 def test_tiles_of_a_batch_with_a_reference_each(fork: Fork) -> None:
@@ -106,8 +114,9 @@ def test_forge_couple_with_the_same_prompt_for_each_region(fork: Fork, batch: in
     if not couple().is_dir():
         pytest.skip(f"no sd-forge-couple at {couple()} (set FORGE_COUPLE_DIR)")
     scripts = full_title(fork, {"Forge Couple": {"args": [True, False, "Basic", "", "Horizontal", "None", 0.5]}})
-    lines = {"prompt": f"{text}\n{text}", "batch_size": batch, "scripts": scripts}
-    plain, coupled = fork.draw(ours(), prompt=text, batch_size=batch), fork.draw(ours(), **lines)
+    one = {"steps": 1, "batch_size": batch}
+    lines = {"prompt": f"{text}\n{text}", "scripts": scripts, **one}
+    plain, coupled = fork.draw(ours(), prompt=text, **one), fork.draw(ours(), **lines)
     assert largest(plain, coupled) <= 1
     base = fork.draw(**lines)
     assert largest(base, coupled) > 10

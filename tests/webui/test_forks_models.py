@@ -44,12 +44,11 @@ def quantised() -> Iterator[Fork]:
 
 def acts_as_its_own(fork: Fork) -> None:
     """Our picture is that of the fork's own IP-Adapter; off, and afterwards, it is the base."""
-    base = fork.draw()
-    drawn = fork.draw(ours())
+    one = {"steps": 1}
+    base, drawn = fork.draw(**one), fork.draw(ours(), **one)
     assert largest(base, drawn) > 10
-    assert largest(fork.draw(scripts=fork.own_adapter(PICTURE)), drawn) <= 1
-    assert largest(fork.draw(ours(0)), base) == 0
-    assert largest(fork.draw(), base) == 0
+    assert largest(fork.draw(scripts=fork.own_adapter(PICTURE), **one), drawn) <= 1
+    assert largest(fork.draw(ours(0), **one), base) == 0
 
 
 def test_weights_stored_in_8_bits(in_8_bits: Fork) -> None:
