@@ -12,11 +12,11 @@ from .test_generation import (
     test_a_unit_changes_the_picture_and_off_is_the_base_hash_for_hash,
     test_every_variant_acts,
 )
-from .test_seeing import Job, shown, test_a_sheet_beside_the_picture_which_stays_hash_for_hash
+from .test_seeing import Job, shown
+from .test_seeing import test_a_sheet_beside_the_picture_which_stays_hash_for_hash as a_sheet_beside_the_picture
 
 __all__ = [
     "shown",
-    "test_a_sheet_beside_the_picture_which_stays_hash_for_hash",
     "test_a_unit_changes_the_picture_and_off_is_the_base_hash_for_hash",
     "test_every_variant_acts",
 ]
@@ -79,6 +79,16 @@ def test_a_region_hires_fix_and_inpainting(on_sd1: WebUI, unit: dict) -> None:
 
 
 SAG = {"selfattentionguidance integrated": {"args": [True, 0.5, 2.0]}}
+
+
+def test_a_sheet_beside_the_picture_which_stays_hash_for_hash(fork: Fork, unit: dict, shown: dict) -> None:
+    """In as many steps as a sheet has parts."""
+    few = fork.defaults
+    fork.defaults = {**few, "steps": 3}
+    try:
+        a_sheet_beside_the_picture(fork, unit, shown)
+    finally:
+        fork.defaults = few
 
 
 def test_heat_maps_of_a_prompt_in_two_parts(on_sd1: WebUI, shown: dict) -> None:

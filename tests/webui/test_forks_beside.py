@@ -38,7 +38,7 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "perturbed attention": {"steps": 2, "scripts": {"PerturbedAttentionGuidance Integrated": {"args": [True, 3.0]}}},
     "tiles": {**TILES, "scripts": tiles()},
     "mixed tiles": {**TILES, "scripts": tiles("Mixture of Diffusers")},
-    "img2img": {"mode": "img2img", "init_images": [b64(picture(2, (64, 64)))], "denoising_strength": 0.8},
+    "img2img": {"steps": 2, "mode": "img2img", "init_images": [b64(picture(2, (64, 64)))], "denoising_strength": 0.8},
 }
 
 
