@@ -194,8 +194,9 @@ def _copied(rows: tuple[Row, ...], hidden: Tensor) -> tuple[Row, ...]:
     parts = [tuple(group) for _, group in itertools.groupby(rows, key=lambda row: row.part)]
     cond = sum(len(part) for part in parts if part[0].tokens % 2 == COND)
     for padding in (0, 1):
-        copies, rest = divmod(len(hidden) - padding - (len(rows) - cond), cond or 1)
-        if not cond or rest or copies < 2 or (padding and (len(hidden) % 2 or hidden[-1].any())):
+        copied = len(hidden) - padding - (len(rows) - cond)
+        copies, rest = divmod(copied, cond) if cond else (2, copied)
+        if rest or copies < 2 or (padding and (len(hidden) % 2 or hidden[-1].any())):
             continue
         found: list[Row] = []
         for part in parts:

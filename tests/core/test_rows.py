@@ -203,7 +203,7 @@ def test_rows_with_other_latents_have_no_places():
     assert places(rows, 1, 0, latents=torch.cat([step, step]) * 0.3) == [2, 3, 0, 1]
 
 
-@pytest.mark.parametrize("labels", [(1, 0), (0, 1), (0,), (1, 0, 0)])
+@pytest.mark.parametrize("labels", [(1, 0), (0, 1), (0,), (1, 0, 0), (1,)])
 @pytest.mark.parametrize("regions", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_layer_with_a_copy_of_the_cond_rows_for_each_region(labels, regions, batch):
@@ -223,7 +223,9 @@ def test_a_layer_with_a_copy_of_the_cond_rows_for_each_region(labels, regions, b
     found = rows_of_view(called, hidden)
     assert list(found[: len(expected)]) == expected
     assert len(found) == len(hidden)
-    hidden[batch if labels[0] else 0] += 1  # a row of the first copy
+    if len(hidden) == len(called):  # uncond alone, of an even number
+        return
+    hidden[-1 if labels == (1,) else batch * labels[0]] += 1  # a row of the first copy, or that of zeros
     with pytest.raises(RowsError, match="or a slice of them"):
         rows_of_view(called, hidden)
 

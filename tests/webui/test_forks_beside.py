@@ -26,6 +26,7 @@ def tiles(method: str = "MultiDiffusion", batch: int = 1) -> dict[str, Any]:
     return {MULTI: {"args": [True, method, 64, 64, 0, batch]}}
 
 
+# Not img2img: the forks' encoder of pictures draws from torch's own random numbers, so no picture comes twice.
 SITUATIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "cfg 1": {"cfg_scale": 1},
@@ -38,7 +39,6 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "perturbed attention": {"steps": 2, "scripts": {"PerturbedAttentionGuidance Integrated": {"args": [True, 3.0]}}},
     "tiles": {**TILES, "scripts": tiles()},
     "mixed tiles": {**TILES, "scripts": tiles("Mixture of Diffusers")},
-    "img2img": {"steps": 2, "mode": "img2img", "init_images": [b64(picture(2, (64, 64)))], "denoising_strength": 0.8},
 }
 
 
