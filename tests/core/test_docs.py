@@ -48,6 +48,16 @@ def test_a_changed_table_is_stale(tmp_path: Path, monkeypatch):
     assert docs.renewed((tmp_path / "options.md").read_text(encoding="utf-8")) == text
 
 
+def test_the_address_of_a_published_copy_stands_in_one_place(monkeypatch):
+    text = docs.README.read_text(encoding="utf-8")
+    assert text.count(docs.ADDRESS) == 1
+    monkeypatch.setenv("IPADAPTER_ADDRESS", "https://example.org/me/it")
+    made = docs.renewed(text)
+    assert made == text.replace(docs.ADDRESS, "https://example.org/me/it")
+    monkeypatch.delenv("IPADAPTER_ADDRESS")
+    assert docs.renewed(made) == text
+
+
 def test_every_option_says_what_it_does():
     for cls in (GenerateOptions, EmbedOptions, EvaluateOptions, TrainConfig):
         for option in fields_of(cls):
