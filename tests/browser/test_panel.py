@@ -155,6 +155,26 @@ def test_only_what_can_act_is_shown(page: Any, panel: PanelPage):
     other.until(other.unit(0, "region").is_visible, True)
 
 
+@pytest.mark.parametrize("tab", ["txt2img", "img2img"])
+def test_unfolded_it_is_not_endless(page: Any, tab: str):
+    """F30: it was 3020 pixels high."""
+    if tab == "img2img":
+        page.locator("#tabs > .tab-nav button", has_text="img2img").click()
+    panel = PanelPage(page, tab).open()
+    panel.choose_model(0, "sd1-base")
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.until(lambda: "fits" in panel.info(), True)
+    for name in ("saved", "where", "fine", "look", "follow"):
+        panel.unfold(0, name)
+    for name in ("embeds_name", "feather", "curve", "noise", "in_loopback"):
+        panel.until(panel.unit(0, name).is_visible, True)
+    page.wait_for_timeout(500)
+    box = page.locator(f"#ipadapter_{tab}").bounding_box()
+    assert box["width"] <= 700
+    assert box["height"] <= 1500
+
+
 def test_a_unit_that_is_filled_takes_the_last_model(panel: PanelPage):
     """F6."""
     panel.choose_model(0, "sd1-plus")

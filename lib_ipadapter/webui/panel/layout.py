@@ -30,7 +30,7 @@ _LISTED: dict[str, Sequence[Sequence[str]]] = {
         ("pose_from", "pose_face", "control_model"),
         ("pose_weight", "pose_start", "pose_end"),
     ),
-    "where": (("mask",), ("region",), ("region_face", "grow"), ("feather", "invert")),
+    "where": (("mask",), ("region", "feather", "invert"), ("region_face", "grow")),
     "fine": (("layers", "curve"), ("interpolation", "scaling", "passes", "hires_factor")),
     "look": (("position", "sharpen", "noise"), ("negative",)),
     "follow": (("maps", "in_detailer", "in_upscale", "in_loopback"),),

@@ -207,7 +207,7 @@ class _UnitPanel:
 
     def _build_pad(self, spec: Option) -> None:
         """A mask: a hidden data URI that the mask editor of the page writes, and its preview."""
-        with gr.Column():
+        with gr.Column(elem_classes=["ipadapter-mask-field"]):
             gr.HTML(f'<p class="ipadapter-label">{html.escape(spec.label)}: {html.escape(spec.help)}</p>')
             mask = gr.Textbox("", visible=False, label=spec.label, elem_id=self._id(spec.name))
             self.pads[spec.name] = gr.HTML(self.events.pad(spec.name, ""), elem_id=self._id(f"{spec.name}_pad"))
