@@ -95,3 +95,33 @@ def test_missing_face_models_can_be_downloaded_and_their_terms_are_said(
         for file in pack.with_name("away").iterdir():
             file.rename(file.with_suffix(".onnx"))
         pack.with_name("away").rename(pack)
+
+
+def test_instant_id_s_pose_is_shown_before_it_is_drawn(server: WithPage | None, with_faces: None, panel: PanelPage):
+    """The keypoints of the reference, of a pose picture, and what is missing of the ControlNet."""
+    models = server.data / "models"
+    write_pack(models / "insightface" / "models", "antelopev2", seed=1)
+    flat = adapter_tensors("unnorm", CONTEXT, SD1_WIDTHS, tokens=16, seed=7)
+    path = write_adapter(models / "ipadapter" / "page-instantid.safetensors", flat, ip_adapter_variant="instantid")
+    try:
+        panel.unit(0, "refresh").click()
+        panel.choose_model(0, "page-instantid")
+        panel.until(lambda: "ControlNet missing" in panel.unit(0, "info").inner_text(), True)
+        panel.until(lambda: panel.unit(0, "who").is_visible(), True)
+        panel.unit(0, "who").locator(".label-wrap").click()
+        panel.add(0, upload())
+        keypoints = panel.unit(0, "keypoints").locator("img.ipadapter-keypoints")
+        panel.until(keypoints.count, 1)
+        first = keypoints.get_attribute("src")
+        box = panel.unit(0, "face").locator("textarea, input").first
+        box.fill("1")
+        box.blur()
+        panel.until(lambda: keypoints.get_attribute("src") != first, True)
+        control = panel.unit(0, "control_model").locator("textarea, input").first
+        control.fill("none")
+        control.blur()
+        panel.until(lambda: "The adapter alone" in panel.unit(0, "keypoints").inner_text(), True)
+        panel.choose_model(0, "sd1-base")
+        panel.until(lambda: panel.unit(0, "pose_weight").is_visible(), False)
+    finally:
+        path.unlink()

@@ -31,22 +31,24 @@ HIRES = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.6, "hr_upscal
 UNET = "model.diffusion_model."
 
 
-def write_control(kind: str, path) -> None:
-    """A ControlNet for the UNet of a small checkpoint."""
-    tensors = load_file(checkpoint(kind))
+def write_control(source: Path, path: Path) -> None:
+    """A ControlNet for the UNet of a checkpoint."""
+    tensors = load_file(source)
     unet = {key[len(UNET) :]: value.float() for key, value in tensors.items() if key.startswith(UNET)}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.half().contiguous() for key, value in ldm_control(unet).items()}, path)
 
 
-def write_all(webui: WebUI, kind: str = "sdxl", widths=SDXL_WIDTHS) -> None:
-    """InstantID's adapter, its ControlNet under any name, and face models."""
+def write_all(
+    webui: WebUI, kind: str = "sdxl", widths=SDXL_WIDTHS, context: int = CONTEXT, source: Path | None = None
+) -> None:
+    """InstantID's adapter, its ControlNet under any name, and face models, for a small checkpoint or the one given."""
     if subprocess.run([python(), "-c", "import onnxruntime"], capture_output=True, check=False).returncode:
         pytest.skip("the WebUI's Python has no onnxruntime")
     models = webui.data / "models"
-    flat = adapter_tensors("unnorm", CONTEXT, widths, tokens=16, seed=7)
+    flat = adapter_tensors("unnorm", context, widths, tokens=16, seed=7)
     write_adapter(models / "ipadapter" / f"{kind}-instantid.safetensors", flat, ip_adapter_variant="instantid")
-    write_control(kind, models / "ControlNet" / "people" / f"InstantID of {kind}.safetensors")
+    write_control(source or checkpoint(kind), models / "ControlNet" / "people" / f"InstantID of {kind}.safetensors")
     write_pack(models / "insightface" / "models", "antelopev2", seed=1)
     webui.get("/ip-adapter/model_list")
 
@@ -176,7 +178,7 @@ def test_what_is_missing_or_wrong(on_person, person):
     assert "no face was found in pose" in refused(on_person, {**person, "pose": b64(NOBODY)})
     base = {"model": "sdxl-base", "images": person["images"], "pose": b64(TWO)}
     assert "since the adapter is not InstantID's" in refused(on_person, base)
-    write_control("sd1", folder / "other.safetensors")
+    write_control(checkpoint("sd1"), folder / "other.safetensors")
     try:
         said = refused(on_person, {**person, "control_model": "other"})
         assert "the ControlNet other.safetensors was made for" in said
