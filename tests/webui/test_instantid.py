@@ -225,7 +225,8 @@ def test_ten_generations_take_no_more_memory(on_person, person):
     for seed in range(10):
         on_person.images(person, seed=seed)
     grown = memory(on_person) - before
-    print(f"\nten generations: {grown:+.1f} MB")
+    print(f"\nten generations: {grown:+.1f} MB over {before:.0f} MB")
+    assert before > 300
     assert grown < 30
     with on_person.set(ipadapter_control_stays="nowhere"):
         first = on_person.images(person)
@@ -256,7 +257,7 @@ def test_beside_units_of_the_controlnet_extension(webui_with_controlnet):
     base, beside, ours = webui.images(), webui.images(scripts=theirs), webui.images(person)
     both = webui.images(person, scripts=theirs)
     alone = webui.images({**person, "pose_weight": 0}, scripts=theirs)
-    assert len({*base, *beside, *ours, *both, *alone}) == 5
+    assert len({each[0] for each in (base, beside, ours, both, alone)}) == 5  # its map comes behind the picture
     assert webui.images(person, scripts=theirs) == both
     assert webui.images(scripts=theirs) == beside
     assert webui.images() == base
