@@ -18,6 +18,8 @@ TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
 
+_LONGEST = 32_000  # pixels of a side: OpenCV warps none of 32767
+
 
 def template(size: int) -> Array:
     """The five points [5, 2] in a crop of ``size`` pixels, a multiple of 112 or of 128. Raises ValueError.
@@ -49,6 +51,12 @@ def similarity(points: Array, target: Array) -> Array:
 
 def aligned_crop(picture: Array, points: Array, size: int) -> Array:
     """The aligned crop [size, size, 3] of an RGB picture [H, W, 3] uint8; black outside the picture."""
+    longest = max(picture.shape[:2])
+    if longest > _LONGEST:
+        scale = _LONGEST / longest
+        height, width = (max(1, int(side * scale)) for side in picture.shape[:2])
+        points = np.asarray(points) * [width / picture.shape[1], height / picture.shape[0]]
+        picture = cv2().resize(picture, (width, height), interpolation=cv2().INTER_AREA)
     matrix = similarity(points, template(size))
     crop: Array = cv2().warpAffine(picture, matrix, (size, size), borderValue=0.0)
     return crop

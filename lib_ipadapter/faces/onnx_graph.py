@@ -13,6 +13,17 @@ _MODEL_GRAPH, _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 
 _NODE_NAME, _TENSOR_NAME, _VALUE_NAME, _VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE = 3, 8, 1, 2, 1, 2
 _SHAPE_DIM, _DIM_VALUE = 1, 1
 _DEPTH_OF_SHAPE = (_VALUE_TYPE, _TYPE_TENSOR, _TENSOR_SHAPE)
+_NODE_OP, _EXTERNAL_DATA, _DATA_LOCATION = 4, 13, 14
+# What lies in a message, by field number: all places in which a model can have nodes or tensors
+_INSIDE: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+_ENDLESS = ("Loop", "Scan", "SequenceMap")  # no face model has them, and one may never end
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,24 @@ def read_graph(content: bytes, name: str) -> Graph:
         graph = next(value for number, value in _fields(memoryview(content)) if number == _MODEL_GRAPH)
         return _read(_bytes(graph))
     except (StopIteration, ValueError, IndexError, UnicodeDecodeError):
+        raise FaceModelError(f"{name}: not an ONNX model, or cut off; download it again", file=name) from None
+
+
+def refuse_hostile(content: bytes, name: str) -> None:
+    """Raises FaceModelError for a model that reads other files as its weights (onnxruntime opens them relative to the
+    working folder), for one with loops, and for bytes that are no ONNX model."""
+    left = [("model", memoryview(content))]
+    try:
+        while left:
+            kind, message = left.pop()
+            for number, value in _fields(message):
+                if kind == "tensor" and (number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value)):
+                    raise FaceModelError(f"{name}: its weights are in another file; use the published one", file=name)
+                if kind == "node" and number == _NODE_OP and bytes(_bytes(value)).decode() in _ENDLESS:
+                    raise FaceModelError(f"{name}: a loop, which no face model has; download it again", file=name)
+                if inside := _INSIDE.get(kind, {}).get(number):
+                    left.append((inside, _bytes(value)))
+    except (ValueError, IndexError):
         raise FaceModelError(f"{name}: not an ONNX model, or cut off; download it again", file=name) from None
 
 

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 from ..errors import FaceModelError, FacesUnavailable
+from .onnx_graph import refuse_hostile
 
 THREADS = 4  # more oversubscribe the CPU in containers; one picture takes well below a second
 _RUNTIME = "onnxruntime>=1.15,<1.27"  # newer ones need a protobuf that the WebUI's other packages refuse
@@ -35,9 +36,10 @@ def cv2() -> Any:
 
 
 def session(content: bytes, name: str) -> Any:
-    """An onnxruntime session on the CPU for the bytes of an ONNX file. From bytes, so that a file cannot make other
-    files be read as its weights. Raises FacesUnavailable, FaceModelError."""
+    """An onnxruntime session on the CPU for the bytes of an ONNX file, which must hold all of its weights. Raises
+    FacesUnavailable, FaceModelError."""
     runtime = _package("onnxruntime", _RUNTIME)
+    refuse_hostile(content, name)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = THREADS
     options.log_severity_level = 4  # a refused file is our error, not a log line

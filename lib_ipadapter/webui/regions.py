@@ -56,7 +56,24 @@ def of_face(p: Any, unit: Unit, place: Place, faces: FaceAnalyser) -> Region:
         corners = [resized(one, picture.size, size, int(getattr(p, "resize_mode", 0))) for one in corners]
     # A detail's picture may be a part of the whole one, whose places the rows have.
     whole = place.size if place.around is not None else size
-    return Region(_boxed(_placed(corners, size, place.boxes[0], whole), whole, unit))
+    values = _boxed(_placed(corners, size, place.boxes[0], whole), whole, unit)
+    # Of a detail or a part it may be: another one's face is elsewhere.
+    if place.around is None and not is_cut(p):
+        _refuse_empty(values, unit)
+    return Region(values)
+
+
+def _refuse_empty(values: Tensor, unit: Unit) -> None:
+    """Raises UnitError for the region of a face that is nowhere in the picture."""
+    if float(values.max()) > _LEAST:
+        return
+    if unit.invert:
+        expected = "off, or a smaller grow: the region around the face is all of the picture"
+        raise UnitError("invert", unit.invert, expected)
+    raise UnitError(
+        "region_face", unit.region_face, "a face that is still seen after img2img has cropped the picture; use another "
+        "resize mode, or another face",
+    )  # fmt: skip
 
 
 def awaits_hires(p: Any, unit: Unit) -> bool:
@@ -69,7 +86,9 @@ def face_in_hires(p: Any, picture: Image.Image, unit: Unit, faces: FaceAnalyser)
     """The mask [H, W] around a face of the first pass's picture, which may show more than the hires pass keeps. To be
     called before that begins. Raises UnitError, FaceError."""
     whole = p.width, p.height
-    return _boxed(_placed(_corners(picture, unit, faces), picture.size, part_of_latents(p), whole), whole, unit)
+    values = _boxed(_placed(_corners(picture, unit, faces), picture.size, part_of_latents(p), whole), whole, unit)
+    _refuse_empty(values, unit)
+    return values
 
 
 def _placed(

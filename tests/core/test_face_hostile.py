@@ -15,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from lib_ipadapter.errors import FaceModelError, FaceModelMissing, IPAdapterError
-from lib_ipadapter.faces import FaceAnalyser, FacePacks
+from lib_ipadapter.faces import FaceAnalyser, FacePacks, Recogniser
+from lib_ipadapter.faces.align import TEMPLATE, aligned_crop
+from lib_ipadapter.faces.onnx_graph import refuse_hostile
 from lib_ipadapter.pictures import images
 from lib_ipadapter.prompts.faces import face_crop
 from tests.face_models import detector, picture, recogniser, write_pack
@@ -111,16 +113,42 @@ def constants(shapes: list[tuple[int, ...]], value: float = 0.0) -> bytes:
     return model(nodes, outputs, weights)
 
 
-def external(folder: Path) -> bytes:
-    """Weights that lie in another file of the disk."""
+def external(folder: Path, absolute: bool = True, inside: str = "initializer") -> bytes:
+    """Weights that lie in another file of the disk, or of the working folder. inside: where in the model."""
     secret = folder / "secret.bin"
     secret.write_bytes(np.arange(512, dtype=np.float32).tobytes())
     weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1, 512], data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", str(secret)), ("offset", "0"), ("length", "2048")):
+    for key, value in (("location", str(secret) if absolute else secret.name), ("offset", "0"), ("length", "2048")):
         weight.external_data.add(key=key, value=value)
     out = helper.make_tensor_value_info("o", TensorProto.FLOAT, [1, 512])
     given = [helper.make_tensor_value_info("data", TensorProto.FLOAT, [None, 3, 112, 112])]
-    return model([helper.make_node("Identity", ["w"], ["o"])], [out], [weight], given, check=False)
+    node = helper.make_node("Identity", ["w"], ["o"])
+    if inside == "initializer":
+        return model([node], [out], [weight], given, check=False)
+    constant = helper.make_node("Constant", [], ["w"], value=weight)
+    if inside == "constant":
+        return model([constant, node], [out], [], given, check=False)
+    branch = helper.make_graph([constant, node], "branch", [], [out])
+    yes = numpy_helper.from_array(np.array(True), "yes")
+    either = helper.make_node("If", ["yes"], ["o"], then_branch=branch, else_branch=branch)
+    return model([either], [out], [yes], given, check=False)
+
+
+def endless(_: Path) -> bytes:
+    """A loop that never ends, in front of a recogniser's output."""
+    true = numpy_helper.from_array(np.array(True), "true")
+    again = helper.make_node("Identity", ["going"], ["on"])
+    body = helper.make_graph(
+        [again], "body",
+        [helper.make_tensor_value_info("i", TensorProto.INT64, []),
+         helper.make_tensor_value_info("going", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, [])],
+    )  # fmt: skip
+    zeros = numpy_helper.from_array(np.zeros((1, 512), np.float32), "w")
+    nodes = [helper.make_node("Loop", ["", "true"], [], body=body), helper.make_node("Identity", ["w"], ["o"])]
+    out = helper.make_tensor_value_info("o", TensorProto.FLOAT, [1, 512])
+    given = [helper.make_tensor_value_info("data", TensorProto.FLOAT, [None, 3, 112, 112])]
+    return model(nodes, [out], [true, zeros], given, check=False)
 
 
 GOOD = [(12800, 1), (3200, 1), (800, 1), (12800, 4), (3200, 4), (800, 4), (12800, 10), (3200, 10), (800, 10)]
@@ -152,6 +180,8 @@ RECOGNISERS: dict[str, Callable[[Path], bytes]] = {
     "512 too wide": lambda _: recogniser(width=513),
     "one number": lambda _: recogniser(width=1),
     "weights in another file": external,
+    "weights in a file of the working folder": lambda folder: external(folder, absolute=False),
+    "a loop": endless,
     "all zero": lambda _: model(
         [helper.make_node("Identity", ["w"], ["o"])], [helper.make_tensor_value_info("o", TensorProto.FLOAT, [1, 512])],
         [numpy_helper.from_array(np.zeros((1, 512), np.float32), "w")],
@@ -189,6 +219,41 @@ def test_recognisers(tmp_path: Path, name: str) -> None:
     with pytest.raises((FaceModelError, FaceModelMissing)) as caught:
         analyser.of_crop(crop, "buffalo_l")
     assert "w600k_r50.onnx" in str(caught.value)
+
+
+@pytest.mark.parametrize("inside", ["initializer", "constant", "branch"])
+def test_no_model_reads_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str) -> None:
+    """onnxruntime opens the file of a tensor from the working folder, also for a model that it gets as bytes."""
+    monkeypatch.chdir(tmp_path)
+    content = external(tmp_path, absolute=False, inside=inside)
+    with pytest.raises(FaceModelError, match="its weights are in another file"):
+        Recogniser(content, "w600k_r50.onnx")
+    # A second graph behind a harmless one: protobuf merges them.
+    with pytest.raises(FaceModelError, match="its weights are in another file"):
+        Recogniser(recogniser() + content, "w600k_r50.onnx")
+
+
+def test_nor_has_one_a_loop(tmp_path: Path) -> None:
+    with pytest.raises(FaceModelError, match="a loop, which no face model has"):
+        Recogniser(endless(tmp_path), "w600k_r50.onnx")
+
+
+def test_the_models_of_the_tests_are_none_of_them() -> None:
+    """The control."""
+    for content in (recogniser(), recogniser(normalises=True), detector(), detector(everywhere=True)):
+        refuse_hostile(content, "x")
+
+
+@pytest.mark.parametrize("size", [(40_000, 300), (300, 40_000)])
+def test_a_picture_longer_than_opencv_warps(size: tuple[int, int]) -> None:
+    """The crop is that of the same face in a smaller picture."""
+    small = picture((150, 150), size=(300, 300), radius=80)
+    long = Image.new("RGB", size, (0, 0, 120))
+    long.paste(small, (0, 0))
+    points = TEMPLATE * 1.5 + 66
+    crop, wanted = (aligned_crop(np.asarray(one), points, 112).astype(int) for one in (long, small))
+    assert np.abs(crop - wanted).mean() < 6
+    assert wanted.std() > 30
 
 
 def test_there_are_enough_of_them() -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from lib_ipadapter.errors import FaceMissing, UnitError
-from lib_ipadapter.faces import FaceAnalyser, FacePacks
+from lib_ipadapter.faces import Face, FaceAnalyser, FacePacks
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui import regions
 from lib_ipadapter.webui.following import Place
@@ -107,6 +107,18 @@ def test_no_face_and_no_such_face(analyser):
         regions.of_face(job(NONE), unit(), Place(), analyser)
     with pytest.raises(UnitError, match="region_face: got 2, expected a number below 2"):
         regions.of_face(job(), unit(region_face="2"), Place(), analyser)
+
+
+def test_a_region_that_is_nowhere_in_the_picture_is_refused(analyser):
+    """It would be the base model's picture without a word."""
+    cropped = job(width=640, height=64, resize_mode=1)  # both faces lie above and below
+    with pytest.raises(UnitError, match=r"region_face: got '1', .*another resize mode"):
+        regions.of_face(cropped, unit(region_face="1"), Place(), analyser)
+    detail = Place(detailer=True, around=object(), size=(640, 64))  # the unit may be for another detail
+    assert float(regions.of_face(cropped, unit(region_face="1"), detail, analyser).mask.max()) == 0
+    close = SimpleNamespace(faces=lambda *_: (Face((160.0, 160, 480, 480), (), 0.9),))  # a close-up
+    with pytest.raises(UnitError, match="invert: got True, expected off"):
+        regions.of_face(job(), unit(grow=4.0, invert=True), Place(), close)
 
 
 def test_a_mask_beside_it_is_a_contradiction():
