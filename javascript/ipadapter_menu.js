@@ -2,6 +2,8 @@
 
 (function() {
     const {TABS, byId, unitPrefixes} = window.ipadapter;
+    // In the language of the page
+    const say = (text, number) => (window.localization?.[text] ?? text).replace("{}", number);
     let asked = ""; // what the server is told: "copy FROM TO" or "swap FROM TO"
 
     // gradio calls it with a handler's inputs; what we know goes in the first one's place.
@@ -15,8 +17,8 @@
         };
         const others = prefixes.map((_, to) => to).filter(to => to !== from);
         return [
-            ...others.map(to => [`Copy to unit ${to + 1}`, exchange("copy", to)]),
-            ...others.map(to => [`Swap with unit ${to + 1}`, exchange("swap", to)]),
+            ...others.map(to => [say("Copy to unit {}", to + 1), exchange("copy", to)]),
+            ...others.map(to => [say("Swap with unit {}", to + 1), exchange("swap", to)]),
             ["Reset this unit", () => byId(`${prefix}_reset`)?.click()],
         ];
     }

@@ -27,7 +27,16 @@ from PIL import Image
 from tests.webui.networks import write_adapters, write_encoder, write_hypernetwork, write_lora
 
 REPO = Path(__file__).resolve().parents[2]
-RUNTIME = ("scripts", "lib_ipadapter", "javascript", "style.css", "install.py", "preload.py", "metadata.ini")
+RUNTIME = (
+    "localizations",
+    "scripts",
+    "lib_ipadapter",
+    "javascript",
+    "style.css",
+    "install.py",
+    "preload.py",
+    "metadata.ini",
+)
 # Named for what they do; --use-cpu all and no half precision because there is no GPU.
 FLAGS = [
     "--skip-prepare-environment",

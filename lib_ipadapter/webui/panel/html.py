@@ -36,6 +36,7 @@ See = Callable[[str, "Box | None", str], Seen]  # of a picture (its path), cut t
 NON_COMMERCIAL = "research, non-commercial use only"  # of InsightFace's models, said before they are downloaded
 _PATHS: dict[str, Path] = {}  # of pictures that were shown, by hash
 INPUT_TEXT = f"input: {INPUT}"  # the reference that is img2img's own picture, among the saved ones
+INPUT_SHOWN = "the img2img image, as it is when you generate"
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
 
@@ -203,7 +204,7 @@ def face_buttons(sources: Sequence[str], chosen: int) -> str:
 
 
 def _named_tile(index: int, text: str) -> str:
-    name = escape("the img2img image, as it is when you generate" if text == INPUT_TEXT else text, quote=True)
+    name = escape(INPUT_SHOWN if text == INPUT_TEXT else text, quote=True)
     return f'<div class="ipadapter-picture"><p title="{name}">{name}</p>{_remove(index, name)}</div>'
 
 

@@ -25,8 +25,9 @@ def register_send_buttons(script_callbacks: Any) -> None:
             sender.click(None, [], [], _js="() => ipadapterSend('pnginfo')")
         tab, _, rest = name.partition("_")
         if rest == "send_to_extras" and tab in ("txt2img", "img2img", "extras"):
-            tooltip = "Send image to IP-Adapter as a reference."
-            button = ToolButton("\U0001f3b4", elem_id=f"{tab}_send_to_ipadapter", tooltip=tooltip)
+            button = ToolButton(
+                "\U0001f3b4", elem_id=f"{tab}_send_to_ipadapter", tooltip="Send image to IP-Adapter as a reference."
+            )
             button.click(None, [], [], _js=f"() => ipadapterSend('{tab}')")
 
     script_callbacks.on_after_component(after_component)

@@ -1,0 +1,72 @@
+"""The page in another language: the WebUI translates it by localizations/."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.webui import harness
+
+from .conftest import WithPage, load
+from .pages import PanelPage, upload
+
+# Texts and titles of an element, without those of the model's chips, of choices, and of what has a name in it
+TEXTS = """selector => {
+    const found = [], root = document.querySelector(selector);
+    const skipped = ".ipadapter-info, .ipadapter-layers, .ipadapter-curve, .wrap label, ul.options, style";
+    const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const node = walk.currentNode, element = node.parentElement;
+        if (element.closest(skipped) || !element.getClientRects().length) continue;
+        found.push(node.data.trim());
+    }
+    root.querySelectorAll("[title]").forEach(element => {
+        if (!element.closest(`${skipped}, .ipadapter-open, .ipadapter-remove`)) found.push(element.title);
+    });
+    return [...new Set(found)].filter(text => /[A-Za-z]{2}/.test(text) && !/[\\u4e00-\\u9fff]/.test(text));
+}"""
+# Names, gradio's own words, and the label of the drop zone that lies under the last tile
+NAMES = {"IP-Adapter", "IP-Adapter [1]", "Drop File Here", "or", "- or -", "Click to Upload", "Drop, paste or browse"}
+
+
+@pytest.fixture(scope="module")
+def chinese() -> Iterator[WithPage]:
+    if os.environ.get("IPADAPTER_TEST_URL"):
+        pytest.skip("the language of a WebUI that others use stays")
+    if reason := harness.absent():
+        pytest.skip(reason)
+    with WithPage(("sd1",), extra=(), config={"localization": "zh_CN"}) as webui:
+        yield webui
+
+
+def test_every_text_is_translated(browser: Any, chinese: WithPage):
+    page = browser.new_page(viewport={"width": 1400, "height": 1500})
+    load(page, chinese.url)
+    page.locator("#tab_img2img").wait_for(state="attached")
+    page.evaluate("switch_to_img2img()")
+    panel = PanelPage(page, "img2img").open()
+    panel.choose_model(0, "sd1-base")
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    for name in ("saved", "where", "fine", "look", "follow"):
+        panel.unfold(0, name)
+    panel.choose(0, "weight_type", "style and composition")
+    panel.until(panel.unit(0, "composition").is_visible, True)
+    page.wait_for_timeout(1000)  # the WebUI translates what is new a moment later
+    assert set(page.evaluate(TEXTS, "#ipadapter_img2img")) - NAMES == set()
+    panel.unit(0, "menu").click()
+    page.wait_for_timeout(500)
+    assert set(page.evaluate(TEXTS, "dialog.ipadapter-menu")) - NAMES == set()
+    page.keyboard.press("Escape")
+    panel.unit(0, "thumbnails").locator(".ipadapter-open").click()
+    page.wait_for_selector("dialog.ipadapter-crop[open]")
+    page.wait_for_timeout(500)
+    assert set(page.evaluate(TEXTS, "dialog.ipadapter-crop")) - NAMES <= {"left", "top", "right", "bottom"}
+    page.click('dialog.ipadapter-crop button[value="mask"]')
+    page.wait_for_selector("dialog.ipadapter-mask[open]")
+    page.wait_for_timeout(500)
+    assert set(page.evaluate(TEXTS, "dialog.ipadapter-mask")) - NAMES <= {"Escape", "Ctrl+Z"}
+    page.close()
