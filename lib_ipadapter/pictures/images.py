@@ -34,6 +34,9 @@ SUFFIXES = (
 )  # fmt: skip
 
 Colour = tuple[int, int, int]
+_LAID_DOWN = (
+    Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270, Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE
+)  # fmt: skip
 
 
 def load(source: Any, background: Colour = WHITE) -> Image.Image:
@@ -45,6 +48,17 @@ def load(source: Any, background: Colour = WHITE) -> Image.Image:
     """
     colours, alpha = _seen(_decoded(source))
     return _over(colours, alpha, background)
+
+
+def size(source: Path | bytes) -> tuple[int, int]:
+    """(width, height) of what ``load`` gives, by the file's head alone where it says so. Raises ImageError."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats()) as image:
+            turn = colour.orientation(image)
+            width, height = image.size
+    except Exception:  # a HEIC, or what is no picture: load knows
+        return load(source).size
+    return (height, width) if turn in _LAID_DOWN else (width, height)
 
 
 def load_reference(source: Any) -> Image.Image:

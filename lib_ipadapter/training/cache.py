@@ -100,8 +100,11 @@ class Cache:
     def put(self, indices: Sequence[int], rows: Mapping[str, Tensor]) -> None:
         """Rows [len(indices), ...]. Marked as done after the data, so that a crash leaves no half row."""
         for name, (_, kind) in self._shapes.items():
-            stored = self._rows(name)
-            stored[indices] = _bits(rows[name], kind).numpy()
+            stored, given = self._rows(name), _bits(rows[name], kind).numpy()
+            if given.ndim == 2:  # a row may be shorter than its place
+                stored[indices, : given.shape[1]] = given
+            else:
+                stored[indices] = given
             stored.flush()  # type: ignore[attr-defined]
         self._mark(indices, DONE)
 

@@ -17,6 +17,7 @@ from typing import Any
 from .. import options
 from ..errors import ConfigError
 from ..options import choice, number, string, switch, whole
+from . import stages
 
 FILES, ADAPTER, TRAINING, LOADING, OUTPUT = (
     "Files", "Adapter", "Training", "Loading", "Checkpoints and samples",
@@ -106,6 +107,19 @@ class TrainConfig:
     resolution: int | None = whole(None, "Pixels, a multiple of 8. Default: 512, SDXL 1024.", 32, 4096, group=TRAINING)
     steps: int = whole(100_000, "Optimizer steps in all.", 1, _FOREVER, group=TRAINING)
     batch: int = whole(8, "Pictures per process and micro step.", 1, 65_536, group=TRAINING)
+    stages: str = string(
+        "",
+        "Several resolutions, one after the other, instead of resolution, steps and batch: 512px x 200000steps x 16, "
+        "1024px x 50000steps x 4; in YAML also a list of mappings with resolution, steps and batch.",
+        metavar="STAGES",
+        group=TRAINING,
+    )
+    buckets: bool = switch(
+        False,
+        "Pictures keep their shape: each is cut to the nearest of the sizes of resolution² pixels.",
+        group=TRAINING,
+    )
+    bucket_step: int = whole(64, "Sides of the buckets are multiples of this many pixels.", 8, 1024, group=TRAINING)
     accumulate: int = whole(1, "Micro steps per optimizer step.", 1, 65_536, group=TRAINING)
     lr: float = number(1e-4, "Learning rate.", 0, 1, above=True, group=TRAINING)
     weight_decay: float = number(0.01, "Weight decay of AdamW.", 0, 1, group=TRAINING)
@@ -159,9 +173,24 @@ class TrainConfig:
         numbers = {option.name: option for option in options.fields_of(cls) if option.kind == "number"}
         # YAML reads 1e-4 as text.
         read = {name: numbers[name].read(value) if name in numbers else value for name, value in values.items()}
+        if "stages" in read:
+            read["stages"] = stages.written(read["stages"])
         config = options.parse(cls, read)
+        if config.stages:
+            config = config._staged("steps" in values)
         config._check_together()
         return config
+
+    def _staged(self, steps_given: bool) -> TrainConfig:
+        """With the steps of all stages together."""
+        rows = stages.read(self.stages)
+        total = sum(steps for _, steps, _ in rows)
+        if steps_given and self.steps != total:
+            raise ConfigError("steps", self.steps, f"nothing, or {total}: the steps of all stages")
+        if self.resolution is not None:
+            raise ConfigError("resolution", self.resolution, "nothing: each of the stages has its own")
+        text = ", ".join(f"{resolution}px x {steps}steps x {batch}" for resolution, steps, batch in rows)
+        return dataclasses.replace(self, stages=text, steps=total)
 
     def _check_together(self) -> None:
         if self.init_layers and (self.init or self.attention == "concat"):
@@ -210,12 +239,22 @@ class TrainConfig:
             aside.add("lora_rank")
         if self.schedule == "cosine":  # whose course the number of steps decides
             aside.remove("steps")
-        kept = {name: value for name, value in self.as_dict().items() if name not in aside}
+        if self.stages:  # of which the last may be made longer
+            *_, (resolution, steps, batch) = stages.read(self.stages)
+            text = self.stages.removesuffix(f"{resolution}px x {steps}steps x {batch}")
+            return self._digest({**self._kept(aside), "stages": f"{text}{resolution}px x {batch}"})
+        return self._digest(self._kept(aside))
+
+    def _kept(self, aside: set[str]) -> dict[str, Any]:
+        return {name: value for name, value in self.as_dict().items() if name not in aside}
+
+    @staticmethod
+    def _digest(kept: Mapping[str, Any]) -> str:
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # Fields that came after the first release: at their default, trainings from before them go on.
-_LATER = frozenset({"cache_text", "cache_half"})
+_LATER = frozenset({"cache_text", "cache_half", "stages", "buckets", "bucket_step"})
 _DEFAULTS = {row.name: row.default for row in dataclasses.fields(TrainConfig)}
 
 

@@ -1,8 +1,8 @@
 """The order of a training's pictures, independent of workers and interruptions.
 
 A training is a function of the positions 0, 1, 2, ... and nothing else: position p is picture p mod N of
-epoch p div N, with a random generator of its own. Optimizer step s covers G positions from s·G on, G being
-processes · micro steps · batch.
+epoch p div N (with aspect buckets: buckets.py), with a random generator of its own.
+Optimizer step s covers G positions from s·G on, G being processes · micro steps · batch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..encoders.clip import normalised
 from ..encoders.spec import EncoderSpec
 from ..errors import DataError
 from ..pictures import images
+from .buckets import Cut, Size, cut, nearest, size_conditions
 from .cache import Cache
 from .faces import FaceEncoder
 from .source import BrokenPicture, Item, Source
@@ -35,18 +36,20 @@ def draws(seed: int, position: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Turns a sample's pictures into tensors, in a worker. resolution: side of the target, pixels."""
+    """Turns a sample's pictures into tensors, in a worker. resolution: side of the target, pixels; buckets: (width,
+    height) of the targets where they keep their shape."""
 
     resolution: int
     encoder: EncoderSpec | FaceEncoder
+    buckets: tuple[Size, ...] = ()
 
     def __call__(self, item: Item) -> dict[str, Tensor]:
-        """pixels [3, R, R] in -1..1; reference [3, S, S], normalised, or the aligned crop of a face; sizes [6] of SDXL:
+        """pixels [3, H, W] in -1..1; reference [3, S, S], normalised, or the aligned crop of a face; sizes [6] of SDXL:
         original height and width, top and left of the crop, height and width of the target. Raises BrokenPicture."""
-        picture, corner = square(item.picture, self.resolution)
+        bucket = nearest(item.picture.size, self.buckets) if self.buckets else (self.resolution, self.resolution)
+        picture, made = covered(item.picture, bucket)
         pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-        height, width = item.picture.height, item.picture.width
-        sizes = torch.tensor([height, width, *corner, self.resolution, self.resolution], dtype=torch.float32)
+        sizes = torch.tensor(size_conditions(item.picture.size, bucket, made), dtype=torch.float32)
         return {
             "pixels": pixels.contiguous(), "reference": self._reference(item), "sizes": sizes
         }  # fmt: skip
@@ -58,21 +61,19 @@ class Preparation:
         return self.encoder.reference(item)
 
 
-def square(picture: Image.Image, side: int) -> tuple[Image.Image, tuple[int, int]]:
-    """The centre crop with the shorter edge resized to ``side``, and its (top, left)."""
-    scale = side / min(picture.size)
-    width, height = (max(side, round(edge * scale)) for edge in picture.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    cut = (left, top, left + side, top + side)
-    if scale == 1:
-        return picture.crop(cut), (top, left)
-    if max(width, height) <= 16 * side:
-        return picture.resize((width, height), Image.Resampling.LANCZOS).crop(cut), (top, left)
+def covered(picture: Image.Image, bucket: Size) -> tuple[Image.Image, Cut]:
+    """The middle of the picture at the least size that covers the bucket, and where it lies."""
+    made = cut(picture.size, bucket)
+    (width, height), left, top = made.resized, made.left, made.top
+    box = (left, top, left + bucket[0], top + bucket[1])
+    if made.resized == picture.size:
+        return picture.crop(box), made
+    if max(made.resized) <= 16 * max(bucket):
+        return picture.resize(made.resized, Image.Resampling.LANCZOS).crop(box), made
     # Of a long strip only the middle: the whole could take gigabytes.
     per_x, per_y = picture.width / width, picture.height / height
-    right, bottom = min((left + side) * per_x, picture.width), min((top + side) * per_y, picture.height)
-    box = (left * per_x, top * per_y, right, bottom)
-    return picture.resize((side, side), Image.Resampling.LANCZOS, box=box), (top, left)
+    right, bottom = min(box[2] * per_x, picture.width), min(box[3] * per_y, picture.height)
+    return picture.resize(bucket, Image.Resampling.LANCZOS, box=(left * per_x, top * per_y, right, bottom)), made
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,40 @@ class Sample:
     broken: tuple[tuple[str, str], ...]
 
 
-class Positions(Dataset[Sample]):
-    """Samples by position. A broken picture is replaced by the next one of its epoch."""
+class Plan(Protocol):
+    """Which picture is at which position."""
 
-    def __init__(self, source: Source, prepare: Preparation, seed: int, cache: Cache | None = None,
-                 texts: Cache | None = None) -> None:  # fmt: skip
-        self.source, self.prepare, self.seed, self.cache, self.texts = source, prepare, seed, cache, texts
+    def candidates(self, position: int) -> Iterator[int]:
+        """The picture of a position, and behind it those that stand in for it where it is broken."""
+
+
+class EpochPlan:
+    """Epoch after epoch, each in an order of its own; the next one of its epoch stands in for a broken picture."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source, self.seed = source, seed
         self._order: tuple[int, Any] = (-1, None)
 
-    def __getitem__(self, position: int) -> Sample:
+    def candidates(self, position: int) -> Iterator[int]:
+        """``Plan.candidates``."""
         epoch, at = divmod(position, len(self.source))
         if self._order[0] != epoch:
             self._order = (epoch, self.source.order(epoch, self.seed))
-        broken: list[tuple[str, str]] = []
         for offset in range(len(self.source)):
-            index = int(self._order[1][(at + offset) % len(self.source)])
+            yield int(self._order[1][(at + offset) % len(self.source)])
+
+
+class Positions(Dataset[Sample]):
+    """Samples by position. cache, texts: where what was encoded before is."""
+
+    def __init__(self, source: Source, prepare: Preparation, seed: int, cache: Cache | None = None,
+                 texts: Cache | None = None, plan: Plan | None = None) -> None:  # fmt: skip
+        self.source, self.prepare, self.cache, self.texts = source, prepare, cache, texts
+        self.plan = plan or EpochPlan(source, seed)
+
+    def __getitem__(self, position: int) -> Sample:
+        broken: list[tuple[str, str]] = []
+        for index in self.plan.candidates(position):
             try:
                 tensors = self._tensors(index)
                 return Sample(position, self.source.key(index), self.source.caption(index), tensors, tuple(broken))
@@ -119,13 +139,14 @@ class Positions(Dataset[Sample]):
 
 class PositionSampler(Sampler[int]):
     """The endless positions of one process from an optimizer step on: of micro step a, process r takes
-    batch positions from s·G + a·world·batch + r·batch on."""
+    batch positions from start + s·G + a·world·batch + r·batch on."""
 
-    def __init__(self, step: int, world: int, rank: int, batch: int, accumulate: int) -> None:
+    def __init__(self, step: int, world: int, rank: int, batch: int, accumulate: int, start: int = 0) -> None:
         self.step, self.world, self.rank, self.batch, self.accumulate = step, world, rank, batch, accumulate
+        self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        at = self.step * self.accumulate * self.world * self.batch + self.rank * self.batch
+        at = self.start + self.step * self.accumulate * self.world * self.batch + self.rank * self.batch
         while True:
             yield from range(at, at + self.batch)
             at += self.world * self.batch

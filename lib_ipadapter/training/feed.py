@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,18 @@ from PIL import Image
 from torch import Tensor
 
 from ..encoders.clip import ImageEncoder
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .base import Base, Sizes, Text
+from .buckets import BucketPlan, Size, bucket_sizes
 from .cache import Cache
 from .config import TrainConfig
-from .data import Positions, PositionSampler, Preparation, Sample, draws, loader, stacked
+from .data import Plan, Positions, PositionSampler, Preparation, Sample, draws, loader, stacked
 from .encoding import Encoding
 from .run_folder import RunFolder
 from .source import BrokenPicture, Source
 from .sources import open_source
-from .stored import Storing, empty_text
+from .stages import Stage, planned, read
+from .stored import Storing, empty_text, latents
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,20 @@ class Feed:
         self.encoding = Encoding(config, base)
         self.encoder, self.feature = self.encoding.encoder, self.encoding.feature
         self.nothing, self.digest = self.encoding.nothing, self.encoding.digest
+        rows = read(config.stages) if config.stages else [
+            (config.resolution or base.resolution, config.steps, config.batch)
+        ]  # fmt: skip
+        self.stages = planned(rows, config.accumulate * int(accelerator.num_processes))
+        self.resolution = self.stages[-1].resolution
+        self._check_sides()
+        self.nothing, self.digest = self.encoding.nothing, self.encoding.digest
         self.resolution = config.resolution or base.resolution
         if self.resolution % base.multiple:
             raise ConfigError("resolution", self.resolution, f"a multiple of {base.multiple} for this base")
         self.broken = 0
         self._listed: set[str] = set()
-        self.cache: Cache | None = None
+        self.caches: dict[int, Cache] = {}  # by resolution
+        self.sizes: list[Size | None] = []
         self.texts: Cache | None = None
         self.no_text: Text | None = None
 
@@ -81,19 +92,57 @@ class Feed:
                 found.append(picture)
         return found
 
-    def batches(self, step: int) -> Iterator[Batch]:
-        """This process's micro batches from an optimizer step on, without end."""
-        config, world = self.config, self.accelerator
-        sampler = PositionSampler(step, world.num_processes, world.process_index, config.batch, config.accumulate)
-        positions = Positions(self.source, self.preparation, config.seed, self.cache, self.texts)
-        for samples in loader(positions, sampler, config.workers, config.prefetch):
-            self._list_broken(samples)
-            yield self._batch(samples)
+    def _check_sides(self) -> None:
+        multiple, step = self.base.multiple, self.config.bucket_step
+        if self.config.buckets and step % multiple:
+            raise ConfigError("bucket_step", step, f"a multiple of {multiple} for this base")
+        for stage in self.stages:
+            if self.config.buckets and stage.resolution < step:
+                raise ConfigError("resolution", stage.resolution, f"at least bucket_step, {step}")
+            if not self.config.buckets and stage.resolution % multiple:
+                raise ConfigError("resolution", stage.resolution, f"a multiple of {multiple} for this base")
 
-    @property
-    def preparation(self) -> Preparation:
+    def pictures(self, step: int) -> int:
+        """Pictures of an optimizer step (counted from 0), over all processes."""
+        stage = next((stage for stage in self.stages if step < stage.end), self.stages[-1])
+        return stage.batch * self.config.accumulate * int(self.accelerator.num_processes)
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """This process's micro batches from an optimizer step on; of the last stage, without end."""
+        config, world = self.config, self.accelerator
+        for stage in self.stages:
+            last = stage is self.stages[-1]
+            if step >= stage.end and not last:
+                continue
+            sampler = PositionSampler(
+                step - stage.first,
+                world.num_processes,
+                world.process_index,
+                stage.batch,
+                config.accumulate,
+                stage.start,
+            )
+            positions = Positions(
+                self.source, self.preparation(stage.resolution), config.seed, self.caches.get(stage.resolution),
+                self.texts, self._plan(stage),
+            )  # fmt: skip
+            count = None if last else (stage.end - step) * config.accumulate
+            for samples in islice(loader(positions, sampler, config.workers, config.prefetch), count):
+                self._list_broken(samples)
+                yield self._batch(samples)
+            step = stage.end
+
+    def _plan(self, stage: Stage) -> Plan | None:
+        if not self.config.buckets:
+            return None
+        buckets = bucket_sizes(stage.resolution, self.config.bucket_step)
+        group = stage.batch * int(self.accelerator.num_processes)
+        return BucketPlan(self.source, self.sizes, buckets, self.config.seed, group, stage.start)
+
+    def preparation(self, resolution: int) -> Preparation:
         """How pictures become tensors."""
-        return Preparation(self.resolution, self.encoder.spec)
+        buckets = tuple(bucket_sizes(resolution, self.config.bucket_step)) if self.config.buckets else ()
+        return Preparation(resolution, self.encoder.spec, buckets)
 
     def _list_broken(self, samples: Sequence[Sample]) -> None:
         """Counts and lists the pictures that were skipped, each once."""
@@ -104,11 +153,15 @@ class Feed:
                 self.folder.broken(key, reason)
 
     def _batch(self, samples: Sequence[Sample]) -> Batch:
-        if self.cache is None:
+        if "moments" not in samples[0].tensors:
             moments = self.base.moments(stacked(samples, "pixels"))
             features = self.encoding.features(stacked(samples, "reference"))
         else:
-            moments, features = stacked(samples, "moments"), stacked(samples, "features")
+            features = stacked(samples, "features")
+            moments = stacked(samples, "moments")
+            if self.config.buckets:
+                rows = zip(moments, stacked(samples, "sizes"), strict=True)
+                moments = torch.stack([latents(row, sizes, self.base.factor) for row, sizes in rows])
         return Batch(
             keys=[sample.key for sample in samples],
             captions=[sample.caption for sample in samples],
@@ -132,8 +185,13 @@ class Feed:
         storing = Storing(
             self.source, self.encoding, self.accelerator, self.folder, place, config.batch, Path(config.base)
         )
+        if config.buckets:
+            self.sizes = storing.sizes()
+            if not any(self.sizes):
+                raise DataError(config.data, "not one picture of the data can be read; broken.txt says why")
         if config.cache:
-            self.cache = storing.pictures(self.preparation, config.cache_half)
+            for resolution in dict.fromkeys(stage.resolution for stage in self.stages):
+                self.caches[resolution] = storing.pictures(self.preparation(resolution), config.cache_half)
             self.encoder.to("cpu")
         if config.cache_text:
             self.texts = storing.texts()

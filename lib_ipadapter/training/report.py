@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from .run_folder import RunFolder, writing
 
 
 class Reporter:
-    """Progress bar, log and TensorBoard; silent but on the main process. pictures: per optimizer step; begun: steps
+    """Progress bar, log and TensorBoard; silent but on the main process. pictures: of an optimizer step; begun: steps
     that are done already."""
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, main: bool, pictures: int, begun: int) -> None:
+    def __init__(self, config: TrainConfig, folder: RunFolder, main: bool, pictures: Callable[[int], int],
+                 begun: int) -> None:  # fmt: skip
         self.config, self.folder, self.main = config, folder, main
         self.begun, self.pictures = begun, pictures
         self._bar: Any = None
@@ -43,7 +45,7 @@ class Reporter:
         if not self.main:
             return
         now = time.monotonic()
-        speed, self._time = self.pictures / max(now - self._time, 1e-9), now
+        speed, self._time = self.pictures(step - 1) / max(now - self._time, 1e-9), now
         self._mean = loss if math.isnan(self._mean) else 0.98 * self._mean + 0.02 * loss
         self.folder.log({"step": step, "loss": loss, "lr": rate, "pictures_per_second": round(speed, 3)})
         note = f", {broken} broken" if broken else ""

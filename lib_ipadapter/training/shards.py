@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..files.captioned import caption_of
 from ..pictures.images import SUFFIXES
-from .source import BrokenPicture, Item, Source, decoded, described, rng
+from .source import BrokenPicture, Item, Source, decoded, described, rng, sized
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _KINDS = (*SUFFIXES, ".txt", ".json")
@@ -101,6 +101,13 @@ class ShardSource(Source):
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise BrokenPicture(sample.key, f"its caption cannot be read: {error}") from None
         return ""
+
+    def size(self, index: int) -> tuple[int, int]:
+        sample = self.samples[index]
+        try:
+            return sized(sample.key, self._read(sample.parts["picture"]))
+        except OSError as error:
+            raise BrokenPicture(sample.key, f"its shard cannot be read: {error}") from None
 
     def load(self, index: int) -> Item:
         sample = self.samples[index]

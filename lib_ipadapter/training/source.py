@@ -60,6 +60,10 @@ class Source(ABC):
     def key(self, index: int) -> str:
         """What the sample is called."""
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the target, without decoding it where its file says so. Raises BrokenPicture."""
+        return self.load(index).picture.size
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:
@@ -97,6 +101,10 @@ class FolderSource(Source):
             return captioned.caption(self.root, entry)
         except DataError as error:
             raise BrokenPicture(entry.picture, f"its caption {error}") from None
+
+    def size(self, index: int) -> tuple[int, int]:
+        entry = self.entries[index]
+        return sized(entry.picture, self.root / entry.picture)
 
     def load(self, index: int) -> Item:
         entry = self.entries[index]
@@ -136,5 +144,13 @@ def decoded(key: str, content: Path | bytes) -> Image.Image:
     """RGB. Raises BrokenPicture under the sample's name."""
     try:
         return images.load(content)
+    except ImageError as error:
+        raise BrokenPicture(key, str(error)) from None
+
+
+def sized(key: str, content: Path | bytes) -> tuple[int, int]:
+    """(width, height). Raises BrokenPicture under the sample's name."""
+    try:
+        return images.size(content)
     except ImageError as error:
         raise BrokenPicture(key, str(error)) from None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..adapters.file import sha256
 from .base import Text
+from .buckets import Size
 from .cache import Cache
 from .data import Preparation
 from .encoding import Encoding
@@ -23,6 +24,7 @@ from .run_folder import RunFolder
 from .source import BrokenPicture, Source
 
 Kinds = dict[str, tuple[tuple[int, ...], str]]
+SIZES: Kinds = {"size": ((2,), "float32")}
 Fill = Callable[[Cache, Sequence[int]], None]
 _TEXT_FILES = ("text_encoder*/*.safetensors", "tokenizer*/*")  # of a diffusers folder
 
@@ -49,8 +51,9 @@ class Storing:
         """Latents, features and sizes of every picture."""
         encoding = self.encoding
         side = prepare.resolution // encoding.base.factor
+        areas = [width * height // encoding.base.factor**2 for width, height in prepare.buckets]
         shapes: Kinds = {
-            "moments": ((8, side, side), "float32"),
+            "moments": ((8 * max(areas),) if areas else (8, side, side), "float32"),
             "features": (tuple(encoding.nothing.shape[1:]), stored_dtype(encoding.feature, half)),
             "sizes": ((6,), "float32"),
         }
@@ -61,6 +64,7 @@ class Storing:
             "encoder": encoding.digest,
             "feature": encoding.feature,
             "resolution": str(prepare.resolution),
+            **({"buckets": str(prepare.buckets)} if prepare.buckets else {}),
         }
         cache = Cache(self.place, about, len(self.source), shapes)
         return self._filled(cache, lambda cache, indices: self._fill_pictures(prepare, cache, indices))
@@ -74,13 +78,46 @@ class Storing:
                 except BrokenPicture as error:
                     cache.put_broken(index)
                     self.folder.broken(error.key, error.reason)
-            if ready:
-                pixels, references, sizes = (
-                    torch.stack([tensors[name] for tensors in ready.values()])
-                    for name in ("pixels", "reference", "sizes")
-                )
-                moments, features = self.encoding.base.moments(pixels), self.encoding.features(references)
-                cache.put(list(ready), {"moments": moments, "features": features, "sizes": sizes})
+            for shape in dict.fromkeys(tensors["pixels"].shape for tensors in ready.values()):
+                alike = {index: tensors for index, tensors in ready.items() if tensors["pixels"].shape == shape}
+                cache.put(list(alike), self._encoded(list(alike.values()), bool(prepare.buckets)))
+
+    def _encoded(self, ready: Sequence[dict[str, Tensor]], flat: bool) -> dict[str, Tensor]:
+        """The cache's rows of prepared pictures of one size."""
+        pixels, references, sizes = (
+            torch.stack([tensors[name] for tensors in ready]) for name in ("pixels", "reference", "sizes")
+        )
+        moments = self.encoding.base.moments(pixels)
+        return {
+            "moments": moments.flatten(1) if flat else moments,
+            "features": self.encoding.features(references),
+            "sizes": sizes,
+        }
+
+    def sizes(self) -> list[Size | None]:
+        """(width, height) of every target, None of those that cannot be read."""
+        cache = Cache(self.place, {"data": self.source.fingerprint, "what": "sizes"}, len(self.source), SIZES)
+        self._filled(cache, self._fill_sizes)
+        found: list[Size | None] = []
+        for index in range(len(self.source)):
+            try:
+                width, height = cache.get(index, "")["size"].tolist()
+                found.append((int(width), int(height)))
+            except BrokenPicture:
+                found.append(None)
+        return found
+
+    def _fill_sizes(self, cache: Cache, indices: Sequence[int]) -> None:
+        for group in self._groups(indices, "sizes"):
+            known: dict[int, Size] = {}
+            for index in group:
+                try:
+                    known[index] = self.source.size(index)
+                except BrokenPicture as error:
+                    cache.put_broken(index)
+                    self.folder.broken(error.key, error.reason)
+            if known:
+                cache.put(list(known), {"size": torch.tensor(list(known.values()), dtype=torch.float32)})
 
     def texts(self) -> Cache:
         """Tokens of every caption, in the dtype in which the UNet takes them, so that nothing is lost."""
@@ -149,3 +186,10 @@ def empty_text(cache: Cache, count: int) -> Text:
     """The row of the empty text behind ``count`` captions, [1, ...]."""
     row = cache.get(count, "the empty text")
     return Text(row["tokens"][None], row["pooled"][None] if "pooled" in row else None)
+
+
+def latents(flat: Tensor, sizes: Tensor, factor: int) -> Tensor:
+    """Moments [8, h, w] of a row [N] of the cache whose pictures have sizes of their own. sizes [6]: of SDXL, of which
+    the last two are the target's height and width, pixels."""
+    height, width = (int(side) // factor for side in sizes[4:].tolist())
+    return flat[: 8 * height * width].view(8, height, width)

@@ -93,14 +93,9 @@ class Trainer:
         return (
             f"training a {config.variant} adapter ({count / 1e6:.1f} M parameters) on {len(self.feed.source)} "
             "pictures at "
-            f"{self.feed.resolution} pixels, {config.steps} steps of {self.pictures} pictures, on "
+            f"{self.feed.resolution} pixels, {config.steps} steps of {self.feed.pictures(0)} pictures, on "
             f"{self.accelerator.device}"
         )
-
-    @property
-    def pictures(self) -> int:
-        """Pictures per optimizer step, over all processes."""
-        return self.config.batch * self.config.accumulate * int(self.accelerator.num_processes)
 
     def run(self) -> Outcome:
         """Trains to the last step or until a signal stops it. Raises TrainingError, FileError."""
@@ -110,7 +105,7 @@ class Trainer:
         try:
             with (
                 self._signals(),
-                Reporter(self.config, self.folder, self.main, self.pictures, begun) as report,
+                Reporter(self.config, self.folder, self.main, self.feed.pictures, begun) as report,
             ):
                 step = begun
                 for step, loss, stop in self._steps(begun):

@@ -173,7 +173,7 @@ def test_every_field_is_a_flag():
             value: Any = row.choices[-1]
         elif math.isfinite(row.minimum):
             value = {
-                "resolution": 64,
+                "steps": 7,
                 "warmup": 1,
                 "drop_image": 0.25,
                 "drop_text": 0.25,
@@ -181,10 +181,14 @@ def test_every_field_is_a_flag():
             }.get(name)
             value = value or (0.5 if HINTS[name] is float else int(row.minimum))
         else:
-            value = f"some {name}"
+            value = f"some {name}" if name != "stages" else "512px x 7steps x 3"
         wanted[name] = value
         given += [flag, str(value)]
     # Full has no tokens; init and concat leave no K', V' to begin with.
+    # Stages have resolutions of their own.
+    at = given.index("--resolution")
+    del given[at : at + 2]
+    wanted["resolution"] = None
     for name, value in {"variant": "base", "init": "", "attention": "decoupled"}.items():
         wanted[name] = given[given.index(f"--{name}") + 1] = value
     assert flags(*given).as_dict() == wanted
@@ -249,7 +253,7 @@ def test_the_hash_leaves_out_what_does_not_decide_the_outcome(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", 2e-4), ("seed", 1), ("batch", 9), ("accumulate", 2), ("cache", True), ("cache_text", True),
-     ("cache_half", False),
+     ("cache_half", False), ("buckets", True), ("bucket_step", 128),
      ("variant", "plus"), ("attention", "concat"), ("tokens", 5), ("resolution", 64), ("ema", 0.9),
      ("precision", "bf16"), ("drop_image", 0.1), ("drop_text", 0.1), ("drop_both", 0.1), ("max_norm", 2.0),
      ("warmup", 3), ("schedule", "cosine"), ("weight_decay", 0.1), ("resampler_dim", 64), ("resampler_depth", 2),
@@ -283,6 +287,7 @@ def field_values() -> st.SearchStrategy[dict[str, Any]]:
             kept[name] = st.integers(int(meta.minimum), int(meta.maximum))
     kept["resolution"] = st.none() | st.integers(4, 512).map(lambda n: 8 * n)
     kept["warmup"] = st.just(0)
+    kept["stages"] = st.just("")
     kept["variant"] = st.sampled_from(("base", "plus"))
     return st.fixed_dictionaries(kept).map(
         lambda values: {**values, "init_layers": ""} if values["attention"] == "concat" else {**values, "init": ""}
