@@ -19,8 +19,8 @@ from ..errors import ConfigError
 from ..options import choice, number, string, switch, whole
 from . import stages
 
-FILES, ADAPTER, TRAINING, LOADING, OUTPUT = (
-    "Files", "Adapter", "Training", "Loading", "Checkpoints and samples",
+FILES, ADAPTER, TRAINING, AUGMENTATION, LOADING, OUTPUT = (
+    "Files", "Adapter", "Training", "Augmentation", "Loading", "Checkpoints and samples",
 )  # fmt: skip
 _FOREVER = 100_000_000  # steps
 
@@ -110,7 +110,8 @@ class TrainConfig:
     stages: str = string(
         "",
         "Several resolutions, one after the other, instead of resolution, steps and batch: 512px x 200000steps x 16, "
-        "1024px x 50000steps x 4; in YAML also a list of mappings with resolution, steps and batch.",
+        "1024px x 50000steps x 4; in YAML also a list of mappings with resolution, steps and batch. A stage that ends in "
+        "square (square: true) has no buckets.",
         metavar="STAGES",
         group=TRAINING,
     )
@@ -131,6 +132,10 @@ class TrainConfig:
         ("none", "min-snr", "debiased"),
         group=TRAINING,
     )
+    noise_offset: float = number(
+        0.0, "Strength of noise that is the same all over a channel, for dark and bright pictures.", 0, 1,
+        group=TRAINING,
+    )  # fmt: skip
     max_norm: float = number(1.0, "Gradients are clipped to this norm; 0: never.", 0, 1e9, group=TRAINING)
     ema: float = number(
         0.0, "Decay of the averaged weights that are saved; 0: none; 0.9999 is common.", 0, 1, group=TRAINING
@@ -140,6 +145,21 @@ class TrainConfig:
     drop_image: float = number(0.05, "Fraction of the pictures whose image prompt is dropped.", 0, 1, group=TRAINING)
     drop_text: float = number(0.05, "Fraction of the pictures whose text is dropped.", 0, 1, group=TRAINING)
     drop_both: float = number(0.05, "Fraction of the pictures of which both are dropped.", 0, 1, group=TRAINING)
+    flip: float = number(0.0, "Fraction of the pictures that are mirrored.", 0, 1, group=AUGMENTATION)
+    random_crop: bool = switch(
+        False, "Cut the target anywhere instead of in the middle; SDXL is told where.", group=AUGMENTATION
+    )
+    reference_crop: float = number(
+        1.0, "The encoder sees a random part of the reference, of at least this share of its area.", 0, 1, above=True,
+        group=AUGMENTATION,
+    )  # fmt: skip
+    reference_flip: float = number(
+        0.0, "Fraction of the references that are mirrored, their targets not.", 0, 1, group=AUGMENTATION
+    )
+    reference_colour: float = number(
+        0.0, "How far brightness, contrast and saturation of the reference are changed: 0.2 is 0.8 to 1.2 times.", 0, 1,
+        group=AUGMENTATION,
+    )  # fmt: skip
     cache: bool = switch(
         False, "Store latents and features on disk once; no encoder is needed afterwards.", group=LOADING
     )
@@ -165,6 +185,12 @@ class TrainConfig:
     )
     sample_prompt: str = string("", "Text prompt of the samples.", group=OUTPUT)
     sample_steps: int = whole(25, "DDIM steps of a sample.", 1, 1000, group=OUTPUT)
+    validation: str = string(
+        "", "Folder of captioned pictures, or shards, on which the loss is measured and not learned.", metavar="PATH",
+        group=OUTPUT,
+    )  # fmt: skip
+    validation_every: int = whole(500, "Steps between measurements of the validation loss.", 1, _FOREVER, group=OUTPUT)
+    validation_count: int = whole(32, "Pictures of it, the first that can be read.", 1, 4096, group=OUTPUT)
     tensorboard: bool = switch(True, "Write OUT/tensorboard, where tensorboard is installed.", group=OUTPUT)
 
     @classmethod
@@ -184,13 +210,12 @@ class TrainConfig:
     def _staged(self, steps_given: bool) -> TrainConfig:
         """With the steps of all stages together."""
         rows = stages.read(self.stages)
-        total = sum(steps for _, steps, _ in rows)
+        total = sum(row.steps for row in rows)
         if steps_given and self.steps != total:
             raise ConfigError("steps", self.steps, f"nothing, or {total}: the steps of all stages")
         if self.resolution is not None:
             raise ConfigError("resolution", self.resolution, "nothing: each of the stages has its own")
-        text = ", ".join(f"{resolution}px x {steps}steps x {batch}" for resolution, steps, batch in rows)
-        return dataclasses.replace(self, stages=text, steps=total)
+        return dataclasses.replace(self, stages=stages.text_of(rows), steps=total)
 
     def _check_together(self) -> None:
         if self.init_layers and (self.init or self.attention == "concat"):
@@ -198,6 +223,7 @@ class TrainConfig:
                 "init_layers", self.init_layers, "nothing: init brings its own K' and V', concat has none"
             )
         self._check_faces()
+        self._check_augmentation()
         dropped = self.drop_image + self.drop_text + self.drop_both
         if dropped > 1:
             raise ConfigError("drop_image + drop_text + drop_both", dropped, "at most 1")
@@ -209,6 +235,14 @@ class TrainConfig:
             raise ConfigError("tokens", self.tokens, "nothing: variant full has a token for each of the encoder's")
         if self.resolution is not None and self.resolution % 8:
             raise ConfigError("resolution", self.resolution, "a multiple of 8 pixels")
+
+    def _check_augmentation(self) -> None:
+        for name in ("flip", "random_crop"):
+            if self.cache and getattr(self, name):
+                raise ConfigError(name, getattr(self, name), "nothing with cache: latents are of the target as it is")
+        for name in ("reference_crop", "reference_flip", "reference_colour"):
+            if self.variant == "faceid" and getattr(self, name) != _DEFAULTS[name]:
+                raise ConfigError(name, getattr(self, name), "nothing: variant faceid sees the aligned face")
 
     def _check_faces(self) -> None:
         face = self.variant == "faceid"
@@ -233,16 +267,16 @@ class TrainConfig:
             "out", "cache_dir", "base", "base_config", "data", "encoder", "init", "init_layers",
             "face_models", "workers", "prefetch", "save_every", "keep", "tensorboard", "steps",
         }  # fmt: skip
-        aside |= {row.name for row in dataclasses.fields(self) if row.name.startswith("sample_")}
+        aside |= {row.name for row in dataclasses.fields(self) if row.name.startswith(("sample_", "validation"))}
         aside |= {name for name in _LATER if getattr(self, name) == _DEFAULTS[name]}
         if self.variant != "faceid":  # so that trainings from before there was a LoRA go on
             aside.add("lora_rank")
         if self.schedule == "cosine":  # whose course the number of steps decides
             aside.remove("steps")
         if self.stages:  # of which the last may be made longer
-            *_, (resolution, steps, batch) = stages.read(self.stages)
-            text = self.stages.removesuffix(f"{resolution}px x {steps}steps x {batch}")
-            return self._digest({**self._kept(aside), "stages": f"{text}{resolution}px x {batch}"})
+            *before, last = stages.read(self.stages)
+            text = stages.text_of([*before, last._replace(steps=0)])
+            return self._digest({**self._kept(aside), "stages": text})
         return self._digest(self._kept(aside))
 
     def _kept(self, aside: set[str]) -> dict[str, Any]:
@@ -254,7 +288,10 @@ class TrainConfig:
 
 
 # Fields that came after the first release: at their default, trainings from before them go on.
-_LATER = frozenset({"cache_text", "cache_half", "stages", "buckets", "bucket_step"})
+_LATER = frozenset({
+    "cache_text", "cache_half", "stages", "buckets", "bucket_step", "noise_offset", "flip", "random_crop",
+    "reference_crop", "reference_flip", "reference_colour",
+})  # fmt: skip
 _DEFAULTS = {row.name: row.default for row in dataclasses.fields(TrainConfig)}
 
 

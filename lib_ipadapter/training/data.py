@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..encoders.clip import normalised
 from ..encoders.spec import EncoderSpec
 from ..errors import DataError
 from ..pictures import images
+from .augment import Augmentation, Look
 from .buckets import Cut, Size, cut, nearest, size_conditions
 from .cache import Cache
 from .faces import FaceEncoder
@@ -42,12 +43,21 @@ class Preparation:
     resolution: int
     encoder: EncoderSpec | FaceEncoder
     buckets: tuple[Size, ...] = ()
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
-    def __call__(self, item: Item) -> dict[str, Tensor]:
+    def seen(self, item: Item, look: Look) -> dict[str, Tensor]:
+        """``__call__`` of the item as it looks this time."""
+        return self(self.augmentation.seen(item, look), look.across, look.down)
+
+    def seen_reference(self, item: Item, look: Look) -> dict[str, Tensor]:
+        """The reference alone, for targets that are cached."""
+        return {"reference": self._reference(self.augmentation.seen(item, look))}
+
+    def __call__(self, item: Item, across: float = 0.5, down: float = 0.5) -> dict[str, Tensor]:
         """pixels [3, H, W] in -1..1; reference [3, S, S], normalised, or the aligned crop of a face; sizes [6] of SDXL:
         original height and width, top and left of the crop, height and width of the target. Raises BrokenPicture."""
         bucket = nearest(item.picture.size, self.buckets) if self.buckets else (self.resolution, self.resolution)
-        picture, made = covered(item.picture, bucket)
+        picture, made = covered(item.picture, bucket, across, down)
         pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
         sizes = torch.tensor(size_conditions(item.picture.size, bucket, made), dtype=torch.float32)
         return {
@@ -61,9 +71,9 @@ class Preparation:
         return self.encoder.reference(item)
 
 
-def covered(picture: Image.Image, bucket: Size) -> tuple[Image.Image, Cut]:
-    """The middle of the picture at the least size that covers the bucket, and where it lies."""
-    made = cut(picture.size, bucket)
+def covered(picture: Image.Image, bucket: Size, across: float = 0.5, down: float = 0.5) -> tuple[Image.Image, Cut]:
+    """A part of the picture at the least size that covers the bucket, and where it lies."""
+    made = cut(picture.size, bucket, across, down)
     (width, height), left, top = made.resized, made.left, made.top
     box = (left, top, left + bucket[0], top + bucket[1])
     if made.resized == picture.size:
@@ -117,24 +127,28 @@ class Positions(Dataset[Sample]):
     def __init__(self, source: Source, prepare: Preparation, seed: int, cache: Cache | None = None,
                  texts: Cache | None = None, plan: Plan | None = None) -> None:  # fmt: skip
         self.source, self.prepare, self.cache, self.texts = source, prepare, cache, texts
-        self.plan = plan or EpochPlan(source, seed)
+        self.plan, self.seed = plan or EpochPlan(source, seed), seed
 
     def __getitem__(self, position: int) -> Sample:
         broken: list[tuple[str, str]] = []
         for index in self.plan.candidates(position):
             try:
-                tensors = self._tensors(index)
+                tensors = self._tensors(index, position)
                 return Sample(position, self.source.key(index), self.source.caption(index), tensors, tuple(broken))
             except BrokenPicture as error:
                 broken.append((error.key, error.reason))
         return Sample(position, "", "", {}, tuple(broken))  # an exception would lose its type between processes
 
-    def _tensors(self, index: int) -> dict[str, Tensor]:
+    def _tensors(self, index: int, position: int) -> dict[str, Tensor]:
         key = self.source.key(index)
         text = {} if self.texts is None else self.texts.get(index, key)
+        look = self.prepare.augmentation.look(self.seed, position)
         if self.cache is None:
-            return {**self.prepare(self.source.load(index)), **text}
-        return {**self.cache.get(index, key), **text}
+            return {**self.prepare.seen(self.source.load(index), look), **text}
+        stored = {**self.cache.get(index, key), **text}
+        if "features" in stored:
+            return stored
+        return {**stored, **self.prepare.seen_reference(self.source.load(index), look)}
 
 
 class PositionSampler(Sampler[int]):

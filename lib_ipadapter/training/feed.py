@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..encoders.clip import ImageEncoder
 from ..errors import ConfigError, DataError
+from .augment import Augmentation
 from .base import Base, Sizes, Text
 from .buckets import BucketPlan, Size, bucket_sizes
 from .cache import Cache
@@ -23,7 +24,7 @@ from .encoding import Encoding
 from .run_folder import RunFolder
 from .source import BrokenPicture, Source
 from .sources import open_source
-from .stages import Stage, planned, read
+from .stages import Row, Stage, planned, read
 from .stored import Storing, empty_text, latents
 
 
@@ -62,7 +63,7 @@ class Feed:
         self.encoder, self.feature = self.encoding.encoder, self.encoding.feature
         self.nothing, self.digest = self.encoding.nothing, self.encoding.digest
         rows = read(config.stages) if config.stages else [
-            (config.resolution or base.resolution, config.steps, config.batch)
+            Row(config.resolution or base.resolution, config.steps, config.batch)
         ]  # fmt: skip
         self.stages = planned(rows, config.accumulate * int(accelerator.num_processes))
         self.resolution = self.stages[-1].resolution
@@ -73,8 +74,11 @@ class Feed:
             raise ConfigError("resolution", self.resolution, f"a multiple of {base.multiple} for this base")
         self.broken = 0
         self._listed: set[str] = set()
-        self.caches: dict[int, Cache] = {}  # by resolution
+        self.caches: dict[tuple[int, bool], Cache] = {}  # by resolution and whether they are squares
         self.sizes: list[Size | None] = []
+        self.augmentation = Augmentation(
+            config.flip, config.random_crop, config.reference_crop, config.reference_flip, config.reference_colour
+        )
         self.texts: Cache | None = None
         self.no_text: Text | None = None
 
@@ -97,9 +101,10 @@ class Feed:
         if self.config.buckets and step % multiple:
             raise ConfigError("bucket_step", step, f"a multiple of {multiple} for this base")
         for stage in self.stages:
-            if self.config.buckets and stage.resolution < step:
+            keeps = self.config.buckets and not stage.square
+            if keeps and stage.resolution < step:
                 raise ConfigError("resolution", stage.resolution, f"at least bucket_step, {step}")
-            if not self.config.buckets and stage.resolution % multiple:
+            if not keeps and stage.resolution % multiple:
                 raise ConfigError("resolution", stage.resolution, f"a multiple of {multiple} for this base")
 
     def pictures(self, step: int) -> int:
@@ -123,7 +128,7 @@ class Feed:
                 stage.start,
             )
             positions = Positions(
-                self.source, self.preparation(stage.resolution), config.seed, self.caches.get(stage.resolution),
+                self.source, self.preparation(stage.resolution, stage.square), config.seed, self.caches.get((stage.resolution, stage.square)),
                 self.texts, self._plan(stage),
             )  # fmt: skip
             count = None if last else (stage.end - step) * config.accumulate
@@ -133,16 +138,17 @@ class Feed:
             step = stage.end
 
     def _plan(self, stage: Stage) -> Plan | None:
-        if not self.config.buckets:
+        if not self.config.buckets or stage.square:
             return None
         buckets = bucket_sizes(stage.resolution, self.config.bucket_step)
         group = stage.batch * int(self.accelerator.num_processes)
         return BucketPlan(self.source, self.sizes, buckets, self.config.seed, group, stage.start)
 
-    def preparation(self, resolution: int) -> Preparation:
+    def preparation(self, resolution: int, square: bool = False) -> Preparation:
         """How pictures become tensors."""
-        buckets = tuple(bucket_sizes(resolution, self.config.bucket_step)) if self.config.buckets else ()
-        return Preparation(resolution, self.encoder.spec, buckets)
+        shaped = self.config.buckets and not square
+        buckets = tuple(bucket_sizes(resolution, self.config.bucket_step)) if shaped else ()
+        return Preparation(resolution, self.encoder.spec, buckets, self.augmentation)
 
     def _list_broken(self, samples: Sequence[Sample]) -> None:
         """Counts and lists the pictures that were skipped, each once."""
@@ -155,13 +161,15 @@ class Feed:
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         if "moments" not in samples[0].tensors:
             moments = self.base.moments(stacked(samples, "pixels"))
-            features = self.encoding.features(stacked(samples, "reference"))
         else:
-            features = stacked(samples, "features")
             moments = stacked(samples, "moments")
-            if self.config.buckets:
+            if moments.ndim == 2:
                 rows = zip(moments, stacked(samples, "sizes"), strict=True)
                 moments = torch.stack([latents(row, sizes, self.base.factor) for row, sizes in rows])
+        if "features" in samples[0].tensors:
+            features = stacked(samples, "features")
+        else:
+            features = self.encoding.features(stacked(samples, "reference"))
         return Batch(
             keys=[sample.key for sample in samples],
             captions=[sample.caption for sample in samples],
@@ -190,9 +198,10 @@ class Feed:
             if not any(self.sizes):
                 raise DataError(config.data, "not one picture of the data can be read; broken.txt says why")
         if config.cache:
-            for resolution in dict.fromkeys(stage.resolution for stage in self.stages):
-                self.caches[resolution] = storing.pictures(self.preparation(resolution), config.cache_half)
-            self.encoder.to("cpu")
+            for kind in dict.fromkeys((stage.resolution, stage.square) for stage in self.stages):
+                self.caches[kind] = storing.pictures(self.preparation(*kind), config.cache_half)
+            if not self.augmentation.of_reference:
+                self.encoder.to("cpu")
         if config.cache_text:
             self.texts = storing.texts()
             self.no_text = empty_text(self.texts, len(self.source))

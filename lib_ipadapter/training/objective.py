@@ -41,6 +41,9 @@ def draw(generators: Sequence[torch.Generator], shape: Sequence[int], timesteps:
     image_only, text_only = config.drop_image, config.drop_image + config.drop_text
     both = (fate >= text_only) & (fate < text_only + config.drop_both)
     no_text = (fate >= image_only) & (fate < text_only)
+    if config.noise_offset:  # of each channel as a whole, so that a picture's mean is learned, too
+        offset = torch.stack([torch.randn((shape[0], 1, 1), generator=g) for g in generators])
+        noise = noise + config.noise_offset * offset
     return Draws(noise, spread, times, (fate < image_only) | both, no_text | both)
 
 

@@ -40,20 +40,23 @@ class Reporter:
             with writing(self.folder.root):
                 self._board.close()
 
-    def step(self, step: int, loss: float, rate: float, broken: int) -> None:
-        """After an optimizer step: its mean loss and learning rate, and the broken pictures so far."""
+    def step(self, step: int, loss: float, rate: float, broken: int, validation: float | None = None) -> None:
+        """After an optimizer step: its mean loss and learning rate, the broken pictures so far, and the validation loss
+        where it was measured."""
         if not self.main:
             return
         now = time.monotonic()
         speed, self._time = self.pictures(step - 1) / max(now - self._time, 1e-9), now
         self._mean = loss if math.isnan(self._mean) else 0.98 * self._mean + 0.02 * loss
-        self.folder.log({"step": step, "loss": loss, "lr": rate, "pictures_per_second": round(speed, 3)})
+        measured = {} if validation is None else {"validation": validation}
+        own = {"step": step, "loss": loss, "lr": rate, "pictures_per_second": round(speed, 3)}
+        self.folder.log({**own, **measured})
         note = f", {broken} broken" if broken else ""
         self._bar.set_postfix_str(f"loss {self._mean:.4f}, {speed:.1f} pictures/s{note}", refresh=False)
         self._bar.update(step - self._bar.n)
         if self._board:
             with writing(self.folder.root):
-                for name, value in (("loss", loss), ("lr", rate), ("pictures_per_second", speed)):
+                for name, value in (("loss", loss), ("lr", rate), ("pictures_per_second", speed), *measured.items()):
                     self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, path: Path) -> None:

@@ -54,9 +54,10 @@ class Storing:
         areas = [width * height // encoding.base.factor**2 for width, height in prepare.buckets]
         shapes: Kinds = {
             "moments": ((8 * max(areas),) if areas else (8, side, side), "float32"),
-            "features": (tuple(encoding.nothing.shape[1:]), stored_dtype(encoding.feature, half)),
             "sizes": ((6,), "float32"),
         }
+        if not prepare.augmentation.of_reference:
+            shapes["features"] = tuple(encoding.nothing.shape[1:]), stored_dtype(encoding.feature, half)
         inner = self.model if self.model.is_file() else self.model / "vae" / "diffusion_pytorch_model.safetensors"
         about = {
             "data": self.source.fingerprint,
@@ -65,6 +66,7 @@ class Storing:
             "feature": encoding.feature,
             "resolution": str(prepare.resolution),
             **({"buckets": str(prepare.buckets)} if prepare.buckets else {}),
+            **({"features": "not kept"} if prepare.augmentation.of_reference else {}),
         }
         cache = Cache(self.place, about, len(self.source), shapes)
         return self._filled(cache, lambda cache, indices: self._fill_pictures(prepare, cache, indices))
@@ -80,19 +82,18 @@ class Storing:
                     self.folder.broken(error.key, error.reason)
             for shape in dict.fromkeys(tensors["pixels"].shape for tensors in ready.values()):
                 alike = {index: tensors for index, tensors in ready.items() if tensors["pixels"].shape == shape}
-                cache.put(list(alike), self._encoded(list(alike.values()), bool(prepare.buckets)))
+                cache.put(list(alike), self._encoded(list(alike.values()), prepare))
 
-    def _encoded(self, ready: Sequence[dict[str, Tensor]], flat: bool) -> dict[str, Tensor]:
-        """The cache's rows of prepared pictures of one size."""
+    def _encoded(self, ready: Sequence[dict[str, Tensor]], prepare: Preparation) -> dict[str, Tensor]:
+        """The cache's rows of prepared pictures of one size. What is augmented is not among them."""
         pixels, references, sizes = (
             torch.stack([tensors[name] for tensors in ready]) for name in ("pixels", "reference", "sizes")
         )
         moments = self.encoding.base.moments(pixels)
-        return {
-            "moments": moments.flatten(1) if flat else moments,
-            "features": self.encoding.features(references),
-            "sizes": sizes,
-        }
+        rows = {"moments": moments.flatten(1) if prepare.buckets else moments, "sizes": sizes}
+        if not prepare.augmentation.of_reference:
+            rows["features"] = self.encoding.features(references)
+        return rows
 
     def sizes(self) -> list[Size | None]:
         """(width, height) of every target, None of those that cannot be read."""

@@ -30,6 +30,7 @@ from .identity import agreed_step, check_same, identity_of
 from .report import Reporter
 from .run_folder import ADAPTER, RunFolder, writing
 from .samples import Sampler
+from .validation import Validation
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,6 +65,11 @@ class Trainer:
         if self.main:
             check_same(self.folder.identity(), self.identity, self.folder.root)
             self.folder.write(self.identity)
+        self.validation = (
+            Validation(config, self.base, self.feed.encoding, self.feed.preparation(self.feed.resolution))
+            if config.validation and self.main
+            else None
+        )
         self.feed.fill_cache()
         adapter = make(config, layers, self.feed.encoder.spec).to(device)
         self.denoiser = objective.Denoiser(self.base, adapter, config.attention == "concat")
@@ -109,8 +115,8 @@ class Trainer:
             ):
                 step = begun
                 for step, loss, stop in self._steps(begun):
-                    report.step(step, loss, _rate(self.config, step - 1), self.feed.broken)
                     last = stop or step == self.config.steps
+                    report.step(step, loss, _rate(self.config, step - 1), self.feed.broken, self._validated(step, last))
                     if last or step % self.config.save_every == 0:
                         self._save(step)
                         saved = step
@@ -122,6 +128,12 @@ class Trainer:
         finally:
             self.denoiser.remove()
         return Outcome(saved, self.folder.root / ADAPTER, step < self.config.steps)
+
+    def _validated(self, step: int, last: bool) -> float | None:
+        """The validation loss after a step, where it is measured: by the main process, of the weights in training."""
+        if self.validation is None or not (last or step % self.config.validation_every == 0):
+            return None
+        return self.validation.loss(self.denoiser)
 
     def _steps(self, begun: int) -> Iterator[tuple[int, float, bool]]:
         """(steps done, mean loss over all processes, whether to stop) after each optimizer step."""

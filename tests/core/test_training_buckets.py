@@ -198,9 +198,9 @@ def test_sizes_are_read_without_decoding_and_stand_upright(tmp_path: Path, monke
 
 
 def test_stages_by_hand():
-    rows = read("512px x 100steps x 16, 1024PX*50steps*4")
-    assert rows == [(512, 100, 16), (1024, 50, 4)]
-    assert planned(rows, per_batch=6) == [Stage(512, 100, 16), Stage(1024, 50, 4, first=100, start=100 * 16 * 6)]
+    rows = read("512px x 100steps x 16, 1024PX*50steps*4 Square")
+    assert rows == [(512, 100, 16, False), (1024, 50, 4, True)]
+    assert planned(rows, per_batch=6) == [Stage(512, 100, 16), Stage(1024, 50, 4, True, first=100, start=100 * 16 * 6)]
     assert planned(rows, 1)[1].end == 150
 
 

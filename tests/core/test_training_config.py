@@ -128,6 +128,8 @@ def test_what_has_no_default_must_be_given(name):
         ({"ema": 1.0}, "ema"),
         ({"variant": "full", "tokens": 4}, "tokens"),
         ({"resolution": 100}, "resolution"),
+        ({"cache": True, "flip": 0.5}, "flip"),
+        ({"cache": True, "random_crop": True}, "random_crop"),
         ({"init_layers": "a file", "init": "another"}, "init_layers"),
         ({"init_layers": "a file", "attention": "concat"}, "init_layers"),
     ],
@@ -185,6 +187,9 @@ def test_every_field_is_a_flag():
         wanted[name] = value
         given += [flag, str(value)]
     # Full has no tokens; init and concat leave no K', V' to begin with.
+    # Latents that are cached are of pictures as they are.
+    given[given.index("--cache")] = "--no-cache"
+    wanted["cache"] = False
     # Stages have resolutions of their own.
     at = given.index("--resolution")
     del given[at : at + 2]
@@ -243,7 +248,9 @@ def test_a_file_that_is_absent_or_a_folder_is_refused_and_an_empty_one_has_no_fi
     ("init", "x"),
      ("base_config", "x"),
      ("cache_dir", "x"), ("keep", 9),
-     ("save_every", 3), ("tensorboard", False), ("sample_every", 3), ("sample_prompt", "x"), ("steps", 5)],
+     ("save_every", 3), ("tensorboard", False), ("sample_every", 3), ("sample_prompt", "x"), ("steps", 5),
+     ("validation", "x"),
+     ("validation_every", 9), ("validation_count", 9)],
 )  # fmt: skip
 def test_the_hash_leaves_out_what_does_not_decide_the_outcome(name, value):
     assert parse(**{name: value}) != parse()
@@ -253,7 +260,9 @@ def test_the_hash_leaves_out_what_does_not_decide_the_outcome(name, value):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("lr", 2e-4), ("seed", 1), ("batch", 9), ("accumulate", 2), ("cache", True), ("cache_text", True),
-     ("cache_half", False), ("buckets", True), ("bucket_step", 128),
+     ("cache_half", False), ("buckets", True), ("bucket_step", 128), ("noise_offset", 0.1), ("flip", 0.5),
+     ("random_crop", True),
+     ("reference_crop", 0.5), ("reference_flip", 0.5), ("reference_colour", 0.2), ("stages", "512px x 5steps x 2"),
      ("variant", "plus"), ("attention", "concat"), ("tokens", 5), ("resolution", 64), ("ema", 0.9),
      ("precision", "bf16"), ("drop_image", 0.1), ("drop_text", 0.1), ("drop_both", 0.1), ("max_norm", 2.0),
      ("warmup", 3), ("schedule", "cosine"), ("weight_decay", 0.1), ("resampler_dim", 64), ("resampler_depth", 2),
@@ -288,6 +297,7 @@ def field_values() -> st.SearchStrategy[dict[str, Any]]:
     kept["resolution"] = st.none() | st.integers(4, 512).map(lambda n: 8 * n)
     kept["warmup"] = st.just(0)
     kept["stages"] = st.just("")
+    kept["cache"] = st.just(False)
     kept["variant"] = st.sampled_from(("base", "plus"))
     return st.fixed_dictionaries(kept).map(
         lambda values: {**values, "init_layers": ""} if values["attention"] == "concat" else {**values, "init": ""}
