@@ -55,6 +55,9 @@ class Bare(Base):
 
     decode = _text = _moments
 
+    def besides(self) -> dict[str, Any]:
+        return {}
+
     def checkpoint_gradients(self) -> None:
         self.unet.enable_gradient_checkpointing()
 

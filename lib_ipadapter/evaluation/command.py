@@ -85,7 +85,7 @@ def standalone_methods(options: EvaluateOptions, faces: FaceAnalyser | None = No
         "size": (options.width, options.height),
     }
     config = options.config or options.checkpoint.with_suffix(".yaml")
-    base = BaseModel(Studio.load(options.checkpoint, config, device, dtype, **sampling))
+    base = BaseModel(Studio.load(options.checkpoint, config, device, dtype, options.prediction, **sampling))
     files = [_named(text) for text in options.adapter]
     folders = options.encoder or list(dict.fromkeys(path.parent for _, path in files))
     encoders = Encoders(folders, device, faces or face_analyser(options))

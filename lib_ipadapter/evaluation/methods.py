@@ -79,10 +79,12 @@ class Studio:
 
     @classmethod
     def load(cls, checkpoint: Path, config: Path, device: torch.device | str = "cpu",
-             dtype: torch.dtype = torch.float32, **sampling: Any) -> Studio:  # fmt: skip
+             dtype: torch.dtype = torch.float32, prediction: str = "auto", **sampling: Any) -> Studio:  # fmt: skip
         """``sampling``: steps, cfg, negative, size. Raises FileError, ModelError."""
-        host = Standalone.load(checkpoint, config, device, dtype)
-        return cls(host, {"checkpoint": sha256(checkpoint), "config": sha256(config)}, **sampling)
+        host = Standalone.load(checkpoint, config, device, dtype, prediction)
+        identity = {"checkpoint": sha256(checkpoint), "config": sha256(config) if config.is_file() else ""}
+        said = {} if prediction == "auto" else {"prediction": prediction}
+        return cls(host, {**identity, **said}, **sampling)
 
     def settings(self) -> dict[str, Any]:
         """All that decides its pictures."""

@@ -122,6 +122,7 @@ class EvaluateOptions(Options):
     )
     checkpoint: Path | None = path(CHECKPOINT_HELP, group=ADAPTERS)
     config: Path | None = path(CONFIG_HELP, group=ADAPTERS)
+    prediction: str = same_as(GenerateOptions, "prediction", group=ADAPTERS)
     encoder: tuple[Path, ...] = path(
         "Image encoder of the adapters, or a folder to look in; may be repeated.",
         (),

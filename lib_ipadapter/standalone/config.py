@@ -32,12 +32,19 @@ class Config:
     linear_start: float
     linear_end: float
     scale_factor: float
+    size_width: int = 0  # SDXL: of the embedding of each of its six size conditions
+    zero_snr: bool = False  # zero terminal SNR (arXiv 2305.08891)
+
+    @property
+    def sdxl(self) -> bool:
+        """Whether the UNet has SDXL's conditions."""
+        return self.size_width > 0
 
 
 def read_config(path: Path | str) -> Config:
     """Raises FileError (unreadable, no such fields) or UnsupportedModel (a class that is not on the list)."""
     path = Path(path)
-    params = _params(_section(_yaml(path), "model", path), MODEL, "model", path)
+    params = _params(_section(plain_yaml(path), "model", path), MODEL, "model", path)
     unet = _params(_section(params, "unet_config", path), UNET, "unet_config", path)
     stage = _params(_section(params, "first_stage_config", path), AUTOENCODER, "first_stage_config", path)
     text = _section(params, "cond_stage_config", path)
@@ -71,7 +78,8 @@ def _supported(config: Config, path: Path) -> Config:
     return config
 
 
-def _yaml(path: Path) -> Any:
+def plain_yaml(path: Path) -> Any:
+    """What is in a yaml file. Raises FileError."""
     import yaml
 
     try:

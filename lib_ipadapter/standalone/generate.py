@@ -38,8 +38,6 @@ from .store import PathStore
 if TYPE_CHECKING:
     from .sampler import Progress
 
-DEFAULT_SIDE = 512
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -59,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     device, dtype = device_of(options)
     prompts = image_prompts(units, options, device)
     config = options.config or options.checkpoint.with_suffix(".yaml")
-    host = Standalone.load(options.checkpoint, config, device, dtype)
-    size = _size(options, init, host.multiple)
+    host = Standalone.load(options.checkpoint, config, device, dtype, options.prediction)
+    size = _size(options, init, host.multiple, host.side)
     prompts = placed(prompts, units, size, mask)
     pictures = _sample(host, options, prompts, size, init, mask)
     for index, (picture, path) in enumerate(zip(pictures, paths, strict=True)):
@@ -181,9 +179,9 @@ def device_of(options: Any) -> tuple[torch.device, torch.dtype]:
     return torch.device(name), getattr(torch, precision)
 
 
-def _size(options: GenerateOptions, init: Image.Image | None, multiple: int) -> tuple[int, int]:
-    """As asked for, else the init image's, else 512, to the next multiple."""
-    own = init.size if init else (DEFAULT_SIDE, DEFAULT_SIDE)
+def _size(options: GenerateOptions, init: Image.Image | None, multiple: int, side: int) -> tuple[int, int]:
+    """As asked for, else the init image's, else a square of ``side``, to the next multiple."""
+    own = init.size if init else (side, side)
     width, height = (max(multiple, round(side / multiple) * multiple) for side in own)
     return options.width or width, options.height or height
 

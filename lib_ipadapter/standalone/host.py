@@ -16,10 +16,13 @@ from torch import Tensor
 from ..attention.session import ImagePrompt, Session
 from ..errors import ModelError, UnitError
 from ..options import checked, fields_of
+from .checkpoint import load_parts
 from .concat import append
-from .model import Parts, load_parts
+from .model import Parts
 from .options import GenerateOptions
-from .sampler import Keep, Progress, Schedule, ddim
+from .sampler import Call, Keep, Progress, Schedule, ddim
+from .sdxl import conditions
+from .sdxl_text import SdxlText
 
 _SAMPLING = fields_of(GenerateOptions, UnitError)
 
@@ -39,18 +42,24 @@ class Standalone:
         config: Path | str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        prediction: str = "auto",
     ) -> Standalone:
-        """Raises FileError and ModelError. float16 takes a GPU."""
+        """config, prediction: as ``load_parts`` has them. Raises FileError and ModelError. float16 takes a GPU."""
         device = torch.device(device)
         if dtype == torch.float16 and device.type == "cpu":
             raise ModelError("precision float16 on the CPU: expected float32; choose it, or a GPU")
-        return cls(load_parts(checkpoint, config, device, dtype), device, dtype)
+        return cls(load_parts(checkpoint, config, device, dtype, prediction), device, dtype)
 
     @property
     def multiple(self) -> int:
         """Width and height are multiples of this many pixels: 64 in SD1.x and SD2.x."""
         config = self.parts.config
         return self._factor * 2 ** (len(config.unet["channel_mult"]) - 1)
+
+    @property
+    def side(self) -> int:
+        """Pixels of the squares that it was made for."""
+        return 1024 if self.parts.config.sdxl else 512
 
     @property
     def _factor(self) -> int:
@@ -73,11 +82,12 @@ class Standalone:
         pictures = [self.parts.autoencoder.decode(x[None] / self.parts.config.scale_factor) for x in latents]
         return torch.cat(pictures).clamp(-1, 1)
 
-    def unet(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """The UNet's output in float32, for inputs in float32."""
+    def unet(self, x: Tensor, t: Tensor, context: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """The UNet's output in float32, for inputs in float32. conditions: of SDXL, [B, P]."""
         half = contextlib.nullcontext() if self.dtype == torch.float32 else torch.autocast("cuda", self.dtype)
         with half:
-            output: Tensor = self.parts.unet(x.to(self.dtype), t, context=context.to(self.dtype))
+            own = {} if conditions is None else {"y": conditions.to(self.dtype)}
+            output: Tensor = self.parts.unet(x.to(self.dtype), t, context=context.to(self.dtype), **own)
         return output.float()
 
     @torch.no_grad()
@@ -122,15 +132,35 @@ class Standalone:
             x = schedule.noised(x0, noise)
             keep = Keep(x0, noise, self._latent_mask(area)) if area is not None else None
         cond, uncond = self.encode_text(texts), self.encode_text([negative] * batch)
+        call: Call = self.unet
+        if isinstance(self.parts.text, SdxlText):
+            uncond, call = self._sdxl(texts, negative, size, uncond)
         if appended is not None:
             cond, uncond = (append(text, tokens) for text, tokens in zip((cond, uncond), appended, strict=True))
         session = Session(prompts)
         with session.attached(self.parts.unet):
-            x = ddim(self.unet, session, schedule, x, cond, uncond, cfg, keep, progress, sets)
+            x = ddim(call, session, schedule, x, cond, uncond, cfg, keep, progress, sets)
         pictures = _to_pictures(self.decode(x))
         if start is None or area is None:
             return pictures
         return [Image.composite(picture, start, area) for picture in pictures]
+
+    def _sdxl(self, texts: Sequence[str], negative: str, size: tuple[int, int], uncond: Tensor) -> tuple[Tensor, Call]:
+        """(uncond, the UNet with SDXL's conditions). As the WebUI has it, no negative text is zeros, and a picture is
+        of its own size and not cut."""
+        text: Any = self.parts.text
+        pooled = [text.both(texts)[1], text.both([negative] * len(texts))[1]]
+        if not negative:
+            uncond, pooled[1] = torch.zeros_like(uncond), torch.zeros_like(pooled[1])
+        width, height = size
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device).expand(len(texts), -1)
+        rows = [conditions(each, sizes, self.parts.config.size_width) for each in pooled]
+        both = torch.cat(rows)
+
+        def call(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            return self.unet(x, t, context, both[: len(x)])
+
+        return uncond, call
 
     def _check(
         self, steps: int, cfg: float, seeds: Sequence[int], size: tuple[int, int], batch: int,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 from ..attention.term import split_heads
 from ..errors import ModelError
 from ..files.tensors import open_tensors
-from .config import Config, read_config
+from .config import Config
 from .text import TextTower, build_text, load
 
 INSTALL = "pip install --no-deps stable-diffusion-sdkit==2.1.5 && pip install einops open-clip-torch transformers"
@@ -62,25 +60,22 @@ class Parts:
     text: TextTower
 
 
-def load_parts(checkpoint: Path | str, config: Path | str, device: torch.device, dtype: torch.dtype) -> Parts:
-    """Raises FileError (either file), ModelError (they do not belong together, ldm is absent)."""
-    read = read_config(config)
-    with contextlib.redirect_stdout(io.StringIO()):  # ldm prints as it is imported and built
-        return _load(Path(checkpoint), read, device, dtype)
-
-
-def _load(checkpoint: Path, read: Config, device: torch.device, dtype: torch.dtype) -> Parts:
-    _require_ldm()
-    state = _state(checkpoint)
-    unet = _made(lambda: _unet(read), _part(state, "model.diffusion_model.", dtype), "model.diffusion_model.")
+def load_ldm(state: Mapping[str, Tensor], read: Config, device: torch.device, dtype: torch.dtype) -> Parts:
+    """SD1.x or SD2.x, from a checkpoint's tensors. Raises ModelError (they are not those of the config)."""
+    unet = made(lambda: _unet(read), part(state, "model.diffusion_model.", dtype), "model.diffusion_model.")
     unet.dtype = dtype
-    stage = _made(
+    text = build_text(read, part(state, "cond_stage_model."))
+    return Parts(read, unet.to(device), autoencoder(state, read).to(device), text.to(device))
+
+
+def autoencoder(state: Mapping[str, Tensor], read: Config) -> Autoencoder:
+    """That of the tensors below first_stage_model."""
+    own = part(state, "first_stage_model.").items()
+    return made(
         lambda: Autoencoder(read.autoencoder, read.embed_dim),
-        {k: v for k, v in _part(state, "first_stage_model.").items() if not k.startswith(("loss.", "model_ema."))},
+        {key: value for key, value in own if not key.startswith(("loss.", "model_ema."))},
         "first_stage_model.",
     )
-    text = build_text(read, _part(state, "cond_stage_model."))
-    return Parts(read, unet.to(device), stage.to(device), text.to(device))
 
 
 def _unet(config: Config) -> Any:
@@ -105,7 +100,8 @@ def _attend(module: Any, x: Tensor, context: Tensor | None = None, mask: None = 
     return output
 
 
-def _require_ldm() -> None:
+def require_ldm() -> None:
+    """Raises ModelError."""
     try:
         import ldm.modules.diffusionmodules.openaimodel  # noqa: F401
         import open_clip  # noqa: F401
@@ -114,24 +110,26 @@ def _require_ldm() -> None:
         raise ModelError(f"{error.name or error} is not installed; run: {INSTALL}") from None
 
 
-def _state(path: Path) -> dict[str, Tensor]:
+def state_of(path: Path) -> dict[str, Tensor]:
     """The checkpoint's tensors; safely read, mapped and not copied."""
     tensors = open_tensors(path).tensors()
     plain = {key[len("state_dict.") :] if key.startswith("state_dict.") else key: v for key, v in tensors.items()}
     if not any(key.startswith("model.diffusion_model.") for key in plain):
         raise ModelError(
-            f"{path.name}: no model.diffusion_model.* in it, so not a checkpoint of Stable Diffusion 1.x or 2.x; "
+            f"{path.name}: no model.diffusion_model.* in it, so not a checkpoint of Stable Diffusion 1.x, 2.x or XL; "
             "give a checkpoint in the original layout (.safetensors or .ckpt)"
         )
     return plain
 
 
-def _part(state: Mapping[str, Tensor], prefix: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    part = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in part.items()}
+def part(state: Mapping[str, Tensor], prefix: str, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The tensors below a prefix, in ``dtype``."""
+    own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    return {key: value.to(dtype) if value.is_floating_point() else value for key, value in own.items()}
 
 
-def _made(make: Callable[[], T], state: Mapping[str, Tensor], prefix: str) -> T:
+def made(make: Callable[[], T], state: Mapping[str, Tensor], prefix: str) -> T:
+    """A module with the tensors in it, frozen. Raises ModelError."""
     try:
         with torch.device("meta"):  # no time is spent on random weights
             module = make()

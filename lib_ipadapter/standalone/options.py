@@ -9,8 +9,12 @@ from ..options import choice, declare, number, path, same_as, string, whole
 from ..unit import MAX_IMAGES, WEIGHT_RANGE, Unit
 
 PROMPT, UNIT, SAMPLING, OUTPUT = "Prompt", "Image prompt", "Sampling", "Output"
-CHECKPOINT_HELP = "SD1.x or SD2.x checkpoint, .safetensors or .ckpt."
-CONFIG_HELP = "YAML of the checkpoint; without it, the file of the same name beside it."
+CHECKPOINT_HELP = "SD1.x, SD2.x or SDXL checkpoint, .safetensors or .ckpt."
+CONFIG_HELP = "YAML of the checkpoint; without it, the file of the same name beside it. SDXL needs none."
+PREDICTIONS = ("auto", "epsilon", "v", "v-zero-snr")
+PREDICTION_HELP = (
+    "What the UNet predicts, where neither the yaml nor the file says so: epsilon, v, or v with zero terminal SNR."
+)
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "float16")
 PRECISION_HELP = "Default: float16 on a GPU, else float32."
@@ -69,6 +73,7 @@ class GenerateOptions(UnitOptions):
 
     checkpoint: Path = path(CHECKPOINT_HELP, required=True, group=SAMPLING)
     config: Path | None = path(CONFIG_HELP, group=SAMPLING)
+    prediction: str = choice("auto", PREDICTION_HELP, PREDICTIONS, group=SAMPLING)
     prompt: str = string("", "Text prompt.", group=PROMPT)
     negative: str = string("", "Negative text prompt.", group=PROMPT)
     steps: int = whole(50, "Sampling steps (DDIM).", 1, 1000, group=SAMPLING)
@@ -80,8 +85,12 @@ class GenerateOptions(UnitOptions):
         2**63 - 1,
         group=SAMPLING,
     )
-    width: int | None = whole(None, "Width in pixels. Default: the init image's, else 512.", 8, 4096, group=SAMPLING)
-    height: int | None = whole(None, "Height in pixels. Default: the init image's, else 512.", 8, 4096, group=SAMPLING)
+    width: int | None = whole(
+        None, "Width in pixels. Default: the init image's, else 512, SDXL 1024.", 8, 4096, group=SAMPLING
+    )
+    height: int | None = whole(
+        None, "Height in pixels. Default: the init image's, else 512, SDXL 1024.", 8, 4096, group=SAMPLING
+    )
     batch: int = whole(1, "Number of pictures.", 1, MAX_IMAGES, group=SAMPLING)
     init_image: Path | None = path("Start from this picture (img2img).", group=SAMPLING)
     strength: float = number(

@@ -19,7 +19,14 @@ def alphas_cumprod(config: Config) -> Tensor:
     """ᾱ of each training step [timesteps], float32: ldm's "linear" schedule, linear in sqrt(β)."""
     start, end = config.linear_start**0.5, config.linear_end**0.5
     betas = torch.linspace(start, end, config.timesteps, dtype=torch.float64) ** 2
-    return (1 - betas).cumprod(0).float()
+    alphas = (1 - betas).cumprod(0)
+    return (zero_terminal(alphas) if config.zero_snr else alphas).float()
+
+
+def zero_terminal(alphas: Tensor) -> Tensor:
+    """ᾱ rescaled so that the last step is noise alone, the first as it was (arXiv 2305.08891, algorithm 1)."""
+    roots = alphas.sqrt()
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])).square()
 
 
 @dataclass(frozen=True)
@@ -39,11 +46,13 @@ class Schedule:
 
     @classmethod
     def of(cls, alphas: Tensor, v: bool, steps: int) -> Schedule:
-        """ldm's uniform steps: 1, 1 + c, 1 + 2c, ... with c = timesteps // steps, as far as the training went.
-        alphas: ᾱ [timesteps]."""
+        """ldm's uniform steps: 1, 1 + c, 1 + 2c, ... with c = timesteps // steps, as far as the training went; with
+        zero terminal SNR those that end at the last. alphas: ᾱ [timesteps]."""
         count = len(alphas)
         times = torch.arange(0, count, count // steps) + 1
         times = times[times < count]  # 1 + 999 is past the end, where ldm fails
+        if alphas[-1] == 0:  # from pure noise on (arXiv 2305.08891, 3.3)
+            times = (count - torch.arange(steps, dtype=torch.float64) * count / steps).round().long().flip(0) - 1
         previous = torch.cat([times.new_zeros(1), times[:-1]])
         return cls(tuple(times.tolist()), alphas[times], alphas[previous], v)
 

@@ -19,8 +19,8 @@ _APART = 7_919  # the draws of a position, apart from those of orders
 
 @dataclass(frozen=True)
 class Look:
-    """How one sample is seen. flip: target and, where it is the same picture, reference are mirrored; across, down: 0..1,
-    where the target is cut; chance: for the reference."""
+    """How one sample is seen. flip: target and, where it is the same picture, reference are mirrored; across, down:
+    0..1, where the target is cut; chance: for the reference."""
 
     flip: bool
     across: float

@@ -101,6 +101,15 @@ class Base(ABC):
         """The UNet."""
 
     @abstractmethod
+    def besides(self) -> dict[str, nn.Module]:
+        """The models beside the UNet: "autoencoder" and "text encoder"."""
+
+    def keep(self, *names: str) -> None:
+        """Of the models beside the UNet these are on the device; the others on the CPU, where they wait."""
+        for name, model in self.besides().items():
+            model.to(self.device if name in names else "cpu")
+
+    @abstractmethod
     def checkpoint_gradients(self) -> None:
         """Recomputes the activations of the UNet's blocks in the backward pass instead of storing them."""
 
@@ -115,27 +124,37 @@ class Base(ABC):
         return torch.autocast(self.device.type, self.dtype)
 
 
-def open_base(path: Path | str, config: Path | str | None, device: torch.device, dtype: torch.dtype) -> Base:
-    """The model in ``path``. Raises FileError, ModelError, UnsupportedModel."""
+def open_base(
+    path: Path | str, config: Path | str | None, device: torch.device, dtype: torch.dtype, prediction: str = "auto"
+) -> Base:
+    """The model in ``path``. prediction: what it predicts, where its file does not say so. Raises FileError,
+    ModelError, UnsupportedModel."""
     path = Path(path)
     if path.is_dir():
+        if prediction != "auto":
+            raise ModelError(f"prediction: got {prediction}, expected auto: the scheduler of {path.name} says it")
         return DiffusersBase(path, device, dtype)
-    return LdmBase(path, Path(config) if config else path.with_suffix(".yaml"), device, dtype)
+    return LdmBase(path, Path(config) if config else path.with_suffix(".yaml"), device, dtype, prediction)
 
 
 class LdmBase(Base):
-    """A checkpoint of Stable Diffusion 1.x or 2.x and its yaml."""
+    """A checkpoint of Stable Diffusion 1.x or 2.x and its yaml, or of SDXL."""
 
-    def __init__(self, path: Path, config: Path, device: torch.device, dtype: torch.dtype) -> None:
-        from ..standalone.model import load_parts
+    def __init__(
+        self, path: Path, config: Path, device: torch.device, dtype: torch.dtype, prediction: str = "auto"
+    ) -> None:
+        from ..standalone.checkpoint import load_parts
         from ..standalone.sampler import alphas_cumprod
+        from ..standalone.sdxl import conditions
 
         self.device, self.dtype = device, dtype
-        self.parts = load_parts(path, config, device, self.stored)
+        self.parts = load_parts(path, config, device, self.stored, prediction)
         self.unet = self.parts.unet
+        self._size_conditions = conditions
         self.alphas = alphas_cumprod(self.parts.config)
         self.v = self.parts.config.parameterization == "v"
-        self.resolution = 512
+        self.sdxl = self.parts.config.sdxl
+        self.resolution = 1024 if self.sdxl else 512
         self.factor = 2 ** (len(self.parts.config.autoencoder["ch_mult"]) - 1)
         self.multiple = self.factor * 2 ** (len(self.parts.config.unet["channel_mult"]) - 1)
 
@@ -150,11 +169,20 @@ class LdmBase(Base):
 
     @torch.no_grad()
     def _text(self, captions: Sequence[str]) -> Text:
-        return Text(self.parts.text.encode(captions))
+        text: Any = self.parts.text
+        return Text(*text.both(captions)) if self.sdxl else Text(text.encode(captions))
 
     def _call(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None) -> Tensor:
-        output: Tensor = self.unet(x, t, context=text.tokens.to(self.stored))
+        own = {}
+        if self.sdxl:
+            pooled, ids = _conditions(text, sizes)
+            made = self._size_conditions(pooled, ids.to(self.device), self.parts.config.size_width)
+            own["y"] = made.to(self.stored)
+        output: Tensor = self.unet(x, t, context=text.tokens.to(self.stored), **own)
         return output
+
+    def besides(self) -> dict[str, nn.Module]:
+        return {"autoencoder": self.parts.autoencoder, "text encoder": self.parts.text}
 
     def checkpoint_gradients(self) -> None:
         # ldm's own checkpointing asks for gradients of all parameters, of which the frozen have none.
@@ -166,6 +194,12 @@ class LdmBase(Base):
 def _checkpoint(module: nn.Module) -> None:
     plain = module.forward
     module.forward = lambda *args: checkpointed(plain, *args, use_reentrant=False)
+
+
+def _conditions(text: Text, sizes: Sizes | None) -> tuple[Tensor, Tensor]:
+    if sizes is None or text.pooled is None:
+        raise ModelError("SDXL was called without its size conditions; this is a fault of this package")
+    return text.pooled, sizes.ids
 
 
 class DiffusersBase(Base):
@@ -223,7 +257,12 @@ class DiffusersBase(Base):
         if config.get("beta_schedule") != "scaled_linear":
             raise UnsupportedModel(f"beta_schedule is {config.get('beta_schedule')}, expected scaled_linear")
         betas = torch.linspace(start**0.5, end**0.5, count, dtype=torch.float64) ** 2
-        return (1 - betas).cumprod(0).float(), config.get("prediction_type") == "v_prediction"
+        alphas = (1 - betas).cumprod(0)
+        if config.get("rescale_betas_zero_snr"):
+            from ..standalone.sampler import zero_terminal
+
+            alphas = zero_terminal(alphas)
+        return alphas.float(), config.get("prediction_type") == "v_prediction"
 
     @torch.no_grad()
     def _moments(self, pixels: Tensor) -> Tensor:
@@ -250,14 +289,13 @@ class DiffusersBase(Base):
     def _call(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None) -> Tensor:
         added = None
         if self.sdxl:
-            if sizes is None or text.pooled is None:
-                raise ModelError("SDXL was called without its size conditions; this is a fault of this package")
-            added = {
-                "text_embeds": text.pooled.to(self.stored),
-                "time_ids": sizes.ids.to(self.device, self.stored),
-            }
+            pooled, ids = _conditions(text, sizes)
+            added = {"text_embeds": pooled.to(self.stored), "time_ids": ids.to(self.device, self.stored)}
         output: Tensor = self.unet(x, t, text.tokens.to(self.stored), added_cond_kwargs=added).sample
         return output
+
+    def besides(self) -> dict[str, nn.Module]:
+        return {"autoencoder": self.vae, "text encoder": nn.ModuleList([tower for _, tower in self.towers])}
 
     def checkpoint_gradients(self) -> None:
         self.unet.enable_gradient_checkpointing()

@@ -17,6 +17,7 @@ from typing import Any
 from .. import options
 from ..errors import ConfigError
 from ..options import choice, number, string, switch, whole
+from ..standalone.options import PREDICTION_HELP, PREDICTIONS
 from . import stages
 
 FILES, ADAPTER, TRAINING, AUGMENTATION, LOADING, OUTPUT = (
@@ -31,7 +32,7 @@ class TrainConfig:
 
     base: str = string(
         "",
-        "The frozen base model: an SD1.x or SD2.x checkpoint file, or a diffusers folder (SDXL too).",
+        "The frozen base model: a checkpoint file of SD1.x, SD2.x or SDXL, or a diffusers folder.",
         required=True,
         hint="a path",
         metavar="PATH",
@@ -39,10 +40,11 @@ class TrainConfig:
     )
     base_config: str = string(
         "",
-        "YAML of the checkpoint; without it, the file of the same name beside it.",
+        "YAML of the checkpoint; without it, the file of the same name beside it. SDXL needs none.",
         metavar="FILE",
         group=FILES,
     )
+    prediction: str = choice("auto", PREDICTION_HELP, PREDICTIONS, group=FILES)
     data: str = string(
         "",
         "Folder of pictures with captions (.txt beside each, or metadata.jsonl), or .tar shards.",
@@ -110,20 +112,27 @@ class TrainConfig:
     stages: str = string(
         "",
         "Several resolutions, one after the other, instead of resolution, steps and batch: 512px x 200000steps x 16, "
-        "1024px x 50000steps x 4; in YAML also a list of mappings with resolution, steps and batch. A stage that ends in "
-        "square (square: true) has no buckets.",
+        "1024px x 50000steps x 4; in YAML also a list of mappings with resolution, steps and batch. A stage that ends "
+        "in square (square: true) has no buckets.",
         metavar="STAGES",
         group=TRAINING,
     )
     buckets: bool = switch(
         False,
-        "Pictures keep their shape: each is cut to the nearest of the sizes of resolution² pixels.",
+        "Pictures keep their shape: each is cut to the nearest size of about resolution² pixels.",
         group=TRAINING,
     )
     bucket_step: int = whole(64, "Sides of the buckets are multiples of this many pixels.", 8, 1024, group=TRAINING)
     accumulate: int = whole(1, "Micro steps per optimizer step.", 1, 65_536, group=TRAINING)
+    optimizer: str = choice(
+        "adamw",
+        "adamw8bit (bitsandbytes): its state in 8 bits; prodigy (prodigyopt): finds the rate itself, lr is 1; "
+        "schedule-free (schedulefree): AdamW whose saved weights are an average, without a schedule.",
+        ("adamw", "adamw8bit", "prodigy", "schedule-free"),
+        group=TRAINING,
+    )
     lr: float = number(1e-4, "Learning rate.", 0, 1, above=True, group=TRAINING)
-    weight_decay: float = number(0.01, "Weight decay of AdamW.", 0, 1, group=TRAINING)
+    weight_decay: float = number(0.01, "Weight decay.", 0, 1, group=TRAINING)
     warmup: int = whole(0, "Steps over which the learning rate rises.", 0, _FOREVER, group=TRAINING)
     schedule: str = choice("constant", "Learning rate after the warm-up.", ("constant", "cosine"), group=TRAINING)
     weighting: str = choice(
@@ -141,6 +150,13 @@ class TrainConfig:
         0.0, "Decay of the averaged weights that are saved; 0: none; 0.9999 is common.", 0, 1, group=TRAINING
     )
     precision: str = choice("no", "Mixed precision.", ("no", "bf16", "fp16"), group=TRAINING)
+    storage: str = choice(
+        "auto",
+        "How the frozen UNet's weights are kept: auto, as it computes; bf16 or fp8 (e4m3): each layer's are converted "
+        "as they are used.",
+        ("auto", "bf16", "fp8"),
+        group=TRAINING,
+    )
     checkpointing: bool = switch(False, "Gradient checkpointing: less memory, more time.", group=TRAINING)
     drop_image: float = number(0.05, "Fraction of the pictures whose image prompt is dropped.", 0, 1, group=TRAINING)
     drop_text: float = number(0.05, "Fraction of the pictures whose text is dropped.", 0, 1, group=TRAINING)
@@ -224,6 +240,7 @@ class TrainConfig:
             )
         self._check_faces()
         self._check_augmentation()
+        self._check_optimizer()
         dropped = self.drop_image + self.drop_text + self.drop_both
         if dropped > 1:
             raise ConfigError("drop_image + drop_text + drop_both", dropped, "at most 1")
@@ -235,6 +252,15 @@ class TrainConfig:
             raise ConfigError("tokens", self.tokens, "nothing: variant full has a token for each of the encoder's")
         if self.resolution is not None and self.resolution % 8:
             raise ConfigError("resolution", self.resolution, "a multiple of 8 pixels")
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer == "prodigy" and self.lr < 0.01:
+            raise ConfigError("lr", self.lr, "1 for prodigy, which multiplies its own estimate by it")
+        if self.optimizer == "schedule-free" and (self.schedule != "constant" or self.ema):
+            name = "ema" if self.ema else "schedule"
+            raise ConfigError(
+                name, getattr(self, name), "nothing: schedule-free averages by itself, without a schedule"
+            )
 
     def _check_augmentation(self) -> None:
         for name in ("flip", "random_crop"):
@@ -291,6 +317,7 @@ class TrainConfig:
 _LATER = frozenset({
     "cache_text", "cache_half", "stages", "buckets", "bucket_step", "noise_offset", "flip", "random_crop",
     "reference_crop", "reference_flip", "reference_colour",
+    "optimizer", "storage", "prediction",
 })  # fmt: skip
 _DEFAULTS = {row.name: row.default for row in dataclasses.fields(TrainConfig)}
 

@@ -127,8 +127,9 @@ class Feed:
                 config.accumulate,
                 stage.start,
             )
+            kind = stage.resolution, stage.square
             positions = Positions(
-                self.source, self.preparation(stage.resolution, stage.square), config.seed, self.caches.get((stage.resolution, stage.square)),
+                self.source, self.preparation(*kind), config.seed, self.caches.get(kind),
                 self.texts, self._plan(stage),
             )  # fmt: skip
             count = None if last else (stage.end - step) * config.accumulate
@@ -205,3 +206,14 @@ class Feed:
         if config.cache_text:
             self.texts = storing.texts()
             self.no_text = empty_text(self.texts, len(self.source))
+        self.rest()
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The models beside the UNet that a step still asks for."""
+        own = {"autoencoder": self.config.cache, "text encoder": self.config.cache_text}
+        return tuple(name for name, cached in own.items() if not cached)
+
+    def rest(self) -> None:
+        """What is cached needs no model on the device any more."""
+        self.base.keep(*self.needed)

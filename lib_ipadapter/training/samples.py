@@ -68,6 +68,13 @@ class Sampler:
     @torch.no_grad()
     def draw(self, adapter: TrainableAdapter, step: int) -> Path:
         """Writes OUT/samples/step-N.png."""
+        self.base.keep("autoencoder", "text encoder")
+        try:
+            return self._draw(adapter, step)
+        finally:
+            self.feed.rest()
+
+    def _draw(self, adapter: TrainableAdapter, step: int) -> Path:
         side = self.feed.resolution
         rows = [[picture, *self._row(adapter, self.features[i : i + 1])] for i, picture in enumerate(self.references)]
         grid = Image.new("RGB", (side * len(rows[0]), side * len(rows)))

@@ -27,9 +27,12 @@ from .base import open_base
 from .config import TrainConfig
 from .feed import Batch, Feed
 from .identity import agreed_step, check_same, identity_of
+from .memory import described, resident
+from .optimizers import in_use, learning, make_optimizer
 from .report import Reporter
 from .run_folder import ADAPTER, RunFolder, writing
 from .samples import Sampler
+from .storage import store
 from .validation import Validation
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,7 +59,9 @@ class Trainer:
         self.folder = RunFolder(Path(config.out), config)
         if self.main:
             self.folder.begin()
-        self.base = open_base(config.base, config.base_config or None, device, DTYPES[config.precision])
+        self.base = open_base(
+            config.base, config.base_config or None, device, DTYPES[config.precision], config.prediction
+        )
         self.base.unet.requires_grad_(False)
         layers = self.base.layers
         self.feed = Feed(config, self.base, self.accelerator, self.folder)
@@ -76,7 +81,8 @@ class Trainer:
         if config.checkpointing:
             self.base.checkpoint_gradients()
         self.ema = copy.deepcopy(adapter).requires_grad_(False) if config.ema else None
-        optimizer = torch.optim.AdamW(adapter.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        store(self.base.unet, config.storage)
+        optimizer = make_optimizer(config, adapter.parameters())
         _configure_deepspeed(self.accelerator, config)
         self.model, self.optimizer = self.accelerator.prepare(self.denoiser, optimizer)
         self._asked = False  # this process was asked to stop; all processes agree on it at the end of a step
@@ -100,12 +106,26 @@ class Trainer:
             f"training a {config.variant} adapter ({count / 1e6:.1f} M parameters) on {len(self.feed.source)} "
             "pictures at "
             f"{self.feed.resolution} pixels, {config.steps} steps of {self.feed.pictures(0)} pictures, on "
-            f"{self.accelerator.device}"
+            f"{self.accelerator.device}; resident: {described(self.resident())}"
         )
+
+    def resident(self) -> dict[str, int]:
+        """Bytes on the device by what they are: models, the adapter with its gradients, and the optimizer's state as it
+        will be after the first step."""
+        device = self.accelerator.device
+        models: dict[str, Any] = {"UNet": self.base.unet, **self.base.besides()}
+        tower = getattr(self.feed.encoder, "_tower", None)
+        if tower is not None:
+            models["image encoder"] = tower
+        sizes = resident(models, device)
+        adapter = sum(p.numel() for p in self.denoiser.parameters()) * 4
+        state = {"adamw8bit": 0.5, "prodigy": 4, "schedule-free": 2}.get(self.config.optimizer, 2)
+        return {**sizes, "adapter": adapter, "its gradients": adapter, "optimizer": int(adapter * state)}
 
     def run(self) -> Outcome:
         """Trains to the last step or until a signal stops it. Raises TrainingError, FileError."""
         begun = self._resume()
+        learning(self.optimizer)
         sampler = Sampler(self.config, self.base, self.feed) if self.config.sample_every and self.main else None
         saved = begun
         try:
@@ -122,7 +142,8 @@ class Trainer:
                         saved = step
                     if sampler and (step % self.config.sample_every == 0 or step == self.config.steps):
                         self.denoiser.rest()
-                        report.picture(step, sampler.draw(self.adapter, step))
+                        with in_use(self.optimizer, self.denoiser.parameters()):
+                            report.picture(step, sampler.draw(self.adapter, step))
                     if last:
                         break
         finally:
@@ -133,7 +154,8 @@ class Trainer:
         """The validation loss after a step, where it is measured: by the main process, of the weights in training."""
         if self.validation is None or not (last or step % self.config.validation_every == 0):
             return None
-        return self.validation.loss(self.denoiser)
+        with in_use(self.optimizer, self.denoiser.parameters()):
+            return self.validation.loss(self.denoiser)
 
     def _steps(self, begun: int) -> Iterator[tuple[int, float, bool]]:
         """(steps done, mean loss over all processes, whether to stop) after each optimizer step."""
@@ -209,7 +231,9 @@ class Trainer:
             if self.main:
                 if self.ema is not None:
                     torch.save(self.ema.state_dict(), part / "ema.pt")
-                save_adapter(self.adapter.tensors(), part / ADAPTER, {**self._metadata, "steps": str(step)})
+                with in_use(self.optimizer, self.denoiser.parameters()):
+                    tensors = self.adapter.tensors()
+                save_adapter(tensors, part / ADAPTER, {**self._metadata, "steps": str(step)})
         self.accelerator.wait_for_everyone()
         if self.main:
             self.folder.publish(step)

@@ -128,6 +128,9 @@ def test_what_has_no_default_must_be_given(name):
         ({"ema": 1.0}, "ema"),
         ({"variant": "full", "tokens": 4}, "tokens"),
         ({"resolution": 100}, "resolution"),
+        ({"optimizer": "prodigy"}, "lr"),
+        ({"optimizer": "schedule-free", "schedule": "cosine"}, "schedule"),
+        ({"optimizer": "schedule-free", "ema": 0.9}, "ema"),
         ({"cache": True, "flip": 0.5}, "flip"),
         ({"cache": True, "random_crop": True}, "random_crop"),
         ({"init_layers": "a file", "init": "another"}, "init_layers"),
@@ -194,7 +197,7 @@ def test_every_field_is_a_flag():
     at = given.index("--resolution")
     del given[at : at + 2]
     wanted["resolution"] = None
-    for name, value in {"variant": "base", "init": "", "attention": "decoupled"}.items():
+    for name, value in {"variant": "base", "init": "", "attention": "decoupled", "optimizer": "adamw8bit"}.items():
         wanted[name] = given[given.index(f"--{name}") + 1] = value
     assert flags(*given).as_dict() == wanted
     for name, value in {"variant": "plus", "init": "some init", "attention": "concat"}.items():
@@ -262,7 +265,9 @@ def test_the_hash_leaves_out_what_does_not_decide_the_outcome(name, value):
     [("lr", 2e-4), ("seed", 1), ("batch", 9), ("accumulate", 2), ("cache", True), ("cache_text", True),
      ("cache_half", False), ("buckets", True), ("bucket_step", 128), ("noise_offset", 0.1), ("flip", 0.5),
      ("random_crop", True),
-     ("reference_crop", 0.5), ("reference_flip", 0.5), ("reference_colour", 0.2), ("stages", "512px x 5steps x 2"),
+     ("optimizer", "adamw8bit"), ("storage", "fp8"), ("prediction", "v"),
+     ("reference_crop", 0.5), ("reference_flip", 0.5),
+     ("reference_colour", 0.2), ("stages", "512px x 5steps x 2"),
      ("variant", "plus"), ("attention", "concat"), ("tokens", 5), ("resolution", 64), ("ema", 0.9),
      ("precision", "bf16"), ("drop_image", 0.1), ("drop_text", 0.1), ("drop_both", 0.1), ("max_norm", 2.0),
      ("warmup", 3), ("schedule", "cosine"), ("weight_decay", 0.1), ("resampler_dim", 64), ("resampler_depth", 2),
@@ -298,6 +303,7 @@ def field_values() -> st.SearchStrategy[dict[str, Any]]:
     kept["warmup"] = st.just(0)
     kept["stages"] = st.just("")
     kept["cache"] = st.just(False)
+    kept["optimizer"] = st.sampled_from(("adamw", "adamw8bit"))
     kept["variant"] = st.sampled_from(("base", "plus"))
     return st.fixed_dictionaries(kept).map(
         lambda values: {**values, "init_layers": ""} if values["attention"] == "concat" else {**values, "init": ""}

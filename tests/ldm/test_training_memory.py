@@ -1,0 +1,87 @@
+"""Trainings that take less memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
+pytest.importorskip("accelerate", reason="accelerate is not installed")
+
+from lib_ipadapter.training.trainer import Trainer
+from tests.ldm.trainings import config, losses, tensors, train, write_data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("small"))
+
+
+@pytest.mark.parametrize("storage", ["bf16", "fp8"])
+def test_a_base_in_fewer_bytes_trains_nearly_the_same(folder, tmp_path, storage):
+    if storage == "fp8" and not hasattr(torch, "float8_e4m3fn"):
+        pytest.skip("torch has no float8")
+    train(folder, tmp_path / "plain", steps=4)
+    trainer = Trainer(config(folder, tmp_path / "stored", steps=4, storage=storage, checkpointing=True))
+    sizes = trainer.resident()
+    trainer.run()
+    plain = Trainer(config(folder, tmp_path / "plain", steps=4))
+    plain.denoiser.remove()
+    assert sizes["UNet"] < {"bf16": 0.52, "fp8": 0.29}[storage] * plain.resident()["UNet"]
+    assert losses(tmp_path / "stored") != losses(tmp_path / "plain")
+    np.testing.assert_allclose(losses(tmp_path / "stored"), losses(tmp_path / "plain"), rtol=0.1)
+    held = tensors(tmp_path / "stored" / "ip_adapter.safetensors")
+    assert all(value.dtype == torch.float32 for value in held.values())
+
+
+def test_what_is_cached_leaves_the_device_and_comes_back_for_samples(folder, tmp_path, monkeypatch):
+    """On the CPU nothing moves, so what is asked for is watched."""
+    own = {"cache": True, "cache_text": True, "sample_every": 2, "sample_steps": 1, "steps": 2}
+    trainer = Trainer(config(folder, tmp_path, **own))
+    assert trainer.feed.needed == ()
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(trainer.base, "keep", lambda *names: asked.append(names))
+    trainer.run()
+    assert asked == [("autoencoder", "text encoder"), ()]
+    plain = Trainer(config(folder, tmp_path / "plain", cache=True))
+    assert plain.feed.needed == ("text encoder",)
+    plain.denoiser.remove()
+    assert "resident: UNet" in plain.summary()
+
+
+def test_a_model_that_is_not_kept_is_moved(folder, tmp_path):
+    trainer = Trainer(config(folder, tmp_path))
+    moved: dict[str, list[str]] = {"autoencoder": [], "text encoder": []}
+    for name, model in trainer.base.besides().items():
+        model.to = lambda device, name=name: moved[name].append(str(device))
+    trainer.base.device = torch.device("meta")  # stands for a GPU
+    trainer.base.keep("text encoder")
+    assert moved == {"autoencoder": ["cpu"], "text encoder": ["meta"]}
+    trainer.denoiser.remove()
+
+
+def test_schedule_free_goes_on_bitwise_and_saves_the_average(folder, tmp_path):
+    pytest.importorskip("schedulefree", reason="schedulefree is not installed")
+    own = {"optimizer": "schedule-free"}
+    whole = train(folder, tmp_path / "whole", steps=5, **own)
+    train(folder, tmp_path / "parts", steps=3, save_every=1, **own)
+    part = train(folder, tmp_path / "parts", steps=5, **own)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    a, b = tensors(whole), tensors(part)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    trainer = Trainer(config(folder, tmp_path / "now", steps=5, **own))
+    trainer.run()
+    learned = trainer.denoiser.adapter.tensors()
+    assert any(not torch.equal(learned[key], a[key]) for key in a), "the average is not what is learned with"
+
+
+def test_prodigy_goes_on_bitwise(folder, tmp_path):
+    pytest.importorskip("prodigyopt", reason="prodigyopt is not installed")
+    own = {"optimizer": "prodigy", "lr": 1.0}
+    train(folder, tmp_path / "whole", steps=5, **own)
+    train(folder, tmp_path / "parts", steps=3, **own)
+    train(folder, tmp_path / "parts", steps=5, **own)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
