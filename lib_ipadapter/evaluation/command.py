@@ -15,11 +15,12 @@ from ..options import add_flags, from_flags
 from ..standalone.generate import device_of, face_analyser
 from .identity import Identity
 from .items import read_items
+from .measures import load_measures
 from .methods import BASE, BaseModel, Encoders, Method, Studio, TextBaseline, adapter_method
 from .metric import Clip
 from .options import EvaluateOptions
 from .remote import WebUIMethod, read_payload
-from .run import evaluate
+from .run import Further, evaluate
 
 EPILOG = """\
 measures:
@@ -30,6 +31,8 @@ measures:
 With --identity:
   identity     cosine of the ArcFace embeddings of the largest faces of picture and reference
   faces found  fraction of the pictures in which a face is found; the others have no identity
+With --measure NAME=FILE:
+  DINO, DINOv2, CSD  cosine of the embeddings of picture and reference: of the subject (DINO), of the style (CSD)
 Means over references, with 95 % intervals (Student's t; of top-1 and top-5 Wilson's), and the differences between
 methods, paired by reference. The row "reference" has the real pictures' own values.
 
@@ -64,8 +67,13 @@ def run(args: argparse.Namespace) -> int:
     device, _ = device_of(options)
     metric = Clip.load(options.clip, options.clip_arch, device)  # first: it makes its architecture known to open_clip
     faces = face_analyser(options)
-    extra = Identity(faces, options.identity).measures() if options.identity else {}
-    results = evaluate(items, [*standalone_methods(options, faces), *remote], metric, options.out, options, extra)
+    files = load_measures(options.measure, device)
+    extra: dict[str, Any] = Identity(faces, options.identity).measures() if options.identity else {}
+    extra |= files
+    further = Further(extra, {name: measure.settings() for name, measure in files.items()}, options.published,
+                      options.negative if options.dreambench else None)  # fmt: skip
+    methods = [*standalone_methods(options, faces), *remote]
+    results = evaluate(items, methods, metric, options.out, options, further=further)
     print(results.markdown())
     print(f"pictures, results.json, results.md and figures: {options.out}")
     return 0

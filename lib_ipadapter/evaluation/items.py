@@ -18,6 +18,7 @@ from ..files.captioned import METADATA
 from ..pictures import images
 from ..pictures.images import SUFFIXES
 from ..unit.names import is_device
+from .dreambench import is_dreambench, read_dreambench
 
 _Row = tuple[Path, str, dict[str, str]]
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -66,6 +67,8 @@ def read_items(folder: Path | str, coco: Path | str | None = None, limit: int | 
         raise FileError(folder, "no such folder; give the folder of the reference pictures")
     if limit is not None and limit < 1:
         raise ConfigError("limit", limit, "a whole number from 1")
+    if coco is None and is_dreambench(folder):
+        return [Item(*row) for row in read_dreambench(folder, limit)]
     rows = _captioned(folder, limit) if coco is None else _coco(Path(coco), folder)
     if not rows:
         raise FileError(folder, f"no pictures in it ({', '.join(SUFFIXES)}); give a folder of references")

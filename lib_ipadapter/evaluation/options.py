@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..faces.packs import RECOGNISERS
-from ..options import checked, choice, declare, fields_of, number, path, same_as, string, whole
+from ..options import checked, choice, declare, fields_of, number, path, same_as, string, switch, whole
 from ..standalone.options import CHECKPOINT_HELP, CONFIG_HELP, GenerateOptions
 from ..unit import WEIGHT_RANGE, Unit
 from .items import Item
@@ -70,7 +70,8 @@ class EvaluateOptions(Options):
     """The command's flags."""
 
     references: Path = path(
-        "Folder of pictures with captions: .txt beside each, or metadata.jsonl (file_name, text).",
+        "Folder of pictures with captions: .txt beside each, or metadata.jsonl (file_name, text); or "
+        "DreamBench++'s data.",
         required=True,
         metavar="FOLDER",
         group=DATA,
@@ -104,6 +105,18 @@ class EvaluateOptions(Options):
         group=DATA,
     )
     face_models: tuple[Path, ...] = same_as(GenerateOptions, "face_models", group=DATA)
+    measure: tuple[str, ...] = declare(
+        "string",
+        (),
+        "A further measure by its weight file: dino, dinov2 (subject) or csd (style); may be repeated.",
+        many="repeat",
+        metavar="NAME=FILE",
+        group=DATA,
+    )
+    dreambench: bool = switch(
+        False, "Also write the pictures into OUT/dreambench, in DreamBench++'s layout.", group=DATA
+    )
+    published: bool = switch(True, "Show published values below the table, marked as such.", group=DATA)
     adapter: tuple[str, ...] = declare(
         "string",
         (),

@@ -6,7 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ..errors import ConfigError, IPAdapterError, ModelError
 from ..pictures import images
 from ..unit.names import is_device
 from . import figures
+from .dreambench import Export
 from .items import Item
 from .methods import Job, Method
 from .metric import Metric
@@ -37,6 +38,18 @@ class Column:
 
     method: Method
     weight: float | None
+
+
+@dataclass(frozen=True)
+class Further:
+    """What a report has beside CLIP's measures. extra: measures by name, of a picture and its reference's Item; NaN
+    where one says nothing; told: what each is, for the settings; published: whether values of others stand below the
+    table; negative: the negative prompt, where pictures are also written in DreamBench++'s layout, else None."""
+
+    extra: Extra = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
+    published: bool = False
+    negative: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,24 +72,28 @@ def evaluate(
     options: Options | None = None,
     extra: Extra | None = None,
     say: Say | None = None,
+    further: Further | None = None,
 ) -> Results:
     """Draws every method at every λ of every reference, measures, and writes into ``out``: pictures/,
     scores.jsonl, results.json, results.md, grid.png, and curve.png if a method has two λ.
 
-    extra: further measures by name, of a picture and its reference's Item; NaN where one says nothing.
+    extra: those of ``further``, alone.
     Pictures that are there already stay, if they were made with these settings. Interrupted anywhere, the
     same call goes on. Raises ConfigError, FileError, ImageError, EncoderError, ModelError.
     """
     out, options, say = Path(out), options or Options(), say or _to_stderr
     options.check()
-    _check(items, methods, extra or {})
+    further = further or Further(extra or {})
+    _check(items, methods, further.extra)
     columns = plan_columns(methods, options.weights, say)
     texts = [options.text_against(item) for item in items]
-    references = References.look_at(items, texts, metric, extra or {}, _bar)
+    references = References.look_at(items, texts, metric, further.extra, _bar)
     store = Pictures(out)
     tasks = _plan(items, columns, options, references, store)
     _draw(items, tasks, references, store, options, say)
-    results = _measure(items, columns, tasks, references, options, metric, extra or {}, out, methods)
+    if further.negative is not None:
+        _export(items, tasks, out / "dreambench", further.negative)
+    results = _measure(items, columns, tasks, references, options, metric, further, out, methods)
     results.write(out)
     _figures(items, columns, store, options, results, out, say)
     return results
@@ -213,9 +230,9 @@ def _bar(total: int, name: str, done: int = 0) -> Any:
 
 def _measure(
     items: Sequence[Item], columns: Sequence[Column], tasks: Sequence[_Task], references: References, options: Options,
-    metric: Metric, extra: Extra, out: Path, methods: Sequence[Method],
+    metric: Metric, further: Further, out: Path, methods: Sequence[Method],
 ) -> Results:  # fmt: skip
-    scores = Scores(items, references, metric, extra)
+    scores = Scores(items, references, metric, further.extra)
     rows = [Row.of(REFERENCE, None, references.measured, len(items))]
     with _bar(len(tasks), "measuring") as bar:
         for column in columns:
@@ -228,7 +245,22 @@ def _measure(
             rows.append(Row.of(column.method.name, column.weight, scores.values(), len(own)))
     scores.write(out / "scores.jsonl")
     at_zero = {m.name: m.at_zero.name for m in methods if m.at_zero is not None}
-    return Results(tuple(rows), _settings(items, columns, options, metric), at_zero)
+    settings = _settings(items, columns, options, metric)
+    told = {"measures": further.told} if further.told else {}
+    return Results(tuple(rows), {**settings, **told}, at_zero, further.published)
+
+
+def _export(items: Sequence[Item], tasks: Sequence[_Task], folder: Path, negative: str) -> None:
+    """The pictures in DreamBench++'s layout, a folder for each method and weight."""
+    exports: dict[Path, Export] = {}
+    for task in tasks:
+        own = folder / f"{task.column.method.name}-{weight_text(task.column.weight)}"
+        if own not in exports:
+            exports[own] = Export(own, negative)
+        export = exports[own]
+        item = items[task.place]
+        index = int(task.path.stem.rpartition("-")[2])
+        export.add(item.key, item.fields, index, task.prompt, item.load(), images.load(task.path))
 
 
 def _settings(items: Sequence[Item], columns: Sequence[Column], options: Options, metric: Metric) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import replacing
+from . import published
 from .pictures import weight_text
 from .stats import INTERVALS, LEVEL, Estimate, Values
 
 TITLES = {
     "clip_i": "CLIP-I", "clip_t": "CLIP-T", "top_1": "top-1", "top_5": "top-5", "identity": "identity",
-    "face_found": "faces found",
+    "face_found": "faces found", "dino": "DINO", "dinov2": "DINOv2", "csd": "CSD",
 }  # fmt: skip
 JSON_ONLY = ("clipscore",)
 REFERENCE = "reference"  # the row of the references themselves
@@ -27,6 +28,9 @@ MEANINGS = {
     "top_5": "fraction of the pictures whose own reference is among the five closest",
     "identity": "cosine of the ArcFace embeddings of the largest faces of picture and reference, where both have one",
     "face_found": "fraction of the pictures in which a face is found",
+    "dino": "cosine of the DINO embeddings (class token, arXiv 2104.14294) of picture and reference",
+    "dinov2": "cosine of the DINOv2 embeddings (class token, arXiv 2304.07193) of picture and reference",
+    "csd": "cosine of the style embeddings (CSD, arXiv 2404.01292) of picture and reference",
 }
 
 
@@ -70,6 +74,7 @@ class Results:
     rows: tuple[Row, ...]
     settings: Mapping[str, Any]
     at_zero: Mapping[str, str]
+    published: bool = False  # whether values of others are shown
 
     def row(self, method: str, weight: float | None = None) -> Row:
         """The row of a method at a λ. Raises KeyError."""
@@ -132,8 +137,9 @@ class Results:
         intervals = (
             f"Means over references, with {LEVEL:.0%} confidence intervals in brackets: {INTERVALS['means']}; of "
         )
+        own = [published.markdown()] if self.published else []
         intervals += f"top-1 and top-5 {INTERVALS['hit rates']}."
-        return "\n".join([*lines, "", intervals, "", *legend, "", *self._differences(names)])
+        return "\n".join([*lines, "", intervals, "", *legend, "", *self._differences(names), *own])
 
     def _differences(self, names: list[str]) -> list[str]:
         """The second table: differences between methods."""
