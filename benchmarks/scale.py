@@ -2,9 +2,9 @@
 
     python benchmarks/scale.py [--base sd15] [--log runs/mine/log.jsonl --gpus 1 --gpu h100]
 
-Operations are counted on the real shapes (torch's counter, on the meta device, no weights); how many of them a GPU does a
-second is assumed, or taken from a run's log by --log. All assumptions are printed with the table. The paper's own figures
-(arXiv 2308.06721, 3.3: 8 V100, 1 M steps of 8 pictures a GPU, 10 M pictures, 22 M parameters) are checked first.
+Operations are counted on the real shapes (torch's counter, on the meta device, no weights); how many of them a GPU does
+a second is assumed, or taken from a run's log by --log. All assumptions are printed with the table. The paper's own
+figures (arXiv 2308.06721, 4.1: 8 V100, 1 M steps of 8 pictures a GPU, 10 M pictures, 22 M parameters) are checked first.
 Needs stable-diffusion-sdkit.
 """
 
@@ -45,8 +45,8 @@ GPUS = {"v100": Gpu(125e12, 0.25), "h100": Gpu(989e12, 0.35)}
 
 @dataclass(frozen=True)
 class Work:
-    """Operations of one picture (a multiplication and an addition are two). forward: of the UNet; encode: of autoencoder,
-    image encoder and text encoder; parameters: of the adapter; latents, features, texts: bytes in the caches."""
+    """Operations of one picture (a multiplication and an addition are two). forward: of the UNet; encode: of
+    autoencoder, image encoder and text encoder; parameters: of the adapter; latents, features, texts: bytes in the caches."""
 
     forward: float
     encode: float
@@ -57,8 +57,8 @@ class Work:
     tokens: int
 
     def step(self, cached: bool) -> float:
-        """Of a training step: forward, and backward through the frozen UNet, which costs a forward more (its weights have
-        no gradients); the adapter's own are counted with it."""
+        """Of a training step: forward, and backward through the frozen UNet, which costs a forward more (its weights
+        have no gradients); the adapter's own are counted with it."""
         return 2 * self.forward + 6 * self.parameters + (0 if cached else self.encode)
 
 
@@ -186,8 +186,8 @@ def check_paper(work: Work) -> str:
     if abs(found - PAPER["parameters"] / 1e6) > 0.5:
         raise SystemExit(f"the adapter has {found:.1f} M parameters here, the paper says 22 M")
     return (
-        f"The paper: 1 M steps of 8 x 8 pictures are {samples / 1e6:.0f} M samples, {samples / PAPER['pictures']:.1f} times "
-        f"each of 10 M; its adapter has 22 M parameters, counted here: {found:.1f} M."
+        f"The paper: 1 M steps of 8 x 8 pictures are {samples / 1e6:.0f} M samples, "
+        f"{samples / PAPER['pictures']:.1f} times each of 10 M; its adapter has 22 M parameters, counted here: {found:.1f} M."
     )
 
 
@@ -216,8 +216,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = work_of(args.base, resolution)
     measured = {args.gpu: log_rate(args.log, args.gpus)} if args.log else {}
     print(
-        f"\n{args.base} at {resolution}: {work.forward / 1e12:.2f} T operations forward, {work.encode / 1e12:.2f} T of the "
-        f"encoders, {work.step(True) / 1e12:.2f} T a step from the caches, {work.step(False) / 1e12:.2f} T without."
+        f"\n{args.base} at {resolution}: {work.forward / 1e12:.2f} T operations forward, {work.encode / 1e12:.2f} T "
+        f"of the encoders, {work.step(True) / 1e12:.2f} T a step from the caches, {work.step(False) / 1e12:.2f} T without."
     )
     for name, gpu in GPUS.items():
         speed = f"measured: {measured[name]:.2f} pictures/s" if name in measured else f"assumed: {gpu.share:.0%} of it"
@@ -227,8 +227,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{size(work.latents + work.features + work.texts)}, ring all-reduce of float32 gradients at each step.\n"
     )
     print(
-        "| pictures | GPUs | caches | pictures/s | GPU hours | days | tokens | pictures on disk | caches on disk | read/s | "
-        "gradients/s each |\n|---|---|---|---|---|---|---|---|---|---|---|"
+        "| pictures | GPUs | caches | pictures/s | GPU hours | days | tokens | pictures on disk | caches on disk | "
+        "read/s | gradients/s each |\n|---|---|---|---|---|---|---|---|---|---|---|"
     )
     for pictures in (10e6, 1e9):
         for name, gpus in (("v100", 8), ("h100", 8), ("h100", 64)):

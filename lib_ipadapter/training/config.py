@@ -207,6 +207,10 @@ class TrainConfig:
     )  # fmt: skip
     validation_every: int = whole(500, "Steps between measurements of the validation loss.", 1, _FOREVER, group=OUTPUT)
     validation_count: int = whole(32, "Pictures of it, the first that can be read.", 1, 4096, group=OUTPUT)
+    wandb: str = string(
+        "", "Project of Weights & Biases that the run is reported to, where wandb is installed; without it, none.",
+        metavar="PROJECT", group=OUTPUT,
+    )  # fmt: skip
     tensorboard: bool = switch(True, "Write OUT/tensorboard, where tensorboard is installed.", group=OUTPUT)
 
     @classmethod
@@ -291,7 +295,7 @@ class TrainConfig:
         logging and saving; but of the cache, which stores features in half precision."""
         aside = {
             "out", "cache_dir", "base", "base_config", "data", "encoder", "init", "init_layers",
-            "face_models", "workers", "prefetch", "save_every", "keep", "tensorboard", "steps",
+            "face_models", "workers", "prefetch", "save_every", "keep", "tensorboard", "wandb", "steps",
         }  # fmt: skip
         aside |= {row.name for row in dataclasses.fields(self) if row.name.startswith(("sample_", "validation"))}
         aside |= {name for name in _LATER if getattr(self, name) == _DEFAULTS[name]}

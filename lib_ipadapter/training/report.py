@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..errors import TrainingError
 from .config import TrainConfig
 from .run_folder import RunFolder, writing
 
@@ -22,6 +24,7 @@ class Reporter:
         self.begun, self.pictures = begun, pictures
         self._bar: Any = None
         self._board: Any = None
+        self._wandb: Any = None
         self._mean = math.nan
 
     def __enter__(self) -> Reporter:
@@ -30,6 +33,7 @@ class Reporter:
 
             self._bar = tqdm(total=self.config.steps, initial=self.begun, unit="step")
             self._board = _board(self.folder.root) if self.config.tensorboard else None
+            self._wandb = _wandb(self.config, self.folder.root) if self.config.wandb else None
         self._time = time.monotonic()
         return self
 
@@ -39,6 +43,8 @@ class Reporter:
         if self._board:
             with writing(self.folder.root):
                 self._board.close()
+        if self._wandb:
+            self._wandb.finish()
 
     def step(self, step: int, loss: float, rate: float, broken: int, validation: float | None = None) -> None:
         """After an optimizer step: its mean loss and learning rate, the broken pictures so far, and the validation loss
@@ -54,6 +60,8 @@ class Reporter:
         note = f", {broken} broken" if broken else ""
         self._bar.set_postfix_str(f"loss {self._mean:.4f}, {speed:.1f} pictures/s{note}", refresh=False)
         self._bar.update(step - self._bar.n)
+        if self._wandb:
+            self._wandb.log({name: value for name, value in {**own, **measured}.items() if name != "step"}, step=step)
         if self._board:
             with writing(self.folder.root):
                 for name, value in (("loss", loss), ("lr", rate), ("pictures_per_second", speed), *measured.items()):
@@ -61,6 +69,10 @@ class Reporter:
 
     def picture(self, step: int, path: Path) -> None:
         """A grid of samples."""
+        if self._wandb:
+            import wandb
+
+            self._wandb.log({"samples": wandb.Image(str(path))}, step=step)
         if self._board:
             import numpy as np
             from PIL import Image
@@ -76,3 +88,15 @@ def _board(root: Path) -> Any:
         print("tensorboard is not installed, so OUT/tensorboard is not written; OUT/log.jsonl has the same numbers")
         return None
     return SummaryWriter(str(root / "tensorboard"))
+
+
+def _wandb(config: TrainConfig, root: Path) -> Any:
+    """The run of OUT, which a resumed training goes on with. Raises TrainingError without the package."""
+    try:
+        import wandb
+    except ImportError:
+        raise TrainingError("wandb is not installed; run: pip install wandb, or leave the field wandb empty") from None
+    name = hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=config.wandb, name=root.name, id=name, resume="allow", dir=str(root), config=config.as_dict()
+    )

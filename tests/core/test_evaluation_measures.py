@@ -100,8 +100,8 @@ def test_positions_of_another_grid_are_scaled_as_the_authors_scale_them(tmp_path
 def test_hugging_faces_layout_is_read(tmp_path: Path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.ViTConfig(
-        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512, patch_size=16, image_size=224,
-        layer_norm_eps=1e-6,
+        hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512, patch_size=16,
+        image_size=224, layer_norm_eps=1e-6,
     )  # fmt: skip
     torch.manual_seed(1)
     model = transformers.ViTModel(config).eval()

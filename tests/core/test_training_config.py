@@ -252,7 +252,7 @@ def test_a_file_that_is_absent_or_a_folder_is_refused_and_an_empty_one_has_no_fi
      ("base_config", "x"),
      ("cache_dir", "x"), ("keep", 9),
      ("save_every", 3), ("tensorboard", False), ("sample_every", 3), ("sample_prompt", "x"), ("steps", 5),
-     ("validation", "x"),
+     ("validation", "x"), ("wandb", "x"),
      ("validation_every", 9), ("validation_count", 9)],
 )  # fmt: skip
 def test_the_hash_leaves_out_what_does_not_decide_the_outcome(name, value):
