@@ -4,7 +4,7 @@
 
 Operations are counted on the real shapes (torch's counter, on the meta device, no weights); how many of them a GPU does
 a second is assumed, or taken from a run's log by --log. All assumptions are printed with the table. The paper's own
-figures (arXiv 2308.06721, 4.1: 8 V100, 1 M steps of 8 pictures a GPU, 10 M pictures, 22 M parameters) are checked first.
+figures (arXiv 2308.06721, 4.1: 8 V100, 1 M steps of 8 pictures a GPU, 10 M pictures, 22 M parameters) are checked.
 Needs stable-diffusion-sdkit.
 """
 
@@ -46,7 +46,7 @@ GPUS = {"v100": Gpu(125e12, 0.25), "h100": Gpu(989e12, 0.35)}
 @dataclass(frozen=True)
 class Work:
     """Operations of one picture (a multiplication and an addition are two). forward: of the UNet; encode: of
-    autoencoder, image encoder and text encoder; parameters: of the adapter; latents, features, texts: bytes in the caches."""
+    autoencoder, image encoder and text encoder; parameters: of the adapter; latents, features, texts: bytes in caches."""
 
     forward: float
     encode: float
@@ -187,7 +187,8 @@ def check_paper(work: Work) -> str:
         raise SystemExit(f"the adapter has {found:.1f} M parameters here, the paper says 22 M")
     return (
         f"The paper: 1 M steps of 8 x 8 pictures are {samples / 1e6:.0f} M samples, "
-        f"{samples / PAPER['pictures']:.1f} times each of 10 M; its adapter has 22 M parameters, counted here: {found:.1f} M."
+        f"{samples / PAPER['pictures']:.1f} times each of 10 M; "
+        f"its adapter has 22 M parameters, counted here: {found:.1f} M."
     )
 
 
@@ -217,7 +218,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = {args.gpu: log_rate(args.log, args.gpus)} if args.log else {}
     print(
         f"\n{args.base} at {resolution}: {work.forward / 1e12:.2f} T operations forward, {work.encode / 1e12:.2f} T "
-        f"of the encoders, {work.step(True) / 1e12:.2f} T a step from the caches, {work.step(False) / 1e12:.2f} T without."
+        f"of the encoders, {work.step(True) / 1e12:.2f} T a step from the caches, "
+        f"{work.step(False) / 1e12:.2f} T without."
     )
     for name, gpu in GPUS.items():
         speed = f"measured: {measured[name]:.2f} pictures/s" if name in measured else f"assumed: {gpu.share:.0%} of it"

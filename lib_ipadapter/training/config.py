@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..options import choice, number, string, switch, whole
 from ..standalone.options import PREDICTION_HELP, PREDICTIONS
 from . import stages
+from .yaml_file import read_yaml
 
 FILES, ADAPTER, TRAINING, AUGMENTATION, LOADING, OUTPUT = (
     "Files", "Adapter", "Training", "Augmentation", "Loading", "Checkpoints and samples",
@@ -342,20 +343,3 @@ def from_arguments(args: argparse.Namespace) -> TrainConfig:
     """The file's fields, overridden by the flags. Raises ConfigError."""
     values = read_yaml(args.config) if args.config else {}
     return TrainConfig.parse({**values, **options.given_flags(TrainConfig, args)})
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping of fields. Raises ConfigError."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError("config", str(path), f"a file that can be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("config", str(path), f"plain YAML ({' '.join(str(error).split())[:160]})") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError("config", str(path), "a YAML mapping of fields to values")
-    return content
