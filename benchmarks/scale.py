@@ -46,7 +46,7 @@ GPUS = {"v100": Gpu(125e12, 0.25), "h100": Gpu(989e12, 0.35)}
 @dataclass(frozen=True)
 class Work:
     """Operations of one picture (a multiplication and an addition are two). forward: of the UNet; encode: of
-    autoencoder, image encoder and text encoder; parameters: of the adapter; latents, features, texts: bytes in caches."""
+    autoencoder, image encoder and text encoder; parameters: of the adapter; latents, features, texts: bytes of them."""
 
     forward: float
     encode: float

@@ -186,9 +186,13 @@ class LdmBase(Base):
 
     def checkpoint_gradients(self) -> None:
         # ldm's own checkpointing asks for gradients of all parameters, of which the frozen have none.
-        for module in self.unet.modules():
-            if type(module).__name__ in ("ResBlock", "SpatialTransformer"):
-                _checkpoint(module)
+        for module in checkpointed_blocks(self.unet):
+            _checkpoint(module)
+
+
+def checkpointed_blocks(unet: nn.Module) -> list[nn.Module]:
+    """Blocks of an ldm UNet whose activations are computed again."""
+    return [module for module in unet.modules() if type(module).__name__ in ("ResBlock", "SpatialTransformer")]
 
 
 def _checkpoint(module: nn.Module) -> None:

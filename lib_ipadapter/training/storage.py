@@ -77,9 +77,7 @@ def _computed(x: Tensor) -> Tensor:
 
 def _linear(module: nn.Linear) -> Any:
     def forward(x: Tensor) -> Tensor:
-        x = _computed(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return _Linear.apply(x, module.weight, module.bias)
+        return _Linear.apply(_computed(x), module.weight, module.bias)
 
     return forward
 
@@ -88,8 +86,6 @@ def _conv(module: nn.Conv2d) -> Any:
     how = (module.stride, module.padding, module.dilation, module.groups)
 
     def forward(x: Tensor) -> Tensor:
-        x = _computed(x)
-        with torch.autocast(x.device.type, enabled=False):
-            return _Conv2d.apply(x, module.weight, module.bias, how)
+        return _Conv2d.apply(_computed(x), module.weight, module.bias, how)
 
     return forward
