@@ -62,7 +62,7 @@ class Bare(Base):
 
 class Kept:
     """What is kept for the backward pass, each tensor once. Of blocks that are checkpointed the inputs are kept, and
-    what the largest of them keeps while it is computed again (torch's checkpointing does not run on the meta device)."""
+    what the largest of them keeps while it is computed again (torch's checkpointing runs on no meta device)."""
 
     def __init__(self, weights: set[int]) -> None:
         self.weights = weights
