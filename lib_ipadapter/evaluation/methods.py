@@ -173,6 +173,8 @@ class Encoders:
             self.faces.check(spec.needs[0].encoder)
             for role in (DETECTOR, spec.needs[0].encoder):
                 files[role] = self._hash(self.faces.packs.find(role).path)
+            if any(need.of == "bare face" for need in spec.needs):
+                files["parsing"] = self._hash(self.faces.parser.find())
         return files
 
     def _hash(self, path: Path) -> str:

@@ -6,6 +6,7 @@ ToTheBeginning/PuLID, pipeline.py, get_id_embedding; facexlib, face_restoration_
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -78,7 +79,9 @@ class FaceParser:
 
     def folders(self) -> list[Path]:
         """Those that are searched: the given ones and facexlib's own."""
-        found = importlib.util.find_spec("facexlib")
+        found = None
+        with contextlib.suppress(ValueError):  # a module without a spec stands in for it
+            found = importlib.util.find_spec("facexlib")
         places = found.submodule_search_locations if found else None
         return [*self._folders(), *(Path(place) / "weights" for place in places or ())]
 
