@@ -56,30 +56,33 @@ def write_parsing(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def people(webui: WebUI) -> WebUI:
     """The shared WebUI with PuLID's files and all that they need, small."""
-    missing = [name for name in ("onnxruntime", "timm", "facexlib") if not _has(name)]
+    prepare(webui, python(), CONTEXT, {"sd1": SD1_WIDTHS, "sdxl": SDXL_WIDTHS})
+    return webui
+
+
+def prepare(webui: WebUI, python: Path, context: int, families: dict[str, tuple[int, ...]]) -> None:
+    """Files for models of these widths. Skips the test where its Python has not what they need."""
+    missing = [
+        name
+        for name in ("onnxruntime", "timm", "facexlib")
+        if subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False).returncode
+    ]
     if missing:
         pytest.skip(f"the WebUI's Python has no {', '.join(missing)}")
     models = webui.data / "models"
-    sizes = {"context": CONTEXT, "pooled": POOLED, "hidden": HIDDEN}
-    files = {
-        "sd1-pulid": pulid_tensors("v1", widths=SD1_WIDTHS, **sizes),
-        "sd1-pulid-converted": pulid_tensors("v1", widths=SD1_WIDTHS, converted=True, seed=4, **sizes),
-        "sd1-pulid11": pulid_tensors("v1.1", widths=SD1_WIDTHS, **sizes),
-        "sdxl-pulid": pulid_tensors("v1", widths=SDXL_WIDTHS, **sizes),
-        "sdxl-pulid11": pulid_tensors("v1.1", widths=SDXL_WIDTHS, **sizes),
-    }
-    for name, flat in files.items():
-        write_adapter(models / "ipadapter" / f"{name}.safetensors", flat)
+    for family, widths in families.items():
+        sizes = {"context": context, "pooled": POOLED, "hidden": HIDDEN, "widths": widths}
+        files = {
+            "pulid": pulid_tensors("v1", **sizes),
+            "pulid-converted": pulid_tensors("v1", converted=True, seed=4, **sizes),
+            "pulid11": pulid_tensors("v1.1", **sizes),
+        }
+        for name, flat in files.items():
+            write_adapter(models / "ipadapter" / f"{family}-{name}.safetensors", flat)
     write_eva(models / "clip_vision")
     write_parsing(models / "GFPGAN")
     write_pack(models / "insightface" / "models", "antelopev2", seed=1)
     webui.get("/ip-adapter/model_list")
-    return webui
-
-
-def _has(package: str) -> bool:
-    run = subprocess.run([python(), "-c", f"import {package}"], capture_output=True, check=False)
-    return not run.returncode
 
 
 @pytest.fixture
