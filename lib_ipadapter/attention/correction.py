@@ -55,7 +55,7 @@ def corrected(hidden: Tensor, term: Tensor, share: Tensor | None) -> Tensor:
         # Where Z is zero at all positions, its multiples are, too
         factor = (hidden * term).sum(-2, keepdim=True) / length.clamp(min=torch.finfo(torch.float32).tiny)
         projection = factor * hidden
-        return term - projection if share is None else term + (share - 1) * projection
+        return (projection.neg_() if share is None else projection.mul_(share - 1)).add_(term)
 
 
 def attended(query: Tensor, key: Tensor) -> Tensor:
