@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cache import LRU
+from ..encoders.state import assign
 from ..errors import BrokenControl, ControlMissing, FileError
 from ..files.library import files_below, mentions
 from ..files.tensors import SUFFIXES, TensorFile, open_tensors
@@ -82,7 +83,7 @@ class Loaded:
         self._place = None
 
     def _assign(self, state: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(state, assign=True)
+        assign(self.network, state)
         self.network.requires_grad_(False)
 
 

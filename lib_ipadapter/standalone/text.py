@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoders.configs import register_arch
+from ..encoders.state import assign
 from ..errors import ModelError, UnsupportedModel
 from .config import TRANSFORMERS, Config
 
@@ -175,4 +176,4 @@ def load(module: nn.Module, state: Mapping[str, Tensor], prefix: str, optional: 
             f"the checkpoint does not fit its yaml: {len(missing)} keys missing, {len(wrong)} unknown or of "
             f"another shape ({names}, ...); give the yaml that belongs to the checkpoint"
         )
-    module.load_state_dict(left, strict=False, assign=True)
+    assign(module, {**own, **left})

@@ -17,6 +17,7 @@ from lib_ipadapter.faces import FaceAnalyser, FacePacks
 from lib_ipadapter.webui.describe import control_of, description_of
 from lib_ipadapter.webui.panel import faces as panel_faces
 from lib_ipadapter.webui.panel import html
+from lib_ipadapter.webui.panel.values import MASKS, masks_text
 from tests.core.test_face_prompts import NONE, ONE, TWO
 from tests.face_models import write_pack
 from tests.synthetic import adapter_tensors, write_adapter
@@ -126,7 +127,7 @@ def test_instant_id_s_pose_and_controlnet(tmp_path, analyser):
     path, other = saved(tmp_path, TWO), str(tmp_path / "other.png")
     ONE.save(other)
     given = {"control_model": "auto", "pose_weight": 0.8, "pose_from": "reference", "pose_face": "largest",
-             "focus": "", "box": "", "face": "leftmost"}  # fmt: skip
+             "focus": "", "box": "", "face": "leftmost", MASKS: ""}  # fmt: skip
 
     def seen(images, poses, **fields) -> np.ndarray:
         markup = panel_faces.pose({**given, **fields}, images, poses, analyser)
@@ -136,6 +137,11 @@ def test_instant_id_s_pose_and_controlnet(tmp_path, analyser):
     assert np.abs(left - right).max() > 100
     assert np.abs(np.maximum(left, right) - everyone).max() < 60  # of a JPEG
     assert np.abs(seen([path], [other]) - seen([other], [])).max() == 0
+    half = Image.new("L", TWO.size)  # the image's own mask leaves the right face
+    half.paste(255, (TWO.width // 2, 0, *TWO.size))
+    masked = seen([path, other], [], **{MASKS: masks_text([html.data_uri(half, TWO.width), ""])})
+    assert np.abs(masked - seen([path, other], [], focus=html.data_uri(half, TWO.width))).max() == 0
+    assert np.abs(masked - left).max() > 100
     assert "The adapter alone" in panel_faces.pose({**given, "control_model": "none"}, [path], [], analyser)
     assert "picture that is redrawn" in panel_faces.pose({**given, "pose_from": "redrawn"}, [path], [], analyser)
     NONE.save(other)

@@ -259,3 +259,9 @@ def test_no_file_of_the_package_needs_a_home():
     """A container's user may have none, and Path.home raises then: os.path.expanduser does not."""
     asked = [path.name for path in PACKAGE.rglob("*.py") if "Path.home(" in path.read_text(encoding="utf-8")]
     assert asked == []
+
+
+def test_no_file_of_the_package_needs_torch_2_1_for_its_weights():
+    """The WebUI installs torch 2.0 for Intel's GPUs; its load_state_dict has no ``assign``, and encoders.state has."""
+    asked = [path.name for path in PACKAGE.rglob("*.py") if "assign=True" in path.read_text(encoding="utf-8")]
+    assert asked == []

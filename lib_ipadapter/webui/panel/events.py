@@ -20,11 +20,23 @@ from ..infotext import match
 from . import faces, html
 from .charts import SHOWN, charts
 from .references import CLEARED, ReferenceEvents, is_model, masks_of, numbers_of, paths_of, wanted_hashes
-from .values import NO_MODEL, panel_default
+from .values import MASKS, NO_MODEL, panel_default
 
 RESET = tuple(f.name for f in FIELDS if f.name not in ("images", "enabled", "box", *CLEARED))
 PREPROCESSING = ("fit", "position", "sharpen", "box", "face", "kind")
-POSING = ("model", "images", "box", "face", "focus", "pose", "pose_from", "pose_face", "pose_weight", "control_model")
+POSING = (
+    "model",
+    "images",
+    "box",
+    "face",
+    "focus",
+    MASKS,
+    "pose",
+    "pose_from",
+    "pose_face",
+    "pose_weight",
+    "control_model",
+)
 
 
 class UnitEvents:

@@ -20,6 +20,7 @@ from ...unit import crops
 from ...unit.crops import Box
 from ...unit.face import ALL, parse_face, parse_pose_face
 from .html import Seen, data_uri, face_buttons, failure, note
+from .values import MASKS, parse_masks
 
 _SIDE = 224  # of the crop, pixels
 _MAP = 96  # of the picture in its corner, at most
@@ -66,7 +67,8 @@ def pose(given: Mapping[str, Any], images: Sequence[str], poses: Sequence[str], 
     try:
         picture, choice = load(Path((poses or images)[0])), parse_pose_face(given["pose_face"] or "")
         if not poses:
-            focus = load_mask(given["focus"]) if given["focus"] else None
+            mask = parse_masks(given[MASKS], len(images))[0] or given["focus"]
+            focus = load_mask(mask) if mask else None
             picture = preprocess.cut(picture, crops.boxes(crops.parse_boxes(given["box"] or ""), len(images))[0], focus)
             choice = choice if choice == ALL else parse_face(given["face"] or "")
         found = faces.faces(picture, Path((poses or images)[0]).name)
