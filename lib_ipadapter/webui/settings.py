@@ -9,7 +9,10 @@ from modules import shared
 
 from ..encoders.source import Keep
 from ..unit import FITS
+from . import stored
 
+MOST_UNITS = 10
+_MOST_MB = 1 << 20
 STAYS: dict[str, Keep] = {"in VRAM": "device", "in RAM": "memory", "nowhere": "nothing"}
 SECTION = ("ipadapter", "IP-Adapter")
 DEFAULTS: dict[str, Any] = {
@@ -32,34 +35,38 @@ def get(name: str) -> Any:
     return shared.opts.data.get(name, DEFAULTS[name])
 
 
+def _number(name: str, low: float, high: float) -> float:
+    return stored.number(get(name), DEFAULTS[name], low, high)
+
+
 def folders(name: str) -> list[str]:
     """A setting that lists folders, one a line or separated by commas."""
-    return [part.strip() for part in str(get(name)).replace("\n", ",").split(",") if part.strip()]
+    return stored.listed(get(name))
 
 
 def unit_count() -> int:
     """Units in the panel."""
-    return max(1, int(get("ipadapter_units")))
+    return int(_number("ipadapter_units", 1, MOST_UNITS))
 
 
 def default_fit() -> str:
     """The default of a unit's ``fit``."""
-    return str(get("ipadapter_default_fit"))
+    return stored.one_of(get("ipadapter_default_fit"), DEFAULTS["ipadapter_default_fit"], FITS)
 
 
 def cache_bytes() -> int:
     """Of features and tokens."""
-    return int(float(get("ipadapter_cache_mb")) * 2**20)
+    return int(_number("ipadapter_cache_mb", 0, _MOST_MB) * 2**20)
 
 
 def projected_bytes() -> int:
     """Of K' and V'."""
-    return int(float(get("ipadapter_projected_mb")) * 2**20)
+    return int(_number("ipadapter_projected_mb", 0, _MOST_MB) * 2**20)
 
 
 def cached_adapters() -> int:
     """Adapters that stay open; at least one for each of the panel's units."""
-    return max(int(get("ipadapter_cached_adapters")), unit_count())
+    return max(int(_number("ipadapter_cached_adapters", 1, 1000)), unit_count())
 
 
 def encoder_stays() -> Keep:
@@ -86,7 +93,7 @@ def register() -> None:
         option = shared.OptionInfo(DEFAULTS[name], label, component, args, section=SECTION)
         shared.opts.add_option(name, option.info(info) if info else option)
 
-    add("ipadapter_units", "Units", gr.Slider, {"minimum": 1, "maximum": 10, "step": 1}, "needs a UI reload")
+    add("ipadapter_units", "Units", gr.Slider, {"minimum": 1, "maximum": MOST_UNITS, "step": 1}, "needs a UI reload")
     add(
         "ipadapter_default_fit",
         "Default fit of a reference",

@@ -150,3 +150,14 @@ def test_all_kinds_of_pictures_are_read(on_sd1, unit, base):
         buffer = io.BytesIO()
         Image.new("RGB", (40, 30), (200, 30, 90)).convert(mode).save(buffer, "TIFF" if mode == "CMYK" else "PNG")
         assert on_sd1.draw({**unit, "images": [text(buffer.getvalue())]}).status == 200, mode
+
+
+def test_settings_that_were_written_by_hand_count_as_the_defaults(on_sd1, unit):
+    drawn = on_sd1.images(unit)
+    numbers = ("cache_mb", "projected_mb", "cached_adapters", "units", "default_fit")
+    odd = {f"ipadapter_{name}": "many" for name in numbers}
+    with on_sd1.set(**odd, ipadapter_model_folders="a\0b"):
+        new = {**unit, "images": [b64(picture(41))]}
+        assert on_sd1.images(new) != drawn
+        assert on_sd1.images(unit) == drawn
+        assert "sd1-base" in on_sd1.get("/ip-adapter/model_list").json["model_list"]
