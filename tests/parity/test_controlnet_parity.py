@@ -177,3 +177,28 @@ def test_a_file_with_ldms_names_is_the_same_network(tmp_path):
     assert sorted(nets.names()) == ["bare", "cldm", "diffusers"]
     assert all(state.keys() == states[0].keys() for state in states)
     assert all(torch.equal(state[key], states[0][key]) for state in states for key in state)
+
+
+def test_the_published_file_s_size():
+    """A ControlNet of SDXL with all of its keys, as diffusers builds one: InstantID's file in half precision has as
+    many bytes, 2,502,139,136, less its header."""
+    from lib_ipadapter.controlnet.layout import control_spec, standard_keys
+    from lib_ipadapter.controlnet.network import ControlNet
+
+    with torch.device("meta"):
+        theirs = diffusers.ControlNetModel(
+            block_out_channels=(320, 640, 1280), down_block_types=SDXL["down_block_types"], cross_attention_dim=2048,
+            transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816,
+        )  # fmt: skip
+        own = {key: tuple(value.shape) for key, value in theirs.state_dict().items()}
+        shapes = {key: own[name] for key, name in standard_keys(own).items()}
+        network = ControlNet(shapes)
+    assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == shapes
+    assert len(shapes) == len(own)
+    header = 2_502_139_136 - 2 * sum(value.numel() for value in network.state_dict().values())
+    print(f"\nheader of {header} bytes")
+    assert 50_000 < header < 300_000
+    spec = control_spec(shapes)
+    assert (spec.context, spec.label, spec.channels) == (2048, 2816, 4)
+    assert spec.widths == (640,) * 4 + (1280,) * 20 + (1280,) * 10
