@@ -9,8 +9,9 @@
     const PATIENCE = 300000; // ms that a slow server is waited for
     const TABS = ["txt2img", "img2img"];
     let pending = null; // uploaded files on their way into a unit
-    let turn = Promise.resolve(); // uploads, one after the other
-    let whenAdded = () => {};
+    let turn = Promise.resolve(); // changes of references, one after the other
+    const changing = new Map(); // by unit: how many changes it waits for
+    const whenDrawn = new Map(); // by unit
 
     const byId = id => gradioApp().getElementById(id);
 
@@ -78,31 +79,51 @@
 
     const isPicture = file => IMAGE.test(file.type) || (UNKNOWN.includes(file.type) && NAMED.test(file.name));
 
+    // Until the server has drawn a unit's tiles again, a click on one would mean another reference.
+    const isBusy = prefix => changing.has(prefix);
+
+    function busy(prefix, more) {
+        const count = (changing.get(prefix) ?? 0) + more;
+        if (count) changing.set(prefix, count);
+        else changing.delete(prefix);
+        byId(`${prefix}_image_area`)?.classList.toggle("ipadapter-busy", count > 0);
+    }
+
+    // Each change reads the references so far.
+    function inTurn(prefix, change) {
+        busy(prefix, 1);
+        turn = turn.then(change).finally(() => busy(prefix, -1));
+    }
+
+    // Clicks a hidden button that changes references, and waits for the tiles.
+    function press(prefix, button) {
+        return new Promise(resolve => {
+            whenDrawn.set(prefix, resolve);
+            setTimeout(resolve, PATIENCE);
+            byId(`${prefix}_${button}`)?.click();
+        });
+    }
+
+    window.ipadapterDrawn = prefix => {
+        whenDrawn.get(prefix)?.();
+        return [];
+    };
+
     // gradio 3.41 forgets an upload whenever the page updates meanwhile, so files are uploaded here and handed
-    // over as what its own upload would have left. One after the other: each hand-over reads the list so far.
+    // over as what its own upload would have left.
     function putFiles(prefix, files) {
         const pictures = Array.from(files).filter(isPicture);
         showNote(prefix, pictures.length < files.length ? "Only images can be references." : "");
         if (!pictures.length) return false;
-        turn = turn.then(() => handOver(prefix, pictures)).catch(error => {
-            showNote(prefix, `The upload failed: ${error.message}`);
+        inTurn(prefix, async() => {
+            try {
+                pending = await uploaded(pictures);
+                await press(prefix, "add");
+            } catch (error) {
+                showNote(prefix, `The upload failed: ${error.message}`);
+            }
         });
         return true;
-    }
-
-    async function handOver(prefix, pictures) {
-        busy(prefix, true);
-        try {
-            pending = await uploaded(pictures);
-            const added = new Promise(resolve => {
-                whenAdded = resolve;
-                setTimeout(resolve, PATIENCE);
-            });
-            byId(`${prefix}_add`).click();
-            await added;
-        } finally {
-            busy(prefix, false);
-        }
     }
 
     async function uploaded(pictures) {
@@ -120,15 +141,22 @@
         });
     }
 
-    const busy = (prefix, on) => byId(`${prefix}_image_area`)?.classList.toggle("ipadapter-busy", on);
+    // A gallery's addresses are paths, in which a "%" may stand for itself.
+    function lastPart(url) {
+        if (url.startsWith("data:")) return "";
+        const part = new URL(url, location.href).pathname.split("/").pop();
+        try {
+            return decodeURIComponent(part);
+        } catch {
+            return part;
+        }
+    }
 
     async function fileFrom(url) {
         const response = await fetch(url);
         if (!response.ok) throw new Error(`${url}: ${response.status}`);
         const blob = await response.blob();
-        const path = url.startsWith("data:") ? "" : new URL(url, location.href).pathname;
-        const name = decodeURIComponent(path.split("/").pop() || "picture.png");
-        return new File([blob], name.slice(-80), {type: blob.type || "image/png"});
+        return new File([blob], lastPart(url).slice(-80) || "picture.png", {type: blob.type || "image/png"});
     }
 
     function open(tab) {
@@ -169,7 +197,6 @@
 
     // gradio calls these with a handler's inputs and then its outputs; what we know goes in an input's place.
     window.ipadapterAdding = (inbox, ...others) => [pending, ...others];
-    window.ipadapterAdded = () => whenAdded();
 
     // Beside gradio's own elements: what it draws itself must not be touched.
     function showNote(prefix, text) {
@@ -196,7 +223,7 @@
     onAfterUiUpdate(updateTitles);
 
     window.ipadapter = {
-        PATIENCE, TABS, accordion, activePrefix, busy, byId, fileFrom, isOn, pictureCount, prefixOf, putFiles, selectedPicture, showNote, tiles,
-        unitPrefixes, visible,
+        TABS, accordion, activePrefix, byId, fileFrom, inTurn, isBusy, isOn, pictureCount, prefixOf, press, putFiles, selectedPicture, showNote,
+        tiles, unitPrefixes, visible,
     };
 })();

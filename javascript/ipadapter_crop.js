@@ -3,7 +3,7 @@
 // them, and of the region.
 
 (function() {
-    const {TABS, byId, pictureCount, prefixOf, selectedPicture} = window.ipadapter;
+    const {TABS, byId, isBusy, pictureCount, prefixOf, selectedPicture} = window.ipadapter;
     const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
     let cropping = null; // {prefix, index, count, box} of the picture that the server was asked for, until it comes
@@ -169,7 +169,7 @@
 
     document.addEventListener("click", event => {
         const picture = event.target.closest?.(".ipadapter-open");
-        if (!picture || cropping) return; // the answer of a slow server belongs to the picture that was clicked first
+        if (!picture || cropping || isBusy(prefixOf(picture))) return; // the answer of a slow server belongs to the picture that was clicked first
         const prefix = prefixOf(picture);
         const box = picture.dataset.box ? picture.dataset.box.split(",").map(Number) : null;
         cropping = {prefix, index: Number(picture.dataset.index), count: pictureCount(prefix), box};

@@ -53,7 +53,7 @@
     }
 
     document.addEventListener("dragover", event => {
-        if (ipadapterCarrying()) return;
+        if (ipadapterCarrying(event)) return;
         const area = dropArea(event);
         highlight(area);
         if (!area) return;
@@ -69,7 +69,7 @@
     document.addEventListener("dragend", () => highlight(null), true);
 
     document.addEventListener("drop", async event => {
-        if (ipadapterCarrying()) return;
+        if (ipadapterCarrying(event)) return;
         const area = dropArea(event);
         highlight(null);
         if (!area) return;

@@ -2,33 +2,19 @@
 // tiles that are shown; until the server has drawn them again, another click would mean another picture.
 
 (function() {
-    const {PATIENCE, busy, byId, pictureCount, prefixOf, tiles} = window.ipadapter;
+    const {byId, inTurn, isBusy, pictureCount, prefixOf, press, tiles} = window.ipadapter;
     let place = ""; // what the server is told: the place of a reference, or "from,to"
-    let waiting = null; // the unit whose tiles the server draws again
     let carried = null; // {prefix, index} of the tile that is dragged
 
     // gradio calls it with a handler's inputs and then its outputs; what we know goes in an input's place.
     window.ipadapterPlace = (files, weights, saved, box, masks) => [files, weights, saved, box, masks, place];
 
-    function waitForTiles(prefix) {
-        const row = byId(`${prefix}_thumbnails`);
-        const done = () => {
-            observer.disconnect();
-            clearTimeout(timer);
-            waiting = null;
-            busy(prefix, false);
-        };
-        const observer = new MutationObserver(done), timer = setTimeout(done, PATIENCE);
-        observer.observe(row, {childList: true, subtree: true});
-        waiting = prefix;
-        busy(prefix, true);
-    }
-
     function tell(prefix, button, text) {
-        if (waiting) return;
-        place = text;
-        waitForTiles(prefix);
-        byId(`${prefix}_${button}`)?.click();
+        if (isBusy(prefix)) return;
+        inTurn(prefix, () => {
+            place = text;
+            return press(prefix, button);
+        });
     }
 
     function move(prefix, from, to) {
@@ -71,7 +57,11 @@
     });
 
     // In the capture phase and before ipadapter_drop.js's handlers could take the tile for a picture from outside.
-    window.ipadapterCarrying = () => Boolean(carried);
+    // A tile that goes while it is dragged ends no drag; files come from outside.
+    window.ipadapterCarrying = event => {
+        if (event.dataTransfer?.types.includes("Files")) carried = null;
+        return Boolean(carried);
+    };
 
     document.addEventListener("dragstart", event => {
         const open = event.target.closest?.(".ipadapter-open");

@@ -43,11 +43,6 @@ class Cache(Generic[T]):
             self._put(key, entry, cleared)
             return entry
 
-    def peek(self, key: Hashable) -> T | None:
-        """The entry at ``key``, or None. Does not count as a use."""
-        with self._lock:
-            return self._entries[key][0] if key in self._entries else None
-
     def clear(self) -> None:
         """Drops all entries."""
         with self._lock:

@@ -34,6 +34,7 @@ class Adapter:
         self._tensors = tensors
         self._projection: nn.Module | None = None
         self._checked: set[str] = set()
+        self._kinds: dict[str, Adapter] = {}
 
     @classmethod
     def load(cls, path: Path | str) -> Adapter:
@@ -75,9 +76,11 @@ class Adapter:
         spec = self.spec.as_kind(kind)
         if spec == self.spec:
             return self
-        other = Adapter(spec, self._tensors, self.path, (self.key, kind))
-        other._projection, other._checked, other.weights_key = self._projection, self._checked, self.weights_key
-        return other
+        if kind not in self._kinds:
+            other = Adapter(spec, self._tensors, self.path, (self.key, kind))
+            other._projection, other._checked, other.weights_key = self._projection, self._checked, self.weights_key
+            self._kinds[kind] = other
+        return self._kinds[kind]
 
     @torch.no_grad()
     def tokens(self, features: Mapping[str, Tensor] | Tensor, shortcut: float = 1.0) -> Tensor:

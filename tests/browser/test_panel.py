@@ -134,7 +134,7 @@ def test_what_is_folded_away_is_said_and_reset_leaves_nothing(panel: PanelPage):
 
 
 def test_only_what_can_act_is_shown(page: Any, panel: PanelPage):
-    """F28: nothing is inpainted in txt2img; several references are mixed where there are several."""
+    """F28: several references are mixed where there are several."""
     combine, distribute, weight = (panel.unit(0, name) for name in ("combine", "distribute", "composition"))
     panel.add(0, upload(0))
     panel.until(panel.thumbs, 1)
@@ -147,8 +147,16 @@ def test_only_what_can_act_is_shown(page: Any, panel: PanelPage):
     panel.until(weight.is_visible, True)
     panel.choose(0, "weight_type", "style transfer")
     panel.until(weight.is_visible, False)
+
+
+def test_region_is_shown_in_both_tabs(page: Any, panel: PanelPage):
+    """In txt2img a detail is inpainted, the hires pass redraws, and a pasted text may set it."""
+    grow = panel.unit(0, "grow")
     panel.unfold(0, "where")
-    assert not panel.unit(0, "region").is_visible()
+    panel.until(panel.unit(0, "region").is_visible, True)
+    assert not grow.is_visible()
+    panel.choose(0, "region", "face")
+    panel.until(grow.is_visible, True)
     page.locator("#tabs > .tab-nav button", has_text="img2img").click()
     other = PanelPage(page, "img2img").open()
     other.unfold(0, "where")

@@ -28,6 +28,18 @@ PASTE = """(element, [bytes, words]) => {
     const event = new ClipboardEvent("paste", {clipboardData: given, bubbles: true, cancelable: true});
     return element.dispatchEvent(event);
 }"""
+# Drops a file of a system, and what came of it: whether the page kept the browser from opening it
+DROP = """([selector, bytes]) => {
+    const given = new DataTransfer(), area = document.querySelector(selector);
+    given.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
+    return ["dragover", "drop"].map(kind => !area.dispatchEvent(
+        new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: given})));
+}"""
+# A tile is picked up and never put down: the server has drawn the tiles again meanwhile
+PICKED_UP = """element => {
+    element.dispatchEvent(new DragEvent("dragstart", {bubbles: true, dataTransfer: new DataTransfer()}));
+    element.remove();
+}"""
 DRAG = """([selector, kind]) => {
     const area = document.querySelector(selector);
     area.dispatchEvent(new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: new DataTransfer()}));
@@ -118,13 +130,16 @@ def test_the_frame_goes_when_the_drag_leaves_the_window(panel: PanelPage):
     panel.until(lambda: panel.page.locator(".ipadapter-over").count(), 0)
 
 
-def test_removing_twice_removes_what_was_shown(panel: PanelPage):
+@pytest.mark.parametrize("pause", [0, 2200])
+def test_removing_twice_removes_what_was_shown(panel: PanelPage, pause: int):
+    """pause: ms between the clicks; the server is asked twice, first for the change and then for the tiles."""
     panel.add(0, upload(0), upload(1), upload(2))
     panel.until(panel.thumbs, 3)
     shown: list[Any] = panel.sources()
     slow(panel, 1500)
     first = panel.page.locator(f"{panel.root}_0_thumbnails .ipadapter-remove").first
     first.dispatch_event("click")
+    panel.page.wait_for_timeout(pause)
     first.dispatch_event("click")
     panel.until(panel.thumbs, 2)
     panel.page.wait_for_timeout(2500)
@@ -151,3 +166,29 @@ def test_the_crop_is_that_of_the_picture_that_was_clicked(panel: PanelPage):
     dialog.locator("button[value=use]").click()
     written = panel.unit(0, "box").locator("textarea, input").input_value()
     assert written.endswith("; "), written  # the first picture's, and none of the second
+
+
+def test_equal_pictures_that_change_places(panel: PanelPage):
+    """The tiles look the same afterwards, and the next click counts."""
+    panel.add(0, upload(0), upload(0))
+    panel.until(panel.thumbs, 2)
+    panel.page.locator(f"{panel.root}_0_thumbnails .ipadapter-open").first.press("Alt+ArrowRight")
+    panel.until(lambda: panel.page.locator(".ipadapter-busy").count(), 0, seconds=10)
+    panel.page.locator(f"{panel.root}_0_thumbnails .ipadapter-remove").first.dispatch_event("click")
+    panel.until(panel.thumbs, 1, seconds=10)
+
+
+def test_a_file_that_is_dropped_after_a_tile_went_while_it_was_dragged(panel: PanelPage):
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.page.locator(f"{panel.root}_0_thumbnails .ipadapter-open").first.evaluate(PICKED_UP)
+    area = f"{panel.root}_0_image_area"
+    assert panel.page.evaluate(DROP, [area, list(picture(1))]) == [True, True]
+    panel.until(panel.thumbs, 2)
+
+
+@pytest.mark.parametrize(("address", "name"), [("100%.png", "100%.png"), ("a%20b.png", "a b.png"), ("", "picture.png")])
+def test_a_picture_of_any_name_is_fetched(panel: PanelPage, address: str, name: str):
+    panel.page.route("**/odd/**", lambda route: route.fulfill(body=picture(), content_type="image/png"))
+    seen = panel.page.evaluate("url => ipadapter.fileFrom(url).then(file => file.name)", f"/odd/{address}")
+    assert seen == name

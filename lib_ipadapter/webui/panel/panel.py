@@ -81,7 +81,6 @@ class _UnitPanel:
         self.prefix = prefix
         self.index = index
         self.names = names
-        self.is_img2img = is_img2img
         self.inputs: dict[str, Any] = {}
         self.pads: dict[str, Any] = {}  # the previews of masks
         self.folds: dict[str, Any] = {}  # by title
@@ -145,9 +144,7 @@ class _UnitPanel:
         elif spec.kind == "image":
             self._build_pad(spec)
         else:
-            # Nothing is inpainted in txt2img, and most weight types have one weight.
-            shown = name not in ("composition", "region_face", "grow")
-            shown = shown and (name != "region" or self.is_img2img)
+            shown = name not in ("composition", "region_face", "grow")  # which go with other fields' values
             default = self._default_fit if name == "fit" else panel_default(spec, self.index)
             self.inputs[name] = component_of(spec, default, self._id(name), shown)
         if name in ("enabled", "fit"):
@@ -261,7 +258,6 @@ class _UnitPanel:
             _js="ipadapterAdding",
             **_QUIET,
         )
-        added.then(None, [], [], _js="ipadapterAdded")
         cleared = self.clear.click(self.references.clear, [], [*held, enabled, *self._named(CLEARED)], **_QUIET)
         removed = self.remove.click(
             self.references.remove, [*held, self.wanted], [*held, enabled], _js="ipadapterPlace", **_QUIET
@@ -277,7 +273,9 @@ class _UnitPanel:
         edited += tuple(x.change for x in self._named(("combine", "distribute")))
         edited += tuple(x.change for x in self._named(PREPROCESSING))
         found = self.wanted.change(self.references.find, [self.wanted, files, masks], [files, masks], **_QUIET)
-        for event in (added.then, cleared.then, removed.then, moved.then, chosen.then, *edited, found.then):
+        for changed in (added, removed, moved):
+            changed.then(**self.showing).then(None, [], [], _js=f"() => ipadapterDrawn('{self.prefix}')")
+        for event in (cleared.then, chosen.then, *edited, found.then):
             event(**self.showing)
         self.opener.click(
             self.events.whole, [files, self.opened], [self.opened], _js="ipadapterCropping", **_QUIET
