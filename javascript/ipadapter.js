@@ -92,7 +92,7 @@
     // Each change reads the references so far.
     function inTurn(prefix, change) {
         busy(prefix, 1);
-        turn = turn.then(change).finally(() => busy(prefix, -1));
+        turn = turn.then(change).catch(console.error).finally(() => busy(prefix, -1));
     }
 
     // Clicks a hidden button that changes references, and waits for the tiles.
