@@ -232,8 +232,7 @@ class Trainer:
                 if self.ema is not None:
                     torch.save(self.ema.state_dict(), part / "ema.pt")
                 with in_use(self.optimizer, self.denoiser.parameters()):
-                    tensors = self.adapter.tensors()
-                save_adapter(tensors, part / ADAPTER, {**self._metadata, "steps": str(step)})
+                    save_adapter(self.adapter.tensors(), part / ADAPTER, {**self._metadata, "steps": str(step)})
         self.accelerator.wait_for_everyone()
         if self.main:
             self.folder.publish(step)
