@@ -13,7 +13,7 @@ from torch import Tensor
 from ..cache import LRU
 from ..encoders.state import assign
 from ..errors import BrokenControl, ControlMissing, FileError
-from ..files.library import files_below, mentions
+from ..files.library import files_below, mentions, utf8_name
 from ..files.tensors import SUFFIXES, TensorFile, open_tensors
 from .layout import ControlSpec, control_spec, is_control, other_kind, standard_keys
 from .network import ControlNet
@@ -164,7 +164,7 @@ class ControlNets:
                     stat = path.stat()
                 except OSError:  # gone since, or a broken link
                     continue
-                name = path.relative_to(folder).with_suffix("").as_posix()
+                name = utf8_name(path.relative_to(folder).with_suffix("").as_posix())
                 yield name, path, (stat.st_mtime_ns, stat.st_size)
 
     def _named(self, name: str, every: Sequence[Found]) -> Found:

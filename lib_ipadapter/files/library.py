@@ -55,7 +55,7 @@ class Library:
                     folder.path.mkdir(parents=True, exist_ok=True)
             for path in self._adapters(folder, looked):
                 # The first folder wins, as everywhere in the WebUI.
-                found.setdefault(_text(path.relative_to(folder.path).as_posix()), path)
+                found.setdefault(utf8_name(path.relative_to(folder.path).as_posix()), path)
         self._files = dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
     def _adapters(self, folder: Folder, looked: dict[tuple[Path, int, int], bool]) -> Iterable[Path]:
@@ -99,7 +99,7 @@ class Library:
         )
 
 
-def _text(name: str) -> str:
+def utf8_name(name: str) -> str:
     """A name that JSON and the page can show: bytes that are no UTF-8 (an archive of another system) are marked."""
     return os.fsencode(name).decode("utf-8", "replace")
 

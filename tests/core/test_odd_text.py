@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from lib_ipadapter.errors import FileError, IPAdapterError, UnitError
+from lib_ipadapter.controlnet.files import ControlNets
+from lib_ipadapter.errors import BrokenControl, FileError, IPAdapterError, UnitError
 from lib_ipadapter.files.library import Folder, Library
 from lib_ipadapter.prompts.embeds import EmbedsFolder
 from lib_ipadapter.prompts.references import PictureFolders
@@ -52,6 +53,16 @@ def test_an_adapter_whose_name_is_no_utf8_is_listed_and_found(tmp_path: Path) ->
     assert library.names() == ["back\\slash", "caf\ufffd"]
     for name in library.names():
         assert library.find(name).is_file()
+
+
+@linux
+def test_a_controlnet_whose_name_is_no_utf8_can_be_chosen(tmp_path: Path) -> None:
+    tensors = {"zero_convs.0.0.weight": torch.zeros(1), "input_hint_block.0.weight": torch.zeros(1)}
+    save_file(tensors, os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.safetensors"))
+    (found,) = ControlNets(lambda: [tmp_path]).all()
+    assert found.name == "caf\ufffd"
+    with pytest.raises(BrokenControl):  # found, and said what it is
+        ControlNets(lambda: [tmp_path]).find("caf\ufffd", 768)
 
 
 @linux
