@@ -37,9 +37,10 @@ def bind_lists(root: str, units: Sequence[Any], models: Any) -> None:
     lister = gr.Button("List", visible=False, elem_id=f"{root}_list")
     changed = gr.Button("Checkpoint", visible=False, elem_id=f"{root}_checkpoint")
     events = [lister.click(choices, [], [*listed, names], **_QUIET)]
-    events.append(changed.click(partial(choices, True), [], [*listed, names], show_progress=False))
+    # Not queued: Reload UI would wait for ever for a queued event whose page was closed (gradio 3.41).
+    events.append(changed.click(partial(choices, True), [], [*listed, names], **_QUIET))
     for unit in units:
-        events.append(unit.refresh.click(refresh, [], [*listed, names], show_progress=False))
+        events.append(unit.refresh.click(refresh, [], [*listed, names], **_QUIET))
     for event in events:
         for unit in units:
             event.then(unit.events.describe, [unit.inputs["model"]], unit.described, **_QUIET)
