@@ -9,6 +9,7 @@
     let cropping = null; // {prefix, index, count, box} of the picture that the server was asked for, until it comes
     let impatience = 0;
     const PATIENCE = 30000; // ms
+    const SHOWN = 448; // pixels at least of a picture's longer side
 
     window.ipadapterCropping = files => [files, String(cropping?.index ?? -1)];
 
@@ -35,7 +36,13 @@
         const mask = masksOf(chosen)[chosen.index];
         dialog.querySelector('[value="unmask"]').hidden = !mask;
         const area = dialog.firstElementChild, frame = area.querySelector("i");
-        area.querySelector("img").src = source;
+        const image = area.querySelector("img");
+        image.addEventListener("load", () => { // a small picture is shown larger, to be dragged on
+            const {naturalWidth: width, naturalHeight: height} = image;
+            const zoom = Math.min(0.88 * innerWidth / width, 0.75 * innerHeight / height, SHOWN / Math.max(width, height));
+            if (zoom > 1) image.style.width = `${Math.floor(zoom * width)}px`;
+        });
+        image.src = source;
         let box = chosen.box, from = null;
         // For the keyboard: the sides of the part in per cent.
         const sides = ["left", "top", "right", "bottom"].map(name => {
@@ -76,15 +83,22 @@
         dialog.addEventListener("click", event => {
             const choice = event.target.closest("button")?.value;
             if (choice === undefined) return;
-            if (choice === "use" || choice === "whole") writeBox(chosen, choice === "use" ? box : null);
+            if (choice === "whole") writeBox(chosen, null);
+            else if (choice && box !== chosen.box) writeBox(chosen, box); // also before a mask is painted or removed
             if (choice === "unmask") writeMaskOf(chosen, "");
             dialog.close();
             if (choice === "mask") editMaskOf(chosen, source, mask);
         });
+        dialog.addEventListener("pointerdown", event => event.target === dialog && isOutside(dialog, event) && dialog.close());
         dialog.addEventListener("close", () => dialog.remove());
         draw();
         gradioApp().append(dialog);
         dialog.showModal();
+    }
+
+    function isOutside(element, {clientX, clientY}) {
+        const {left, top, right, bottom} = element.getBoundingClientRect();
+        return clientX < left || clientX > right || clientY < top || clientY > bottom;
     }
 
     function writeBox({prefix, index, count}, box) {

@@ -5,7 +5,9 @@
     const {byId} = window.ipadapter;
     const SVG = "http://www.w3.org/2000/svg";
     const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+    const STEP = 0.05; // of an arrow key
     let dragged = null; // {prefix, index, points}
+    let focused = null; // {prefix, index} of the point that has the keyboard; drawn again, it still has it
     const written = {}; // the points that were written last, by the unit's prefix
 
     const prefixOf = svg => svg.closest('[id$="_charts"]')?.id.replace(/_charts$/, "");
@@ -42,7 +44,24 @@
         };
         add("polyline", {points: stepped.map(pair => pair.join(",")).join(" ")});
         points.forEach(([cx, cy], index) => add("circle", {cx, cy, r: 5, "data-index": index}));
+        nameCircles(svg);
     }
+
+    // For the keyboard and for screen readers: each point is a slider of its factor.
+    function nameCircles(svg) {
+        const points = parsed(svg.dataset.points);
+        svg.querySelectorAll("circle:not([tabindex])").forEach((circle, i) => {
+            const [x, y] = points[i], said = `factor ${y} at ${Math.round(x * 100)} % of the sampling`;
+            const attributes = {
+                tabindex: 0, role: "slider", "aria-label": `Point ${i + 1}`, "aria-valuetext": said,
+                "aria-valuemin": svg.dataset.low, "aria-valuemax": svg.dataset.top, "aria-valuenow": y,
+            };
+            for (const [name, value] of Object.entries(attributes)) circle.setAttribute(name, value);
+        });
+        if (focused?.prefix === prefixOf(svg) && document.activeElement === document.body) focusCircle(svg, focused.index);
+    }
+
+    const focusCircle = (svg, index) => svg.querySelectorAll("circle")[index]?.focus({preventScroll: true});
 
     function setCurve(svg, points) {
         svg.dataset.points = joined(points);
@@ -100,11 +119,46 @@
         writeCurve(prefixOf(svg), points);
     });
 
+    // What a key makes of the points, and the point that has the keyboard then; null for another key.
+    function byKey(key, points, i) {
+        const [x, y] = points[i], rounded = value => Math.round(value * 100) / 100;
+        const right = {ArrowLeft: -STEP, ArrowRight: STEP}[key], up = {ArrowDown: -STEP, ArrowUp: STEP}[key];
+        if (up) points[i] = [x, rounded(y + up)];
+        else if (right) points[i] = [rounded(clamp(x + right, i ? points[i - 1][0] + 0.01 : 0, points[i + 1] ? points[i + 1][0] - 0.01 : 1)), y];
+        else if (key === "Delete" && points.length > 1) points.splice(i, 1);
+        else if (key === "Enter" && points[i + 1]?.[0] - x >= 0.02) points.splice(i + 1, 0, [rounded((x + points[i + 1][0]) / 2), rounded((y + points[i + 1][1]) / 2)]);
+        else return null;
+        return Math.min(key === "Enter" ? i + 1 : i, points.length - 1);
+    }
+
+    document.addEventListener("keydown", event => {
+        const circle = event.target.closest?.(".ipadapter-curve circle");
+        if (!circle) return;
+        const svg = circle.closest("svg"), prefix = prefixOf(svg), points = curvePoints(svg);
+        const index = byKey(event.key, points, Number(circle.dataset.index));
+        if (index === null) return;
+        event.preventDefault();
+        const [low, top] = [+svg.dataset.low, +svg.dataset.top];
+        points[index][1] = clamp(points[index][1], low, top);
+        focused = {prefix, index};
+        setCurve(svg, points);
+        focusCircle(svg, index);
+        writeCurve(prefix, points);
+    });
+
+    document.addEventListener("focusin", event => {
+        const circle = event.target.closest?.(".ipadapter-curve circle");
+        focused = circle ? {prefix: prefixOf(circle.closest("svg")), index: Number(circle.dataset.index)} : null;
+    });
+
+    document.addEventListener("pointerdown", () => focused = null, true);
+
     // A slow server draws the state of an earlier edit over that of the last one: the last one again.
     function redraw() {
         gradioApp().querySelectorAll(".ipadapter-curve").forEach(svg => {
             const points = dragged?.prefix === prefixOf(svg) ? dragged.points : curvePoints(svg);
             if (joined(points) !== joined(parsed(svg.dataset.points))) setCurve(svg, points);
+            nameCircles(svg);
         });
     }
 

@@ -97,3 +97,34 @@ def test_points_are_dragged_added_and_taken_out(fine: PanelPage):
     text(fine, "curve").fill("0:0, 1:4")
     fine.until(lambda: charts(fine).locator(".ipadapter-curve").get_attribute("data-top"), "4")
     fine.until(lambda: charts(fine).locator("circle").count(), 2)
+
+
+def test_the_keyboard_moves_adds_and_takes_out_points(fine: PanelPage):
+    """F25: a point keeps the keyboard when the server draws the chart again."""
+    page, circles = fine.page, charts(fine).locator(".ipadapter-curve circle")
+    circles.first.focus()
+    page.keyboard.press("ArrowDown")
+    fine.until(lambda: text(fine, "curve").input_value(), "0:0.95, 1:1")
+    fine.until(lambda: 0.9 < float(weights(fine)[0]) < 1, True)  # the server has drawn it
+    page.keyboard.press("Enter")
+    fine.until(lambda: text(fine, "curve").input_value(), "0:0.95, 0.5:0.98, 1:1")
+    page.keyboard.press("ArrowRight")
+    fine.until(lambda: text(fine, "curve").input_value(), "0:0.95, 0.55:0.98, 1:1")
+    page.wait_for_timeout(700)
+    assert (
+        page.evaluate("document.activeElement.getAttribute('aria-valuetext')") == "factor 0.98 at 55 % of the sampling"
+    )
+    page.keyboard.press("Delete")
+    fine.until(lambda: text(fine, "curve").input_value(), "0:0.95, 1:1")
+
+
+def test_the_charts_can_be_read(fine: PanelPage):
+    """F27: the labels are as large as small print, and none lies on another one."""
+    labels = charts(fine).locator("text").all()
+    boxes = [label.bounding_box() for label in labels]
+    assert min(box["height"] for box in boxes) >= 9
+    for i, one in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            apart_x = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
+            apart_y = one["y"] + one["height"] <= other["y"] + 3 or other["y"] + other["height"] <= one["y"] + 3
+            assert apart_x or apart_y

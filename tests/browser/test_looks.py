@@ -61,6 +61,34 @@ def test_a_box_is_dragged_on_each_picture(panel: PanelPage):
     panel.until(panel.sources, whole)
 
 
+def test_a_small_picture_is_shown_large_and_its_crop_survives_the_mask(panel: PanelPage):
+    """F22: what was dragged counts when a mask is painted next; a click beside the dialog closes it."""
+    page = panel.page
+    panel.add(0, upload(0, size=(64, 64)))
+    panel.until(panel.thumbs, 1)
+    opened = panel.unit(0, "thumbnails").locator(".ipadapter-open").first
+    opened.click()
+    page.wait_for_function("document.querySelector('.ipadapter-crop-area img').naturalWidth > 0")
+    panel.until(lambda: page.locator(".ipadapter-crop-area").bounding_box()["width"] > 300, True)
+    page.mouse.click(3, 3)
+    page.wait_for_selector("dialog.ipadapter-crop", state="detached")
+    assert box(panel) == ""
+    drag(panel, 0, (0.25, 0.1), (0.75, 0.9), "Paint a mask")
+    panel._paint(("left",), ())
+    assert all(abs(a - b) < 0.05 for a, b in zip(numbers(box(panel))[0], (0.25, 0.1, 0.75, 0.9), strict=True))
+    panel.until(lambda: panel.unit(0, "thumbnails").locator(".ipadapter-cut").inner_text(), "\u2702 cropped masked")
+
+
+def test_the_buttons_stand_beside_their_name_on_a_narrow_page(page: Any, panel: PanelPage):
+    """F26: neither a menu nor a bin stands alone on a line."""
+    page.set_viewport_size({"width": 390, "height": 1500})
+    panel.unfold(0, "saved")
+    for names in (("preset", "save_preset", "delete_preset", "menu"), ("embeds_name", "save_embeds", "delete_embeds")):
+        boxes = [panel.unit(0, name).bounding_box() for name in names]
+        bottoms = [one["y"] + one["height"] for one in boxes]
+        assert max(bottoms) - min(bottoms) < 12
+
+
 def test_negatives_and_a_painted_reference_mask_act(panel: PanelPage, small: Any):
     page = panel.page
     panel.choose_model(0, "sd1-base")

@@ -64,10 +64,12 @@ def _layers(weights: Sequence[LayerWeight], places: LayerCounts, timing: Timing)
                 f'class="{look}" fill-opacity="{0.06 + 0.94 * abs(value) / highest:.2f}">'
                 f"<title>{escape(name)}, at {(step + 0.5) / STEPS:.0%}: {value:.3g}</title></rect>"
             )
-    for part, first in (("input", 0), ("middle", places.middle), ("output", places.output)):
-        labels.append(f'<text x="{_LEFT - 4}" y="{first * _CELL + 7}" text-anchor="end">{part}</text>')
+    bounds = (0, places.middle, places.output, places.count)
+    for part, (first, end) in zip(("input", "middle", "output"), pairwise(bounds), strict=True):
+        # in the middle of its rows, so that none lies on the next
+        labels.append(f'<text x="{_LEFT - 4}" y="{(first + end) / 2 * _CELL + 4:g}" text-anchor="end">{part}</text>')
     height = places.count * _CELL
-    labels.append(f'<text x="{_LEFT}" y="{height + 11}">steps &#8594;</text>')
+    labels.append(f'<text x="{_LEFT}" y="{height + 12}">steps &#8594;</text>')
     return (
         f'<svg class="ipadapter-layers" viewBox="0 0 {_LEFT + STEPS * _CELL} {height + 14}" role="img" '
         f'aria-label="Weight at each layer and step, at most {highest:.3g}">{"".join(cells)}{"".join(labels)}</svg>'
@@ -92,10 +94,10 @@ def _curve(timing: Timing) -> str:
     axes += f'<text x="0" y="{_TALL + 16}">first step</text>'
     axes += f'<text x="{_WIDTH}" y="{_TALL + 16}" text-anchor="end">last step</text>'
     return (
-        f'<svg class="ipadapter-curve" viewBox="-24 -6 {_WIDTH + 30} {_TALL + 26}" role="img" data-points="{data}" '
+        f'<svg class="ipadapter-curve" viewBox="-32 -6 {_WIDTH + 38} {_TALL + 26}" role="group" data-points="{data}" '
         f'data-low="{low:g}" data-top="{top:g}" data-width="{_WIDTH}" data-height="{_TALL}" '
         f'data-steps="{int(timing.curve.interpolation == "step")}" aria-label="Factor of the weight over the steps: '
-        'drag a point, double-click to add one or to take one out">'
+        'drag a point or move it by the arrow keys; double-click, or Enter and Delete, add one and take one out">'
         f'<rect class="frame" width="{_WIDTH}" height="{_TALL}"/>'
         f'<rect class="acts" x="{begin:.1f}" width="{max(end - begin, 0):.1f}" height="{_TALL}"/>'
         f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in line)}"/>{dots}{axes}</svg>'
