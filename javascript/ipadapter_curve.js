@@ -163,4 +163,9 @@
     }
 
     onAfterUiUpdate(redraw);
+    // At once: the next key must not miss its point.
+    onUiUpdate(() => {
+        const svg = focused && document.activeElement === document.body && chartOf(focused.prefix);
+        if (svg) nameCircles(svg);
+    });
 })();

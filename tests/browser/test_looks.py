@@ -79,16 +79,6 @@ def test_a_small_picture_is_shown_large_and_its_crop_survives_the_mask(panel: Pa
     panel.until(lambda: panel.unit(0, "thumbnails").locator(".ipadapter-cut").inner_text(), "\u2702 cropped masked")
 
 
-def test_the_buttons_stand_beside_their_name_on_a_narrow_page(page: Any, panel: PanelPage):
-    """F26: neither a menu nor a bin stands alone on a line."""
-    page.set_viewport_size({"width": 390, "height": 1500})
-    panel.unfold(0, "saved")
-    for names in (("preset", "save_preset", "delete_preset", "menu"), ("embeds_name", "save_embeds", "delete_embeds")):
-        boxes = [panel.unit(0, name).bounding_box() for name in names]
-        bottoms = [one["y"] + one["height"] for one in boxes]
-        assert max(bottoms) - min(bottoms) < 12
-
-
 def test_negatives_and_a_painted_reference_mask_act(panel: PanelPage, small: Any):
     page = panel.page
     panel.choose_model(0, "sd1-base")
