@@ -52,13 +52,19 @@ def test_the_pictures_of_a_pasted_text_come_back(panel, tmp_path):
         paths.append(str(tmp_path / f"{i}.png"))
         Image.new("RGB", (8, 8), colour).save(paths[-1])
     names = [html.picture_hash(path) for path in paths]
-    events = panel.references.ReferenceEvents(0, None)
+    shared = []
+    models = SimpleNamespace(host=SimpleNamespace(serves_others=lambda: bool(shared)))
+    events = panel.references.ReferenceEvents(0, models)
     held = [SimpleNamespace(name=paths[1])]
     assert events.find(json.dumps(names), held, "x") == [paths, ""]
     at_hand = events.find(json.dumps(names[1:]), held, "x")
     assert not any(hasattr(update, "value") for update in at_hand), "they are there"
     unknown = events.find(json.dumps([names[0], "0" * 16]), held, "x")
     assert not any(isinstance(update, list) for update in unknown), "not only some of them"
+    shared.append("listen")
+    of_another = events.find(json.dumps(names), held, "x")
+    assert not any(isinstance(update, list) for update in of_another), "another person's"
+    shared.clear()
     (tmp_path / "0.png").unlink()
     gone = events.find(json.dumps(names), held, "x")
     assert not any(isinstance(update, list) for update in gone)

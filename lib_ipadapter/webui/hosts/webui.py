@@ -135,6 +135,13 @@ class WebUI:
         """An option of the WebUI."""
         return bool(shared.opts.enable_pnginfo)
 
+    def serves_others(self) -> bool:
+        """Whether it is reached from other computers: then what one person has uploaded is not told to another."""
+        options = shared.cmd_opts
+        name = getattr(options, "server_name", None)
+        opened = any(getattr(options, option, None) for option in ("share", "listen", "ngrok"))
+        return opened or name not in (None, "", "localhost", "127.0.0.1", "::1")
+
     def font(self, size: int) -> Any:
         """The WebUI's."""
         from modules.images import get_font

@@ -78,7 +78,8 @@ class UnitEvents:
             boxes = crops.boxes(crops.parse_boxes(box or ""), len(paths))
         except UnitError as error:
             boxes, problem = [None] * len(paths), problem or (str(error) if paths else "")
-        remark = html.note(match(wanted_hashes(wanted), [html.picture_hash(path) for path in paths], html.known_name))
+        name = (lambda digest: "") if self.models.host.serves_others() else html.known_name
+        remark = html.note(match(wanted_hashes(wanted), [html.picture_hash(path) for path in paths], name))
         how = preprocess.Preprocess(fit, position, sharpen)
         return [
             gr.update(visible=count > 1 or combine != "concat"),

@@ -59,8 +59,8 @@ class ReferenceEvents:
 
     def find(self, wanted: Any, files: Any, masks: Any) -> list[Any]:
         """The pictures of a pasted text in place of those at hand, if all were shown here before and are still there:
-        files and masks."""
-        names = wanted_hashes(wanted)
+        files and masks. A hash stands in every published picture, so where others use the WebUI none are looked for."""
+        names = [] if self.models.host.serves_others() else wanted_hashes(wanted)
         known = [html.known_path(name) for name in names]
         if not names or not all(known) or names == [html.picture_hash(path) for path in paths_of(files)]:
             return [gr.update(), gr.update()]
