@@ -1,0 +1,128 @@
+"""ADetailer's own code beside this extension: FaceID in the details only.
+
+Its detector needs weights that cannot be had, so that package is replaced (detector/ultralytics.py), and nothing else.
+Skipped without a checkout at ADETAILER_DIR, by default ~/adetailer. Packages that the WebUI's Python lacks (rich) may
+lie in ADETAILER_PACKAGES, by default ~/adetailer-packages.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.synthetic import adapter_tensors, write_adapter
+
+from .harness import WebUI, _link, absent, b64, decode, missing_package, python
+from .networks import CONTEXT, SD1_WIDTHS
+
+pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")
+
+from tests.face_models import picture, write_pack
+
+FOLDER = Path(os.environ.get("ADETAILER_DIR", "~/adetailer")).expanduser()
+PACKAGES = Path(os.environ.get("ADETAILER_PACKAGES", "~/adetailer-packages")).expanduser()
+MODEL = "boxes.pt"
+BOXES = ((0, 0, 24, 24), (36, 0, 60, 24), (0, 36, 24, 60))
+ONE = picture((176, 208), radius=15)
+
+
+class WithADetailer(WebUI):
+    """With ADetailer as a second extension."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        _link(FOLDER, self.data / "extensions" / "adetailer")
+        models = self.data / "models"
+        (models / "adetailer").mkdir()
+        (models / "adetailer" / MODEL).touch()
+        write_adapter(models / "ipadapter" / "sd1-faceid.safetensors",
+                      adapter_tensors("faceid", CONTEXT, SD1_WIDTHS, seed=7, lora=4))  # fmt: skip
+        write_pack(models / "insightface" / "models", "buffalo_l", seed=1)
+
+    def finds(self, *boxes: tuple[int, int, int, int]) -> None:
+        """What the detector finds in every picture."""
+        lines = (",".join(map(str, box)) for box in boxes)
+        (self.data / "models" / "adetailer" / MODEL).write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithADetailer]:
+    if reason := absent():
+        pytest.skip(reason)
+    if not (FOLDER / "scripts" / "!adetailer.py").is_file():
+        pytest.skip(f"no ADetailer at {FOLDER} (set ADETAILER_DIR)")
+    if subprocess.run([python(), "-c", "import onnxruntime"], capture_output=True, check=False).returncode:
+        pytest.skip("the WebUI's Python has no onnxruntime")
+    path = tmp_path_factory.mktemp("packages")
+    if PACKAGES.is_dir():
+        shutil.copytree(PACKAGES, path, dirs_exist_ok=True)
+    shutil.copy(Path(__file__).with_name("detector") / "ultralytics.py", path)
+    config = {"ad_script_names": "ip_adapter"}
+    flags = ("--nowebui", "--ad-no-huggingface")
+    with WithADetailer(("sd1",), extra=flags, path=path, config=config) as running:
+        if missing := missing_package(running.log, "adetailer"):
+            pytest.skip(f"ADetailer cannot load without the package {missing}")
+        assert "ADetailer initialized" in running.log
+        yield running
+
+
+@pytest.fixture
+def unit() -> dict[str, Any]:
+    return {"model": "sd1-faceid", "images": [b64(ONE)], "in_detailer": "only"}
+
+
+def details(**fields: Any) -> dict[str, Any]:
+    """ADetailer's script with one tab."""
+    tab = {
+        "ad_model": MODEL, "ad_dilate_erode": 0, "ad_mask_blur": 0, "ad_inpaint_only_masked_padding": 4,
+        "ad_denoising_strength": 0.7, **fields,
+    }  # fmt: skip
+    return {"ADetailer": {"args": [True, False, tab]}}
+
+
+def drawn(webui: WebUI, *units: Any, scripts: dict[str, Any] | None = None, **payload: Any) -> list[torch.Tensor]:
+    """The pictures [H, W, 3] of a job with ADetailer."""
+    reply = webui.draw(*units, scripts=details() if scripts is None else scripts, **payload)
+    assert reply.status == 200, f"{reply.body[:1000]!r}\n{webui.log[-3000:]}"
+    return [decode(image) for image in reply.json["images"]]
+
+
+def part(image: torch.Tensor, box: tuple[int, int, int, int]) -> torch.Tensor:
+    left, top, right, bottom = box
+    return image[top:bottom, left:right]
+
+
+def outside(image: torch.Tensor, boxes: tuple = BOXES) -> torch.Tensor:
+    """Without the details, and the line of pixels to which ADetailer's masks reach."""
+    image = image.clone()
+    for left, top, right, bottom in boxes:
+        image[max(top - 1, 0) : bottom + 2, max(left - 1, 0) : right + 2] = 0
+    return image
+
+
+def different(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return float((one - other).abs().mean()) > 0.5
+
+
+def test_only_the_details_are_drawn_with_a_face(beside, unit):
+    beside.finds(BOXES[0])
+    (plain,), (changed,) = drawn(beside), drawn(beside, unit)
+    assert torch.equal(outside(changed, BOXES[:1]), outside(plain, BOXES[:1]))
+    assert different(part(changed, BOXES[0]), part(plain, BOXES[0]))
+    (again,), (off,) = drawn(beside, unit), drawn(beside, {**unit, "weight": 0})
+    assert torch.equal(again, changed)
+    assert torch.equal(off, plain)
+    (everywhere,) = drawn(beside, {**unit, "in_detailer": "yes"})
+    assert different(outside(everywhere, BOXES[:1]), outside(plain, BOXES[:1]))
+    (whole,), (kept,) = drawn(beside, {**unit, "in_detailer": "no"}), drawn(beside, unit, scripts={})
+    assert different(outside(whole, BOXES[:1]), outside(plain, BOXES[:1]))
+    (base,) = drawn(beside, scripts={})
+    assert torch.equal(kept, base)
+    assert torch.equal(drawn(beside)[0], plain)
