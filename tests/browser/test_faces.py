@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.synthetic import adapter_tensors, write_adapter
+from tests.synthetic import adapter_tensors, pulid_tensors, write_adapter
 from tests.webui.networks import CONTEXT, SD1_WIDTHS
 
 from .conftest import WithPage
@@ -75,6 +75,30 @@ def test_options_of_faces_show_with_an_adapter_that_takes_them(with_faces: None,
     panel.until(lambda: panel.unit(0, "who").is_visible(), False)
     panel.until(lambda: box.input_value(), "largest")
     panel.until(panel.sources, plain)
+
+
+def test_options_of_pulid_show_with_its_files_only(with_faces: None, server: WithPage, panel: PanelPage):
+    write_adapter(server.data / "models" / "ipadapter" / "page-pulid.safetensors",
+                  pulid_tensors("v1", CONTEXT, SD1_WIDTHS, pooled=768, hidden=1024))  # fmt: skip
+    panel.unit(0, "refresh").click()
+    panel.choose_model(0, NAME)
+    panel.until(lambda: panel.unit(0, "who").is_visible(), True)
+    panel.unit(0, "who").locator(".label-wrap").click()
+    panel.until(lambda: panel.unit(0, "shortcut").is_visible(), True)
+    names = ("pulid", "pulid_mode", "zero_tokens")
+    assert not any(panel.unit(0, name).is_visible() for name in names)
+    panel.choose_model(0, "page-pulid")
+    for name in names:
+        panel.until(lambda name=name: panel.unit(0, name).is_visible(), True)
+    assert not panel.unit(0, "shortcut").is_visible()
+    info = panel.unit(0, "info").inner_text()
+    assert "PuLID" in info
+    assert "EVA02-L-14-336 missing" in info
+    assert "face parsing missing" in info
+    assert "parsing_bisenet.pth was not found" in info
+    panel.choose_model(0, NAME)
+    for name in names:
+        panel.until(lambda name=name: panel.unit(0, name).is_visible(), False)
 
 
 def test_missing_face_models_can_be_downloaded_and_their_terms_are_said(
