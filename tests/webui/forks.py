@@ -73,7 +73,8 @@ class Fork(WebUI):
         self.host = host
         self.defaults = {"steps": 2}  # the model is of SD1.5's real width
         # gradio 4 serves a page's scripts from folders that are named.
-        self.flags = [*FLAGS, "--gradio-allowed-path", str(checkout(host))]
+        known = [flag for flag in FLAGS if host != "classic" or flag != "--do-not-download-clip"]
+        self.flags = [*known, "--gradio-allowed-path", str(checkout(host))]
 
     @property
     def program(self) -> tuple[Path, Path]:
