@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,20 @@ class FaceEncoder:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         """folders: where face models are. Raises FaceError."""
-        self.faces = FaceAnalyser(FacePacks(lambda: folders))
+        self.folders = tuple(folders)
+        self._faces: FaceAnalyser | None = None
         self.faces.check(RECOGNISER)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers in processes of their own, which load the models themselves."""
+        return {**self.__dict__, "_faces": None}
+
+    @property
+    def faces(self) -> FaceAnalyser:
+        """What finds and recognises them."""
+        if self._faces is None:
+            self._faces = FaceAnalyser(FacePacks(lambda: self.folders))
+        return self._faces
 
     @property
     def spec(self) -> FaceEncoder:

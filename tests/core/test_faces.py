@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lib_ipadapter.cli import main
@@ -20,6 +22,8 @@ from lib_ipadapter.faces.align import TEMPLATE, aligned_crop, similarity, templa
 from lib_ipadapter.faces.detect import letterboxed, suppressed
 from lib_ipadapter.faces.onnx_graph import read_graph
 from lib_ipadapter.faces.packs import own_folder
+from lib_ipadapter.training.faces import FaceEncoder
+from lib_ipadapter.training.source import Item
 from tests.face_models import detector, picture, recogniser, write_pack
 
 POINTS = np.array([[200.0, 220], [280, 215], [242, 270], [210, 320], [276, 318]])
@@ -332,3 +336,15 @@ def test_a_user_without_a_home_has_no_folder_of_insightfaces(monkeypatch: pytest
         Path.home()
     assert own_folder().name == ".insightface"
     assert not own_folder().exists()
+
+
+def test_a_trainings_encoder_travels_to_workers(tmp_path):
+    """On Windows and macOS a worker is a process of its own, to which it is pickled."""
+    write_pack(tmp_path)
+    encoder, image = FaceEncoder([tmp_path]), picture((336, 336), radius=15)
+    sent = pickle.loads(pickle.dumps(encoder))
+    item = Item("0.png", image, image, "")
+    assert torch.equal(sent.reference(item), encoder.reference(item))
+    assert torch.equal(
+        sent.encode_pixels(sent.reference(item)[None], "face").norm(dim=-1).round(decimals=4), torch.ones(1)
+    )
