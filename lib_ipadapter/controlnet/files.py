@@ -54,6 +54,7 @@ class Loaded:
         read = file.tensors(list(keys.values()))
         self._state = {key: read[own] for key, own in keys.items()}
         self._place: tuple[torch.device, torch.dtype] | None = None
+        self._finite = False  # known to be
         self.offload()
 
     @property
@@ -67,9 +68,11 @@ class Loaded:
         return None if self._place is None else self._place[0]
 
     def at(self, device: torch.device, dtype: torch.dtype) -> ControlNet:
-        """The network there, in that dtype."""
+        """The network there, in that dtype. Raises BrokenControl for NaN or infinite weights, which would make the
+        whole picture so."""
         if self._place != (device, dtype):
-            self._assign({key: value.to(device, dtype) for key, value in self._state.items()})
+            self._assign({key: self._checked(key, value.to(device)).to(dtype) for key, value in self._state.items()})
+            self._finite = True
             self._place = device, dtype
         return self.network
 
@@ -81,6 +84,12 @@ class Loaded:
         """Off the device. What is mapped costs no memory that others could want."""
         self._assign(self._state)
         self._place = None
+
+    def _checked(self, key: str, value: Tensor) -> Tensor:
+        # A sum in float32 is NaN or infinite when any term is; isfinite has no fp8.
+        if not self._finite and not value.float().sum().isfinite():
+            raise BrokenControl(self.path, f"NaN or infinite weights in {key}; download it again")
+        return value
 
     def _assign(self, state: Mapping[str, Tensor]) -> None:
         assign(self.network, state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open as open_file
 from safetensors.torch import save_file
 
 from lib_ipadapter.adapters.adapter import Adapter
@@ -188,6 +189,19 @@ def test_what_is_missing_is_said_with_the_places(world):
     assert str(world.folder) in str(caught.value)
     with pytest.raises(ControlMissing, match="no ControlNet named 'depth'; there are: control"):
         world.nets.find("depth", CONTEXT)
+
+
+def test_weights_that_are_not_finite_are_told(world):
+    """They would make the picture black, or end in the WebUI's message about precision."""
+    key = "zero_convs.0.0.weight"
+    before = world.draw(world.prompt())
+    with open_file(world.folder / "control.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    (world.folder / "control.safetensors").unlink()
+    world.write("control", **{key: torch.full_like(tensors[key], float("nan"))})
+    with pytest.raises(BrokenControl, match=rf"NaN or infinite weights in {key}"):
+        world.draw(world.prompt(world.control()))
+    assert torch.equal(world.draw(world.prompt()), before)
 
 
 def test_files_that_cannot_be_used(world):
