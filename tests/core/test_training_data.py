@@ -218,9 +218,9 @@ def test_a_strip_is_cut_without_resizing_all_of_it(size, monkeypatch):
 
     picture = halves(*size)
     monkeypatch.setattr(Image.Image, "resize", watched)
-    square, (top, left) = data.square(picture, 64)
+    square, made = data.covered(picture, (64, 64))
     assert square.size == (64, 64)
     assert max(largest) == 64 * 64
-    assert max(top, left) == (round(max(size) * 64 / min(size)) - 64) // 2
+    assert max(made.top, made.left) == (round(max(size) * 64 / min(size)) - 64) // 2
     across = np.asarray(square)[:, :, 0] if size[0] > size[1] else np.asarray(square)[:, :, 0].T
     assert across[:, 0].min() > 150 > 50 > across[:, -1].max()
