@@ -99,3 +99,20 @@ def test_a_broken_value_is_ignored_with_a_note(page: Any, panel: PanelPage, valu
     paste(page, value)
     note = page.locator("#ipadapter_txt2img_notes").first
     panel.until(lambda: note.inner_text().strip().startswith("The pasted text"), True)
+
+
+def test_what_a_text_lacks_is_said_in_red_until_the_unit_is_emptied(page: Any, panel: PanelPage, hash_of: Any):
+    """A mask cannot be pasted, and without it another picture is drawn."""
+    shown = upload(1, "shown.png", (61, 62))
+    panel.add(0, shown)
+    panel.until(panel.thumbs, 1)
+    text = [{"model": "sd1-base", "images": [hash_of(shown["buffer"])], "mask": "f" * 16}]
+    paste(page, text)
+    line = page.locator("#ipadapter_txt2img_notes .ipadapter-error").first
+    panel.until(lambda: line.count() > 0 and "mask" in line.inner_text(), True)
+    panel.until(panel.note, "These are the images of the pasted text.")
+    panel.unit(0, "clear").click()
+    panel.until(line.count, 0)
+    panel.until(panel.note, "")
+    paste(page, text)
+    panel.until(panel.thumbs, 1)  # the same text finds its picture again

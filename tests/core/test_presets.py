@@ -10,7 +10,7 @@ import pytest
 from lib_ipadapter.errors import FileError, UnitError
 from lib_ipadapter.unit import FIELDS
 from lib_ipadapter.unit.presets import KEPT, Presets
-from lib_ipadapter.webui.panel.values import SAVED, WEIGHTS, slots
+from lib_ipadapter.webui.panel.values import MASKS, SAVED, WEIGHTS, slots
 from lib_ipadapter.webui.request import requested_units
 
 
@@ -128,7 +128,7 @@ def test_an_alias_wins_over_the_presets_field(presets):
 
 
 def test_an_alias_in_a_request_wins_over_what_the_infotext_filled_in(presets):
-    defaults = {field.name: field.default for field in FIELDS} | {WEIGHTS: "", SAVED: [], "images": None}
+    defaults = {field.name: field.default for field in FIELDS} | {WEIGHTS: "", SAVED: [], MASKS: "", "images": None}
     panel = [{**defaults, "model": "plus", "box": "0, 0, 0.5, 1"}[name] for name in slots()]
     (unit,) = requested_units([[{"crop": "0, 0, 1, 0.5", "images": ["x"]}], *panel], presets.over)
     assert unit["box"] == "0, 0, 1, 0.5"

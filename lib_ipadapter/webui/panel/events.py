@@ -54,7 +54,7 @@ class UnitEvents:
         fit = settings.default_fit()
         named = [fit if name == "fit" else value for name, value in zip(RESET, values, strict=True)]
         return [
-            *self.references.clear(),
+            *self.references.empty(),
             *(NO_MODEL if name == "model" else v for name, v in zip(RESET, named, strict=True)),
             "",
         ]

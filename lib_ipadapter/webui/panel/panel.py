@@ -57,7 +57,7 @@ def build_panel(is_img2img: bool, models: Any) -> Panel:
             units = []
             for index in range(count):
                 with gr.Tab(f"Unit {index + 1}", id=index, elem_id=f"{root}_{index}"):
-                    units.append(_UnitPanel(f"{root}_{index}", index, names, models, is_img2img))
+                    units.append(_UnitPanel(f"{root}_{index}", index, names, models, is_img2img, notes))
         bind_lists(root, units, models)
         bind_exchange(root, units)
     paste = Paste(models, count)
@@ -77,7 +77,10 @@ def _listed(models: Any) -> list[str]:
 class _UnitPanel:
     """One unit's components: ``inputs`` by slot name (what the script gets), and those around them."""
 
-    def __init__(self, prefix: str, index: int, names: Sequence[str], models: Any, is_img2img: bool) -> None:
+    def __init__(
+        self, prefix: str, index: int, names: Sequence[str], models: Any, is_img2img: bool, notes: Any
+    ) -> None:  # fmt: skip
+        self.notes = notes  # on a pasted text, of all units
         self.prefix = prefix
         self.index = index
         self.names = names
@@ -258,7 +261,8 @@ class _UnitPanel:
             _js="ipadapterAdding",
             **_QUIET,
         )
-        cleared = self.clear.click(self.references.clear, [], [*held, enabled, *self._named(CLEARED)], **_QUIET)
+        emptied = [*held, enabled, *self._named(CLEARED), self.wanted, self.notes]
+        cleared = self.clear.click(self.references.empty, [], emptied, **_QUIET)
         removed = self.remove.click(
             self.references.remove, [*held, self.wanted], [*held, enabled], _js="ipadapterPlace", **_QUIET
         )
@@ -281,9 +285,7 @@ class _UnitPanel:
             self.events.whole, [files, self.opened], [self.opened], _js="ipadapterCropping", **_QUIET
         ).then(None, [self.opened], [], _js="ipadapterCrop")
         settings_ = self._named(RESET)
-        self.reset.click(
-            self.events.reset, [], [*held, enabled, *self._named(CLEARED), *settings_, self.preset_note], **_QUIET
-        ).then(**self.showing)
+        self.reset.click(self.events.reset, [], [*emptied, *settings_, self.preset_note], **_QUIET).then(**self.showing)
 
     def _bind_charts(self) -> None:
         given = self._named(("model", *SHOWN))

@@ -38,7 +38,7 @@ class Paste:
         beyond = sum(1 for index in pasted.units if index >= self.count)
         if beyond:
             notes.append(f"The pasted text has {beyond} more units than this panel (see Settings).")
-        return html.note(" ".join(notes))
+        return html.failure(" ".join(notes)) if notes else ""  # red: without a mask another picture is drawn
 
     def field(self, field: Option, index: int, component: Any) -> Any:
         """The function for one field of one unit."""

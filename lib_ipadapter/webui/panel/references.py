@@ -106,6 +106,10 @@ class ReferenceEvents:
         cleared = (None if name in ("negative", "pose") else "" for name in CLEARED)
         return [None, "", [], "", "", panel_default(_ENABLED, self.index), *cleared]
 
+    def empty(self) -> list[Any]:
+        """As ``clear``; what a pasted text wants, and the notes on it, go too."""
+        return [*self.clear(), "", ""]
+
 
 def is_model(model: Any) -> bool:
     """Whether a model is chosen."""
