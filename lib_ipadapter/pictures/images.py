@@ -184,8 +184,8 @@ def _opened(data: bytes) -> Image.Image:
         if what:
             raise ImageError(f"the picture is {what}") from None
         raise ImageError(
-            f"{len(data)} bytes that begin with {data[:8]!r} are no picture that can be read; expected one "
-            f"of {', '.join(_formats())}, whole"
+            f"this is no picture that can be read (it begins with {data[:8]!r}, {len(data)} bytes): use a whole file "
+            f"of one of {', '.join(_formats())}"
         ) from None
 
 

@@ -29,6 +29,8 @@ class Named:
 
 def checked_name(field: str, name: Any) -> str:
     """Returns ``name`` if it is a plain file name on every system, without a folder. Raises UnitError."""
+    if name == "":
+        raise UnitError(field, name, "a name", f"{field}: type a name first, expected a name of 1 to 80 characters")
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name != name.rstrip(" ."):
         raise UnitError(
             field, name, 'a name of 1 to 80 characters without any of / \\ : * ? " < > | and without a dot in front, '

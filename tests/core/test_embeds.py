@@ -158,7 +158,7 @@ def test_what_a_file_says(folder, adapter):
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "..", ".hidden", "a\0b", "CON", "x.", None, 3])
 def test_names_that_are_no_file_names_are_refused(folder, tmp_path, name):
     for act in (folder.load, folder.remove, folder.check):
-        with pytest.raises(UnitError, match=r"^embeds: got"):
+        with pytest.raises(UnitError, match=r"^embeds: (got|type a name)"):
             act(name)
     with pytest.raises(UnitError, match=r"^folder: got"):
         PictureFolders(tmp_path).pictures(name)
