@@ -286,5 +286,5 @@ def test_masks_follow_the_tiles_of_latents(on_sd1: WebUI, unit, base, method):
 def test_tiles_that_cannot_be_followed_are_an_error(on_sd1: WebUI, unit, base):
     reply = on_sd1.draw({**unit, "mask": half()}, **tiles("strided"))
     assert reply.status == 500
-    assert "tiles, which a region mask cannot follow" in reply.json["errors"]
+    assert "tiles, which a region mask or a pose cannot follow" in reply.json["errors"]
     assert on_sd1.draw(unit, **tiles("strided")).status == 200

@@ -39,7 +39,7 @@ PLAIN = [field for field in AXES if field.group != FACE]  # those of faces: test
 
 
 def label(field: Any) -> str:
-    named = {"images": "Reference file", "negative": "Negative reference file"}
+    named = {"images": "Reference file", "negative": "Negative reference file", "pose": "Pose file"}
     return f"[IP-Adapter] {named.get(field.name, field.label)}"
 
 
