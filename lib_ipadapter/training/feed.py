@@ -68,10 +68,6 @@ class Feed:
         self.stages = planned(rows, config.accumulate * int(accelerator.num_processes))
         self.resolution = self.stages[-1].resolution
         self._check_sides()
-        self.nothing, self.digest = self.encoding.nothing, self.encoding.digest
-        self.resolution = config.resolution or base.resolution
-        if self.resolution % base.multiple:
-            raise ConfigError("resolution", self.resolution, f"a multiple of {base.multiple} for this base")
         self.broken = 0
         self._listed: set[str] = set()
         self.caches: dict[tuple[int, bool], Cache] = {}  # by resolution and whether they are squares

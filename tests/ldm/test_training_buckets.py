@@ -85,6 +85,7 @@ def test_stages_go_on_across_their_border(folder, tmp_path, fields):
     own = {"data": str(folder / "shapes"), "resolution": None, "steps": 5, "stages": STAGES, **fields}
     train(folder, tmp_path / "whole", **own)
     trainer = Trainer(config(folder, tmp_path / "seen", **own))
+    assert trainer.feed.resolution == trainer.feed.stages[-1].resolution, "of samples, validation and the file's header"
     sizes = [len(b.keys) for b, _ in zip(trainer.feed.batches(0), range(5), strict=False)]
     areas = [b.latent_shape[1] * b.latent_shape[2] for b, _ in zip(trainer.feed.batches(0), range(5), strict=False)]
     trainer.denoiser.remove()
