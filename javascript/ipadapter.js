@@ -13,6 +13,9 @@
     const changing = new Map(); // by unit: how many changes it waits for
     const whenDrawn = new Map(); // by unit
 
+    // In the language of the page, which the WebUI puts on texts by itself, but not on titles inside of what is added later.
+    const say = (text, number = "") => (window.localization?.[text] ?? text).replace("{}", number);
+
     const byId = id => gradioApp().getElementById(id);
 
     const accordion = tab => byId(`ipadapter_${tab}`);
@@ -223,7 +226,7 @@
     onAfterUiUpdate(updateTitles);
 
     window.ipadapter = {
-        TABS, accordion, activePrefix, byId, fileFrom, inTurn, isBusy, isOn, pictureCount, prefixOf, press, putFiles, selectedPicture, showNote,
+        TABS, accordion, activePrefix, byId, fileFrom, inTurn, isBusy, isOn, pictureCount, prefixOf, press, putFiles, say, selectedPicture, showNote,
         tiles, unitPrefixes, visible,
     };
 })();

@@ -1,9 +1,7 @@
 // The menu of a unit: copying it to another one, changing places, emptying it.
 
 (function() {
-    const {TABS, byId, unitPrefixes} = window.ipadapter;
-    // In the language of the page
-    const say = (text, number) => (window.localization?.[text] ?? text).replace("{}", number);
+    const {TABS, byId, say, unitPrefixes} = window.ipadapter;
     let asked = ""; // what the server is told: "copy FROM TO" or "swap FROM TO"
 
     // gradio calls it with a handler's inputs; what we know goes in the first one's place.
