@@ -150,7 +150,7 @@
 
         build(title, backdrops) {
             const {width, height} = this.mask.canvas;
-            const button = ([value, text, hint], group) => make("button", {type: "button", value, title: window.ipadapter.say(hint), className: "ipadapter-tool", "data-group": group}, text);
+            const button = ([value, text, hint], group) => make("button", {type: "button", value, title: window.localization?.[hint] ?? hint, className: "ipadapter-tool", "data-group": group}, text);
             this.backdrop = make("img", {alt: "", draggable: false, className: "ipadapter-mask-backdrop", hidden: true});
             this.cursor = make("i", {className: "ipadapter-mask-cursor", hidden: true});
             this.canvas = this.mask.canvas;
