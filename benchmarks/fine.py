@@ -25,6 +25,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, not installed
 
 from lib_ipadapter.adapters.variant import VariantSpec
+from lib_ipadapter.attention import hooks
 from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.session import ImagePrompt, Session, Timing
@@ -138,16 +139,13 @@ class Clock:
     @contextlib.contextmanager
     def over(self, session: Session) -> Iterator[None]:
         """Counts inside."""
-        terms = self._timed(session.terms)
-
-        def timed(*args: Any) -> Any:
-            return [term._replace(merge=self._timed(term.merge)) for term in terms(*args)]
-
-        session.terms = timed  # type: ignore[method-assign]
+        add = hooks.add_term
+        session.terms, hooks.add_term = self._timed(session.terms), self._timed(add)  # type: ignore[method-assign]
         try:
             yield
         finally:
             del session.terms
+            hooks.add_term = add
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
