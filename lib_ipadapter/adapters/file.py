@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BrokenAdapter
-from ..files.disk import sha256
+from ..files.disk import sha256, short_hash
 from ..files.tensors import TensorFile, open_tensors
 from ..files.tensors import save_tensors as save_adapter
 from .layout import LAYERS, PROJECTION, Shape, standard_layout
@@ -48,7 +47,7 @@ class AdapterFile:
     @property
     def known(self) -> str:
         """The kind that the header, or the hash of a published file tells; "" for others."""
-        return self.metadata.get(VARIANT, "") or _SHORT_HASHES.get(_short_hash(self.path), "")
+        return self.metadata.get(VARIANT, "") or _SHORT_HASHES.get(short_hash(self.path), "")
 
     def tensors(self) -> dict[str, Tensor]:
         """The adapter's tensors by standard key, in the file's dtype, mapped where the file has them whole. Raises
@@ -58,15 +57,6 @@ class AdapterFile:
             key: read[owns[0]] if len(owns) == 1 else torch.cat([read[own] for own in owns])
             for key, owns in self._source.items()
         }
-
-
-def _short_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0x100000)
-            return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-    except OSError:
-        return ""
 
 
 def open_adapter(path: Path | str) -> AdapterFile:

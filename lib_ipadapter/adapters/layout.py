@@ -26,6 +26,7 @@ from ..errors import BrokenAdapter, UnsupportedAdapter
 
 Shape = tuple[int, ...]
 PROJECTION, LAYERS = "image_proj.", "ip_adapter."
+FACE_WIDTH = 512  # of a recogniser's embedding
 DIM_HEAD = 64  # of every Resampler in public use; heads = inner width / 64
 
 _WRAPPERS = re.compile(r"^(?:(?:module|model|state_dict|_orig_mod|net|pipeline)\.)+")
@@ -186,6 +187,17 @@ def _of_diffusers(hidden: Mapping[str, str], shapes: Mapping[str, Shape]) -> dic
         inside = perceiver and name.startswith(("layers.", "proj_in.", "proj_out.", "norm_out."))
         found[f"{PROJECTION}{'perceiver_resampler.' if inside else ''}{name}"].append(own)
     return {key: tuple(owns) for key, owns in found.items()}
+
+
+def perceiver_layer(number: int, dim: int, inner: int, hidden: int) -> dict[str, Shape]:
+    """Shapes of a layer of a perceiver. dim: of its latents; inner: of attention; hidden: of the feed-forward part."""
+    attention, feed_forward = f"layers.{number}.0", f"layers.{number}.1"
+    norms = (f"{attention}.norm1", f"{attention}.norm2", f"{feed_forward}.0")
+    return {f"{norm}.{part}": (dim,) for norm in norms for part in ("weight", "bias")} | {
+        f"{attention}.to_q.weight": (inner, dim), f"{attention}.to_kv.weight": (2 * inner, dim),
+        f"{attention}.to_out.weight": (dim, inner),
+        f"{feed_forward}.1.weight": (hidden, dim), f"{feed_forward}.3.weight": (dim, hidden),
+    }  # fmt: skip
 
 
 def _kind(name: str, shape: Shape) -> str:

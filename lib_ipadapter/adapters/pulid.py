@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..encoders.spec import LEVELS, Need
-from .layout import DIM_HEAD, Shape
+from .layout import DIM_HEAD, FACE_WIDTH, Shape, perceiver_layer
 
 Shapes = Mapping[str, Shape]
-FACE_WIDTH = 512  # of ArcFace's embedding
 ENCODER = "EVA02-L-14-336"
 _PUBLISHED = (768, 1024)  # widths of its embedding and of its hidden states
 V1_MARK, V11_MARK = "body.0.weight", "id_embedding_mapping.0.weight"
@@ -41,14 +40,7 @@ def v11_shapes(found: Shapes, context: int) -> dict[str, Shape]:
     for i in range(LEVELS):
         shapes |= _mlp(f"mapping_{i}", found, dim, _width(found))
     for i in range(depth):
-        attention, feed_forward = f"layers.{i}.0", f"layers.{i}.1"
-        norms = [f"{attention}.norm1", f"{attention}.norm2", f"{feed_forward}.0"]
-        shapes |= {f"{norm}.{part}": (dim,) for norm in norms for part in ("weight", "bias")}
-        shapes |= {
-            f"{attention}.to_q.weight": (inner, dim), f"{attention}.to_kv.weight": (2 * inner, dim),
-            f"{attention}.to_out.weight": (dim, inner),
-            f"{feed_forward}.1.weight": (hidden, dim), f"{feed_forward}.3.weight": (dim, hidden),
-        }  # fmt: skip
+        shapes |= perceiver_layer(i, dim, inner, hidden)
     return shapes
 
 

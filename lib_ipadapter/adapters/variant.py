@@ -18,14 +18,13 @@ from ..errors import BrokenAdapter, NotAnAdapter, UnitError, UnsupportedAdapter
 from . import pulid
 from .account import account_for_all, layer_shapes, refuse_empty
 from .foreign import UNSUPPORTED, foreign
-from .layout import DIM_HEAD, LAYERS, PROJECTION, Shape
+from .layout import DIM_HEAD, FACE_WIDTH, LAYERS, PROJECTION, Shape, perceiver_layer
 from .lora import lora_shapes
 
 Shapes = Mapping[str, Shape]
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")  # in a key
 BASES = {768: "SD1.5", 1024: "SD2.1", 2048: "SDXL"}
-FACE_WIDTH = 512  # of a recogniser's embedding
 RESAMPLER = "perceiver_resampler."
 POOLED_ENCODERS = {1024: "ViT-H-14", 1280: "ViT-bigG-14", 768: "ViT-L-14"}
 PENULTIMATE_ENCODERS = {1280: "ViT-H-14", 1664: "ViT-bigG-14", 1024: "ViT-L-14"}
@@ -154,14 +153,7 @@ def _plus_shapes(found: Shapes, context: int) -> dict[str, Shape]:
         "norm_out.weight": (context,), "norm_out.bias": (context,),
     }  # fmt: skip
     for i in range(max(depth, 1)):
-        attention, feed_forward = f"layers.{i}.0", f"layers.{i}.1"
-        norms = [f"{attention}.norm1", f"{attention}.norm2", f"{feed_forward}.0"]
-        shapes |= {f"{norm}.{part}": (dim,) for norm in norms for part in ("weight", "bias")}
-        shapes |= {
-            f"{attention}.to_q.weight": (inner, dim), f"{attention}.to_kv.weight": (2 * inner, dim),
-            f"{attention}.to_out.weight": (dim, inner),
-            f"{feed_forward}.1.weight": (hidden, dim), f"{feed_forward}.3.weight": (dim, hidden),
-        }  # fmt: skip
+        shapes |= perceiver_layer(i, dim, inner, hidden)
     return shapes
 
 

@@ -50,7 +50,7 @@ class Control:
         self._features: dict[tuple[Any, ...], Tensor] = {}
 
     def attach(self, unet: nn.Module, layers: Sequence[Layer]) -> None:
-        """Maps the file. Raises WrongBase, FileError."""
+        """Reads the file, if it is not in memory. Raises WrongBase, FileError."""
         first = [layer for part in ("input", "middle") for layer in layers if layer.part == part]
         check_fit(self.spec, first, self.path.name)
         self._unet, self._loaded = unet, self.nets.load(self.path)

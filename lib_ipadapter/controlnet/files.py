@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from torch import Tensor
 from ..cache import LRU
 from ..encoders.state import assign
 from ..errors import BrokenControl, ControlMissing, FileError
-from ..files.library import files_below, mentions, utf8_name
-from ..files.tensors import SUFFIXES, TensorFile, open_tensors
+from ..files.disk import short_hash
+from ..files.library import Version, mentions, utf8_name, versions_below
+from ..files.tensors import TensorFile, open_tensors
 from .layout import ControlSpec, control_spec, is_control, other_kind, standard_keys
 from .network import ControlNet
 
@@ -38,7 +38,8 @@ class Found:
 
 
 class Loaded:
-    """A ControlNet in memory: the file's tensors, mapped, until it is put on a device."""
+    """A ControlNet in memory, in the file's dtype, until it is put on a device. What becomes of the file meanwhile does
+    not matter."""
 
     def __init__(self, path: Path) -> None:
         """Raises FileError."""
@@ -51,8 +52,7 @@ class Loaded:
         except (KeyError, IndexError, ValueError) as error:
             raise BrokenControl(path, f"a ControlNet without {error}; download it again") from None
         _check(path, shapes, {key: tuple(value.shape) for key, value in self.network.state_dict().items()})
-        read = file.tensors(list(keys.values()))
-        self._state = {key: read[own] for key, own in keys.items()}
+        self._state = {key: file.read(own) for key, own in keys.items()}
         self._place: tuple[torch.device, torch.dtype] | None = None
         self._finite = False  # known to be
         self.offload()
@@ -64,7 +64,7 @@ class Loaded:
 
     @property
     def device(self) -> torch.device | None:
-        """Where it was put; None: it is only mapped."""
+        """Where it was put; None: it is in RAM."""
         return None if self._place is None else self._place[0]
 
     def at(self, device: torch.device, dtype: torch.dtype) -> ControlNet:
@@ -81,7 +81,7 @@ class Loaded:
         self.at(device, next(iter(self._state.values())).dtype)
 
     def offload(self) -> None:
-        """Off the device. What is mapped costs no memory that others could want."""
+        """Off the device."""
         self._assign(self._state)
         self._place = None
 
@@ -122,8 +122,8 @@ class ControlNets:
     def all(self) -> list[Found]:
         """The files with a ControlNet's keys, also those that cannot be used. The first folder wins."""
         known: dict[str, Found] = {}
-        for name, path, version in self._files():
-            found = self._seen.get((name, path, version), lambda name=name, path=path: _look(name, path))  # type: ignore[misc]
+        for name, version in self._files():
+            found = self._seen.get((name, version), lambda name=name, path=version[0]: _look(name, path))  # type: ignore[misc]
             if found is not None:
                 known.setdefault(name, found)
         return list(known.values())
@@ -135,21 +135,21 @@ class ControlNets:
             return self._named(name, every)
         fitting = [found for found in every if found.spec and found.spec.context == context]
         for choice in (
-            [found for found in fitting if _short_hash(found.path) in _INSTANT_ID],
+            [found for found in fitting if short_hash(found.path) in _INSTANT_ID],
             [found for found in fitting if any(part in found.name.lower() for part in _NAMED)],
             fitting,
         ):
             if len(choice) == 1:
                 return choice[0]
-        raise self._none(fitting, context)
+        raise self._none(fitting, [found for found in every if found.problem], context)
 
     def is_instant_id(self, found: Found) -> bool:
         """Whether its hash, or its name says so."""
         named = any(part in found.name.lower() for part in _NAMED)
-        return named or _short_hash(found.path) in _INSTANT_ID
+        return named or short_hash(found.path) in _INSTANT_ID
 
     def load(self, path: Path) -> Loaded:
-        """The file, mapped. Raises FileError."""
+        """The file's network, read once. Raises FileError."""
         return self._loaded.get(_version(path), lambda: Loaded(path))
 
     def leave(self, loaded: Loaded) -> None:
@@ -164,17 +164,10 @@ class ControlNets:
         """Drops what is loaded."""
         self._loaded.clear()
 
-    def _files(self) -> Iterator[tuple[str, Path, tuple[int, int]]]:
+    def _files(self) -> Iterator[tuple[str, Version]]:
         for folder in self.folders():
-            for path in files_below(folder):
-                if path.suffix.lower() not in SUFFIXES:
-                    continue
-                try:
-                    stat = path.stat()
-                except OSError:  # gone since, or a broken link
-                    continue
-                name = utf8_name(path.relative_to(folder).with_suffix("").as_posix())
-                yield name, path, (stat.st_mtime_ns, stat.st_size)
+            for version in versions_below(folder):
+                yield utf8_name(version[0].relative_to(folder).with_suffix("").as_posix()), version
 
     def _named(self, name: str, every: Sequence[Found]) -> Found:
         wanted = name.strip().replace("\\", "/")
@@ -191,7 +184,7 @@ class ControlNets:
             field="control_model", value=name, expected=[found.name for found in every if found.spec],
         )  # fmt: skip
 
-    def _none(self, fitting: Sequence[Found], context: int) -> ControlMissing:
+    def _none(self, fitting: Sequence[Found], broken: Sequence[Found], context: int) -> ControlMissing:
         if fitting:
             names = [found.name for found in fitting]
             return ControlMissing(
@@ -199,9 +192,11 @@ class ControlNets:
                 "under control_model, or set that to none for the adapter alone",
                 field="control_model", value=AUTO, expected=names,
             )  # fmt: skip
+        seen = "; ".join(f"{found.name}: {found.problem}" for found in broken[:_SHOWN])
         return ControlMissing(
             "InstantID's ControlNet is missing: no file with a ControlNet's keys and tokens "
-            f"{context} wide was found. Download ControlNetModel/diffusion_pytorch_model.safetensors of the hub's "
+            f"{context} wide was found{f' that can be used ({seen})' if seen else ''}. Download "
+            "ControlNetModel/diffusion_pytorch_model.safetensors of the hub's "
             f"InstantX/InstantID and put it, under any name, into one of {self._where()}; or set control_model to none "
             "for the adapter alone",
             field="control_model", value=AUTO, expected="InstantID's ControlNet",
@@ -249,16 +244,7 @@ def _check(path: Path, shapes: Mapping[str, tuple[int, ...]], expected: Mapping[
         raise BrokenControl(path, f"not a whole ControlNet: keys {'; '.join(said)}. Download it again")
 
 
-def _short_hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0x100000)
-            return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
-    except OSError:
-        return ""
-
-
-def _version(path: Path) -> tuple[Path, int, int]:
+def _version(path: Path) -> Version:
     try:
         stat = path.stat()
     except OSError as error:

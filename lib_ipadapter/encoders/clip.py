@@ -66,7 +66,7 @@ class ImageEncoder:
         with opened(path) as (shapes, read):
             keys = tower_keys(shapes)
             assert keys is not None  # spec_of has checked them
-            tower = _build(spec)
+            tower = build_tower(spec)
             assign(tower, _weights(keys, read, device, dtype))
         return cls(spec, tower, path)
 
@@ -165,7 +165,7 @@ def normalised(picture: Image.Image, spec: EncoderSpec) -> Tensor:
     return planes
 
 
-def _build(spec: EncoderSpec) -> nn.Module:
+def build_tower(spec: EncoderSpec) -> nn.Module:
     """open_clip's tower without weights: on the meta device nothing is allocated or initialised."""
     from open_clip.transformer import QuickGELU, VisionTransformer
 

@@ -21,19 +21,25 @@ from .spec import CLIP_MEAN, CLIP_STD, LEVELS, EncoderSpec, Feature
 PREFIX = "visual."
 
 
+def imported(name: str) -> Any:
+    """The package timm, for the tower of that name. Raises BrokenEncoder where it is missing."""
+    try:
+        import timm
+    except ImportError as error:
+        raise BrokenEncoder(
+            f"the tower {name} needs the Python package timm, which cannot be imported ({error}). Install it into "
+            'the environment: pip install "timm>=0.9.5"',
+            value=name,
+        ) from error
+    return timm
+
+
 class TimmTower(nn.Module):
     """Trunk and head, named as in open_clip's files."""
 
     def __init__(self, name: str, pool: str, projection: str, embed_dim: int, image_size: int) -> None:
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise BrokenEncoder(
-                f"the tower {name} needs the Python package timm, which cannot be imported ({error}). Install it into "
-                'the environment: pip install "timm>=0.9.5"',
-                value=name,
-            ) from error
+        timm = imported(name)
         if name not in timm.list_models():
             raise BrokenEncoder(f"timm {timm.__version__} has no tower {name}; run: pip install -U timm", value=name)
         if projection not in ("", "none", "linear"):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters.file import sha256
-from ..encoders.clip import ImageEncoder
+from ..encoders.clip import ImageEncoder, build_tower
 from ..encoders.files import opened
 from ..encoders.spec import CLIP_MEAN, CLIP_STD, EncoderSpec
 from ..encoders.state import assign
@@ -149,13 +149,7 @@ def _below(key: str) -> str:
 
 
 def _tower(spec: EncoderSpec, state: Mapping[str, Tensor], path: Path) -> torch.nn.Module:
-    from open_clip.transformer import QuickGELU, VisionTransformer
-
-    with torch.device("meta"):
-        tower: torch.nn.Module = VisionTransformer(
-            image_size=spec.image_size, patch_size=spec.patch, width=spec.width, layers=spec.layers, heads=spec.heads,
-            mlp_ratio=spec.mlp_ratio, output_dim=spec.embed_dim, act_layer=QuickGELU,
-        )  # fmt: skip
+    tower = build_tower(spec)
     try:
         assign(tower, state)
     except RuntimeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from .recognise import Recogniser
 from .runtime import available
 
 Array = NDArray[Any]
+T = TypeVar("T")
 # A face that fills the picture is missed at 640: then at both sizes together, then with a white margin
 PASSES: tuple[tuple[str, tuple[int, ...], float], ...] = (
     ("at 640 pixels", (640,), 0.0),
@@ -67,6 +68,7 @@ class FaceAnalyser:
         self._recognisers: dict[str, tuple[Hashable, Recogniser]] = {}
         self._faces: LRU[tuple[Face, ...]] = LRU(entries)
         self._embeddings: LRU[Array] = LRU(entries)
+        self._kept: LRU[Any] = LRU(entries)
 
     def faces(self, picture: Image.Image, name: str = "the picture") -> tuple[Face, ...]:
         """The faces of an RGB picture, best score first, at least one. Raises FaceMissing, FaceModelError,
@@ -82,6 +84,11 @@ class FaceAnalyser:
                 "which the whole face is seen from the front, larger than a tenth of the picture",
                 picture=name,
             )
+        return found
+
+    def kept(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What ``find`` gives for that key with this detector, kept for the next time. Raises FaceModelMissing."""
+        found: T = self._kept.get((key, self.identity(DETECTOR)), find)
         return found
 
     def embedding(self, picture: Image.Image, face: Face, recogniser: str) -> Array:

@@ -78,6 +78,16 @@ def read_head(path: Path) -> bytes:
     return head
 
 
+def short_hash(path: Path) -> str:
+    """The WebUI's short hash of old, of the 64 KiB at 1 MiB: 8 hex digits; "" for a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0x100000)
+            return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    except OSError:
+        return ""
+
+
 def sha256(path: Path | str) -> str:
     """Hex digest of the whole file. Raises FileError."""
     digest = hashlib.sha256()

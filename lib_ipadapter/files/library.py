@@ -24,6 +24,9 @@ _STREAM = 1 << 20  # bytes at the start of an older pickle that name its tensors
 ASIDE = ("embeds", "references")  # folders beside the adapters that hold none
 
 
+Version = tuple[Path, int, int]  # of a file: its path, time (ns) and size
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder to search. ``shared``: it holds other kinds of models too, so each file is looked into. ``create``: it
@@ -40,7 +43,7 @@ class Library:
     def __init__(self, folders: Sequence[Folder] = ()) -> None:
         self.folders = tuple(folders)
         self._files: dict[str, Path] = {}
-        self._looked: dict[tuple[Path, int, int], bool] = {}
+        self._looked: dict[Version, bool] = {}
 
     def refresh(self, folders: Sequence[Folder] | None = None) -> None:
         """Lists the folders again, others if given. No file and no folder in them makes it fail."""
@@ -58,19 +61,12 @@ class Library:
                 found.setdefault(utf8_name(path.relative_to(folder.path).as_posix()), path)
         self._files = dict(sorted(found.items(), key=lambda item: item[0].lower()))
 
-    def _adapters(self, folder: Folder, looked: dict[tuple[Path, int, int], bool]) -> Iterable[Path]:
-        for path in files_below(folder.path, ASIDE):
-            if path.suffix.lower() not in SUFFIXES:
-                continue
-            try:
-                stat = path.stat()
-            except OSError:  # gone since, or a broken link
-                continue
-            key = path, stat.st_mtime_ns, stat.st_size
-            if path.is_file() and (not folder.shared or self._look(key, looked)):
-                yield path
+    def _adapters(self, folder: Folder, looked: dict[Version, bool]) -> Iterable[Path]:
+        for key in versions_below(folder.path, ASIDE):
+            if key[0].is_file() and (not folder.shared or self._look(key, looked)):
+                yield key[0]
 
-    def _look(self, key: tuple[Path, int, int], looked: dict[tuple[Path, int, int], bool]) -> bool:
+    def _look(self, key: Version, looked: dict[Version, bool]) -> bool:
         """Whether a file is an adapter; each version of a file is looked into once."""
         self._looked[key] = looked[key] if key in looked else looks_like_adapter(key[0])
         return self._looked[key]
@@ -106,6 +102,15 @@ def utf8_name(name: str) -> str:
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def versions_below(folder: Path, aside: Sequence[str] = ()) -> Iterator[Version]:
+    """The files of tensors in ``files_below``, by their endings."""
+    for path in files_below(folder, aside):
+        if path.suffix.lower() in SUFFIXES:
+            with contextlib.suppress(OSError):  # gone since, or a broken link
+                stat = path.stat()
+                yield path, stat.st_mtime_ns, stat.st_size
 
 
 def files_below(folder: Path, aside: Sequence[str] = ()) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -34,36 +35,23 @@ class Pictures:
     def reference(self, value: Any, field: str, allow: Allow = lambda image: None) -> Picture:
         """value: as images.load takes it, or a URL; field: names it in errors; allow: called with it once it is
         decoded. Raises ImageError for a URL that cannot be fetched."""
-
-        def load_reference(value: Any) -> Image.Image:
-            image = images.load_reference(value)
-            allow(image)
-            return image
-
-        return Picture(value, field, load_reference, self)
+        return Picture(value, field, _allowed(images.load_reference, allow), self)
 
     def mask(self, value: Any, field: str, allow: Allow = lambda image: None) -> Picture:
         """The same of a mask."""
-
-        def load_mask(value: Any) -> Image.Image:
-            mask = images.load_mask(value)
-            allow(mask)
-            return mask
-
-        return Picture(value, field, load_mask, self)
+        return Picture(value, field, _allowed(images.load_mask, allow), self)
 
     def reference_mask(self, value: Any, field: str, allow: Allow = lambda image: None) -> Picture:
         """The same of a mask that must not be black all over; decoding it raises UnitError."""
 
         def white_somewhere(value: Any) -> Image.Image:
             mask = images.load_mask(value)
-            allow(mask)
             if max(high for _, high in mask.getextrema()) <= 4:  # what lossy formats make of black
                 expected = "one that is white where the reference counts"
                 raise UnitError(field, "a reference mask that is black all over", expected)
             return mask
 
-        return Picture(value, field, white_somewhere, self)
+        return Picture(value, field, _allowed(white_somewhere, allow), self)
 
     def id_of(self, picture: Picture) -> str:
         """The content id of a picture by its source; decodes one that is not known."""
@@ -143,6 +131,18 @@ class _Named:
             error.detail.update(field=self._picture.field)
             raise error
         error.detail.update(field=self._picture.field)
+
+
+def _allowed(load: Load, allow: Allow) -> Load:
+    """``load``, whose pictures ``allow`` may refuse; under its name, which stands in ``Picture.source``."""
+
+    @functools.wraps(load)
+    def checked(value: Any) -> Image.Image:
+        image = load(value)
+        allow(image)
+        return image
+
+    return checked
 
 
 def _source(value: Any, how: str) -> Hashable:

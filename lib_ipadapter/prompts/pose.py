@@ -57,26 +57,35 @@ def pose_of(resolved: ResolvedUnit, size: Pair, faces: FaceAnalyser) -> Keypoint
     FaceError, ImageError."""
     unit = resolved.unit
     if resolved.pose is not None:
-        picture = resolved.pose.image()
-        points = points_of(picture, unit.pose_face, faces, name_of(resolved.pose), "pose_face")
-        resolved.pose.drop()
-        return Keypoints(placed(points, picture.size, size))
-    place = next((i for i, one in enumerate(resolved.references) if isinstance(one, Picture)), None)
-    if place is None:
+        return Keypoints(placed(*_points_in(resolved.pose, None, None, unit.pose_face, "pose_face", faces), size))
+    found = next(((i, one) for i, one in enumerate(resolved.references) if isinstance(one, Picture)), None)
+    if found is None:
         raise UnitError(
             "pose",
             None,
             "a picture with the pose, since saved embeds hold none; or pose_weight 0, for the adapter alone",
         )
-    reference = resolved.references[place]
-    assert isinstance(reference, Picture)
-    mask = resolved.reference_masks[place]
-    box = crops.boxes(unit.box, len(resolved.references))[place]
-    part = pixels.cut(reference.image(), box, None if mask is None else mask.image())
+    place, reference = found
+    box, mask = crops.boxes(unit.box, len(resolved.references))[place], resolved.reference_masks[place]
     choice = ALL if unit.pose_face == ALL else unit.face
-    points = points_of(part, choice, faces, name_of(reference), "face")
-    reference.drop()
-    return Keypoints(placed(points, part.size, size))
+    return Keypoints(placed(*_points_in(reference, box, mask, choice, "face", faces), size))
+
+
+def _points_in(
+    picture: Picture, box: crops.Box | None, mask: Picture | None, choice: str, field: str, faces: FaceAnalyser
+) -> tuple[Array, Pair]:
+    """``points_of`` a part of a picture, and the part's size. A known picture is not decoded for it."""
+
+    def find() -> tuple[Array, Pair]:
+        part = pixels.cut(picture.image(), box, None if mask is None else mask.image())
+        return points_of(part, choice, faces, name_of(picture), field), part.size
+
+    try:
+        return faces.kept((picture.id, box, None if mask is None else mask.id, choice), find)
+    finally:
+        picture.drop()
+        if mask is not None:
+            mask.drop()
 
 
 def placed(points: Array, size: Pair, target: Pair) -> Array:

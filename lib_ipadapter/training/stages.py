@@ -52,10 +52,7 @@ def written(value: Any) -> Any:
         _FIELDS <= set(row) <= {*_FIELDS, "square"} and row.get("square", True) in (True, False) for row in value
     ):
         raise ConfigError("stages", value, _EXPECTED)
-    return ", ".join(
-        f"{row['resolution']}px x {row['steps']}steps x {row['batch']}{' square' if row.get('square') else ''}"
-        for row in value
-    )
+    return text_of([Row(**row) for row in value])
 
 
 def read(text: str) -> list[Row]:

@@ -191,6 +191,25 @@ def test_what_is_missing_is_said_with_the_places(world):
         world.nets.find("depth", CONTEXT)
 
 
+def test_a_file_that_is_cut_off_is_named_where_none_fits(world):
+    path = world.folder / "control.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ControlMissing, match=r"missing: no file .* that can be used \(control: .*download it again"):
+        world.nets.find("auto", CONTEXT)
+
+
+def test_what_is_loaded_does_not_follow_its_file(world):
+    """Mapped memory of a file that is cut off ends the process."""
+    path = world.folder / "control.safetensors"
+    loaded, kept = world.nets.load(path), world.nets.load(path).network.state_dict()
+    kept = {key: value.clone() for key, value in kept.items()}
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(path.stat().st_size // 2))
+    now = loaded.at(torch.device("cpu"), torch.float64).state_dict()
+    assert all(torch.equal(now[key], value.double()) for key, value in kept.items())
+
+
 def test_weights_that_are_not_finite_are_told(world):
     """They would make the picture black, or end in the WebUI's message about precision."""
     key = "zero_convs.0.0.weight"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -132,3 +134,22 @@ def test_what_does_not_go_together(sources):
     with pytest.raises(WrongBase, match=r"a\.safetensors was made for"):
         control(sources, resolved(), passes=[wide])
     assert control(sources, resolved(passes="hires"), passes=[wide]) is not None
+
+
+def test_a_known_picture_is_not_decoded_for_its_pose(sources):
+    buffer = io.BytesIO()
+    TWO.save(buffer, "PNG")
+    text, pictures = base64.b64encode(buffer.getvalue()).decode(), Pictures()
+
+    def drawn(**fields):
+        unit = Unit.parse({"model": "m", "images": [text], **fields})
+        found = control(sources, ResolvedUnit(unit, (pictures.reference(text, "images[0]"),)))
+        return centres(found)[0]
+
+    first = drawn(face="leftmost")
+    assert pictures.decoded == 1
+    assert np.array_equal(drawn(face="leftmost"), first)
+    assert pictures.decoded == 1
+    assert not np.allclose(drawn(face="rightmost"), first)
+    assert not np.allclose(drawn(face="leftmost", box="0.5, 0, 1, 1"), first)
+    assert pictures.decoded == 3
