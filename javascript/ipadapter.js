@@ -98,17 +98,17 @@
         turn = turn.then(change).catch(console.error).finally(() => busy(prefix, -1));
     }
 
-    // Clicks a hidden button that changes references, and waits for the tiles.
-    function press(prefix, button) {
+    // Clicks a hidden button that changes references, of a unit or of a tab's panel, and waits for the tiles.
+    function press(whose, button) {
         return new Promise(resolve => {
-            whenDrawn.set(prefix, resolve);
+            whenDrawn.set(whose, resolve);
             setTimeout(resolve, PATIENCE);
-            byId(`${prefix}_${button}`)?.click();
+            byId(`${whose}_${button}`)?.click();
         });
     }
 
-    window.ipadapterDrawn = prefix => {
-        whenDrawn.get(prefix)?.();
+    window.ipadapterDrawn = whose => {
+        whenDrawn.get(whose)?.();
         return [];
     };
 

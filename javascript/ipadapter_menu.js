@@ -1,7 +1,7 @@
 // The menu of a unit: copying it to another one, changing places, emptying it.
 
 (function() {
-    const {TABS, byId, say, unitPrefixes} = window.ipadapter;
+    const {TABS, byId, inTurn, isBusy, press, say, unitPrefixes} = window.ipadapter;
     let asked = ""; // what the server is told: "copy FROM TO" or "swap FROM TO"
 
     // gradio calls it with a handler's inputs; what we know goes in the first one's place.
@@ -10,8 +10,11 @@
     function choices(prefix) {
         const tab = TABS.find(name => prefix.startsWith(`ipadapter_${name}_`)), prefixes = unitPrefixes(tab), from = prefixes.indexOf(prefix);
         const exchange = (what, to) => () => {
-            asked = `${what} ${from} ${to}`;
-            byId(`ipadapter_${tab}_exchange`)?.click();
+            if (isBusy(prefix)) return;
+            inTurn(prefix, () => {
+                asked = `${what} ${from} ${to}`;
+                return press(`ipadapter_${tab}`, "exchange");
+            });
         };
         const others = prefixes.map((_, to) => to).filter(to => to !== from);
         return [

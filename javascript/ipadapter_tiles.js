@@ -33,7 +33,7 @@
         const remove = event.target.closest?.(".ipadapter-remove"), adder = event.target.closest?.(".ipadapter-adder"),
             face = event.target.closest?.(".ipadapter-face"), input = event.target.closest?.(".ipadapter-input");
         if (remove) tell(prefixOf(remove), "remove", remove.dataset.index);
-        if (input) byId(`${prefixOf(input)}_use_input`)?.click();
+        if (input) tell(prefixOf(input), "use_input", "");
         if (face) choose(prefixOf(face), face.dataset.face);
         if (adder) byId(`${prefixOf(adder)}_inbox`)?.querySelector("input[type=file]")?.click();
     });

@@ -18,8 +18,12 @@ def test_a_unit_is_copied_and_changes_places(panel: PanelPage):
     panel.mask_tile(0, 0, "left")
     panel.until(lambda: panel.sources() != whole, True)
     sources = panel.sources()
+    panel.page.evaluate("window.slow = 800")
     panel.from_menu(0, "Copy to unit 2")
+    panel.unit(0, "thumbnails").locator(".ipadapter-remove").first.click()  # not while the units are exchanged
     panel.until(lambda: panel.sources(1), sources)
+    panel.page.evaluate("window.slow = 0")
+    panel.until(lambda: panel.unit(0, "image_area").get_attribute("class").find("ipadapter-busy"), -1)
     panel.until(lambda: (panel.model(1), panel.number(1, "weight"), panel.is_enabled(1)), ("sd1-plus", 0.7, True))
     assert panel.sources(0) == sources
     panel.until(panel.title, "IP-Adapter [2]")

@@ -48,4 +48,5 @@ def bind_exchange(root: str, units: Sequence[Any]) -> None:
     button = gr.Button("Exchange", visible=False, elem_id=f"{root}_exchange")
     event = button.click(exchange, [asked, *components], components, _js="ipadapterExchanging", **_QUIET)
     for unit in units:
-        event.then(**unit.showing)
+        event = event.then(**unit.showing)
+    event.then(None, [], [], _js=f"() => ipadapterDrawn('{root}')")

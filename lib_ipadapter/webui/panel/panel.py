@@ -273,11 +273,11 @@ class _UnitPanel:
         used = self.user.click(
             self.references.use_input, [weights, saved, files, model], [weights, saved, enabled, model], **_QUIET
         )
-        edited = (dropped.then, used.then, box.change, masks.change)
+        edited = (dropped.then, box.change, masks.change)
         edited += tuple(x.change for x in self._named(("combine", "distribute")))
         edited += tuple(x.change for x in self._named(PREPROCESSING))
         found = self.wanted.change(self.references.find, [self.wanted, files, masks], [files, masks], **_QUIET)
-        for changed in (added, removed, moved):
+        for changed in (added, removed, moved, used):
             changed.then(**self.showing).then(None, [], [], _js=f"() => ipadapterDrawn('{self.prefix}')")
         for event in (cleared.then, chosen.then, *edited, found.then):
             event(**self.showing)
