@@ -23,10 +23,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, not installed
 
+from benchmarks.bare import Bare
 from benchmarks.scale import unet_of
 from lib_ipadapter.adapters.projection import LinearProjection
 from lib_ipadapter.training.adapter import TrainableAdapter
-from lib_ipadapter.training.base import Base, Sizes, Text, checkpointed_blocks
+from lib_ipadapter.training.base import Sizes, Text, checkpointed_blocks
 from lib_ipadapter.training.objective import Denoiser
 from lib_ipadapter.training.storage import store
 
@@ -36,7 +37,7 @@ BESIDE = {"sd15": (84, 123, 632), "sdxl": (84, 123 + 695, 632)}
 STATE = {"adamw": 8, "adamw8bit": 2}  # bytes a parameter
 
 
-class Bare(Base):
+class OnMeta(Bare):
     """A UNet on the meta device that computes in bfloat16."""
 
     def __init__(self, unet: Any, adm: int) -> None:
@@ -47,17 +48,6 @@ class Bare(Base):
         own = {"y": torch.empty(len(x), self.adm, device="meta", dtype=torch.bfloat16)} if self.adm else {}
         output: Tensor = self.unet(x.bfloat16(), t, context=text.tokens.bfloat16(), **own)
         return output
-
-    def _moments(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    decode = _text = _moments
-
-    def besides(self) -> dict[str, Any]:
-        return {}
-
-    def checkpoint_gradients(self) -> None:
-        raise NotImplementedError
 
 
 class Kept:
@@ -109,7 +99,7 @@ def kept_bytes(base: str, resolution: int, batch: int, checkpointing: bool, stor
     unet.dtype = torch.bfloat16
     time_embed = unet.time_embed.forward
     unet.time_embed.forward = lambda x: time_embed(x.bfloat16())  # as autocast does
-    bare = Bare(unet, 2816 if base == "sdxl" else 0)
+    bare = OnMeta(unet, 2816 if base == "sdxl" else 0)
     layers = bare.layers
     context = layers[0].context
     with torch.device("meta"):

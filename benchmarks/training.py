@@ -31,9 +31,10 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, not installed
 
+from benchmarks.bare import Bare
 from lib_ipadapter.adapters.projection import LinearProjection
 from lib_ipadapter.training.adapter import TrainableAdapter
-from lib_ipadapter.training.base import Base, Sizes, Text
+from lib_ipadapter.training.base import Sizes, Text
 from lib_ipadapter.training.objective import Denoiser
 
 CONTEXT, EMBED, TOKENS = 768, 1024, 4
@@ -41,22 +42,14 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PARTS = ("forward", "backward", "optimizer")
 
 
-class Bare(Base):
-    """A UNet and nothing else."""
+class OfDiffusers(Bare):
+    """diffusers' UNet."""
 
     def __init__(self, unet: Any, device: torch.device, dtype: torch.dtype) -> None:
         self.unet, self.device, self.dtype = unet, device, dtype
 
     def _call(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None) -> Tensor:
         return self.unet(x, t, text.tokens.to(self.stored)).sample
-
-    def _moments(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    decode = _text = _moments
-
-    def besides(self) -> dict[str, Any]:
-        return {}
 
     def checkpoint_gradients(self) -> None:
         self.unet.enable_gradient_checkpointing()
@@ -126,7 +119,7 @@ Step = Callable[..., float]
 
 def contestant(name: str, args: argparse.Namespace, unet: Any) -> Step:
     """Its step, which tells when each of PARTS ends, and returns the loss."""
-    base = Bare(unet, torch.device(args.device), DTYPES[args.precision])
+    base = OfDiffusers(unet, torch.device(args.device), DTYPES[args.precision])
     torch.manual_seed(1)
     model = {"ours": Ours, "plain": Plain}[name](unet, base).to(args.device)
     draw = torch.Generator().manual_seed(2)
@@ -154,7 +147,7 @@ def contestant(name: str, args: argparse.Namespace, unet: Any) -> Step:
 
 def alone(args: argparse.Namespace, unet: Any) -> Step:
     """The base's forward without an adapter and without gradients."""
-    base = Bare(unet, torch.device(args.device), DTYPES[args.precision])
+    base = OfDiffusers(unet, torch.device(args.device), DTYPES[args.precision])
     x = torch.randn(args.batch, 4, args.side, args.side, device=args.device)
     text = Text(torch.randn(args.batch, 77, CONTEXT, device=args.device))
     t = torch.full((args.batch,), 500, device=args.device)

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..controlnet.network import timestep_embedding
 from ..errors import ModelError
 from .config import Config, plain_yaml
 from .model import Parts, autoencoder, made, part, quick
-from .sdxl_text import build_towers
+from .sdxl_text import HEAD, build_towers
 
 UNET, TEXT, VAE = "model.diffusion_model.", "conditioner.embedders.", "first_stage_model."
-HEAD = 64  # SDXL's
 SCALE = 0.13025
 State = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -221,8 +221,5 @@ def load(
 def conditions(pooled: Tensor, sizes: Tensor, width: int) -> Tensor:
     """SDXL's conditions [B, P + 6 · width] of the pooled text [B, P] and the six sizes [B, 6]: each as a timestep is
     embedded (cosines, then sines)."""
-    half = width // 2
-    rates = torch.exp(-torch.arange(half, dtype=torch.float32, device=sizes.device) * (9.210340371976184 / half))
-    angles = sizes.float()[:, :, None] * rates
-    embedded = torch.cat([angles.cos(), angles.sin()], dim=-1).flatten(1)
+    embedded = timestep_embedding(sizes.flatten(), width).reshape(len(sizes), -1)
     return torch.cat([pooled.float(), embedded.to(pooled.device)], dim=1)

@@ -12,7 +12,7 @@ from ..encoders.configs import register_arch
 from ..errors import ModelError
 from .text import LENGTH, ClipText, TextTower, load, tokenize
 
-HEAD = 64  # of both towers of SDXL
+HEAD = 64  # width of an attention head, in SDXL's UNet and both of its text towers
 
 
 class _Said(Protocol):

@@ -370,6 +370,25 @@ def _link(source: Path, target: Path) -> None:
         (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
 
 
+def refused(webui: WebUI, *units: dict[str, Any], **payload: object) -> str:
+    """The message of a generation that is refused; afterwards the base is drawn as ever."""
+    reply = webui.draw(*units, **payload)
+    assert reply.status == 422, reply.body[:500]
+    assert webui.images() == webui.images()
+    return str(reply.json["detail"]["message"])
+
+
+@contextlib.contextmanager
+def without(path: Path) -> Iterator[None]:
+    """A file that is away inside."""
+    away = path.with_name(f"{path.name}.away")
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
 def main() -> None:
     """Starts a WebUI for a person or another program to use: prints its address, ends at Ctrl-C."""
     with WebUI(("sd1", "sdxl"), extra=tuple(sys.argv[1:])) as webui:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 
 from tests.synthetic import adapter_tensors, write_adapter
 
-from .harness import WebUI, absent, b64, pixels, python
+from .harness import WebUI, absent, b64, pixels, python, refused, without
 from .networks import CONTEXT, SD1_WIDTHS, SDXL_WIDTHS
 from .test_generation import one, same
 from .test_references import saved
@@ -222,14 +221,6 @@ def test_axes_of_the_plot(on_face, face, field, typed):
     assert changed != on_face.images(unit, steps=2)
 
 
-def refused(webui: WebUI, *units: dict, **payload: object) -> str:
-    """The message of a generation that is refused; afterwards the base is drawn as ever."""
-    reply = webui.draw(*units, **payload)
-    assert reply.status == 422, reply.body[:500]
-    assert webui.images() == webui.images()
-    return reply.json["detail"]["message"]
-
-
 def test_messages(on_face, face):
     said = refused(on_face, {**face, "images": [b64(NOBODY)]})
     assert "no face was found in images[0] (300 x 200 pixels; tried at 640 pixels" in said
@@ -239,17 +230,6 @@ def test_messages(on_face, face):
     assert "kind: got 'unnorm', expected auto, or faceid" in refused(on_face, {**face, "kind": "unnorm"})
     said = refused(on_face, {**face, "model": "sdxl-faceid"})
     assert "layer" in said
-
-
-@contextlib.contextmanager
-def without(path):
-    """A file that is away inside."""
-    away = path.with_name(f"{path.name}.away")
-    path.rename(away)
-    try:
-        yield
-    finally:
-        away.rename(path)
 
 
 @pytest.mark.parametrize(("file", "said"), [("w600k_r50", "w600k_r50.onnx (of the pack buffalo_l)"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import subprocess
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from tests.controlnets import ldm_control
 from tests.synthetic import adapter_tensors, write_adapter
 
-from .harness import WebUI, absent, b64, checkpoint, decode, python
+from .harness import WebUI, absent, b64, checkpoint, decode, python, refused, without
 from .networks import CONTEXT, SD1_WIDTHS, SDXL_WIDTHS
 from .test_generation import one, same
 from .test_xyz import AXES, label, plot
@@ -74,24 +73,6 @@ def person() -> dict:
 
 def control(webui: WebUI, kind: str = "sdxl"):
     return webui.data / "models" / "ControlNet" / "people" / f"InstantID of {kind}.safetensors"
-
-
-def refused(webui: WebUI, *units: dict, **payload: object) -> str:
-    """The message of a generation that is refused; afterwards the base is drawn as ever."""
-    reply = webui.draw(*units, **payload)
-    assert reply.status == 422, reply.body[:500]
-    assert webui.images() == webui.images()
-    return reply.json["detail"]["message"]
-
-
-@contextlib.contextmanager
-def without(path):
-    away = path.with_name(f"{path.name}.away")
-    path.rename(away)
-    try:
-        yield
-    finally:
-        away.rename(path)
 
 
 def test_it_acts_and_off_is_the_base(on_person, person):

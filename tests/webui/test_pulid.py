@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tests.facexlib_code import real, write_parser
 from tests.synthetic import pulid_tensors, write_adapter
 
-from .harness import WebUI, b64, python
+from .harness import WebUI, b64, python, refused, without
 from .networks import CONTEXT, SD1_WIDTHS, SDXL_WIDTHS
 from .test_generation import one, same
 from .test_references import saved
@@ -25,7 +25,7 @@ pytest.importorskip("timm", reason="timm is not installed: it writes the small t
 
 from tests.face_models import write_pack
 
-from .test_faces import NOBODY, TWO, refused, without
+from .test_faces import NOBODY, TWO
 
 POOLED, HIDDEN = 40, 192
 MODELS = ("sd1-pulid", "sd1-pulid-converted", "sd1-pulid11")
