@@ -201,7 +201,7 @@ def test_the_table_is_that_of_open_clip(spec: EncoderSpec) -> None:
     """Names, shapes and hidden widths against open_clip's own tower, on the meta device."""
     from open_clip import get_model_config
 
-    from lib_ipadapter.encoders.clip import _build
+    from lib_ipadapter.encoders.clip import build_tower
 
     config = get_model_config(spec.name)
     vision = config["vision_cfg"]
@@ -216,7 +216,7 @@ def test_the_table_is_that_of_open_clip(spec: EncoderSpec) -> None:
         config["embed_dim"], vision["image_size"], vision["patch_size"], vision["width"], vision["layers"],
     )  # fmt: skip
     assert spec.heads == vision["width"] // vision.get("head_width", 64)
-    state = {key: tuple(value.shape) for key, value in _build(spec).state_dict().items()}
+    state = {key: tuple(value.shape) for key, value in build_tower(spec).state_dict().items()}
     assert state == tower_shapes(spec)
 
 

@@ -155,7 +155,7 @@ def test_the_recogniser_follows_the_kind(tmp_path):
 
 def test_a_converted_file_stays_what_its_hash_said(tmp_path, monkeypatch):
     path = path_of(tmp_path, name="plusv2")
-    monkeypatch.setattr(adapter_file, "_short_hash", lambda p: "d86a490f" if p == path else "")
+    monkeypatch.setattr(adapter_file, "short_hash", lambda p: "d86a490f" if p == path else "")
     target = tmp_path / "plusv2-converted.safetensors"
     assert main(["convert", str(path), str(target), "--dtype", "float16"]) == 0
     assert report(target)["variant"] == "faceid-plus"

@@ -28,15 +28,8 @@ from tests.webui.networks import write_adapters, write_encoder, write_hypernetwo
 
 REPO = Path(__file__).resolve().parents[2]
 RUNTIME = (
-    "localizations",
-    "scripts",
-    "lib_ipadapter",
-    "javascript",
-    "style.css",
-    "install.py",
-    "preload.py",
-    "metadata.ini",
-)
+    "localizations", "scripts", "lib_ipadapter", "javascript", "style.css", "install.py", "preload.py", "metadata.ini",
+)  # fmt: skip
 # Named for what they do; --use-cpu all and no half precision because there is no GPU.
 FLAGS = [
     "--skip-prepare-environment",
