@@ -51,7 +51,7 @@ class ImageEncoder:
     def __init__(self, spec: EncoderSpec, tower: nn.Module, path: Path) -> None:
         self.spec = spec
         self.path = path
-        self._tower: Any = tower.eval().requires_grad_(False)
+        self.tower: Any = tower.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, path: Path | str, device: Device = "cpu", dtype: torch.dtype = torch.float32) -> ImageEncoder:
@@ -73,18 +73,18 @@ class ImageEncoder:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        device: torch.device = next(self._tower.parameters()).device
+        device: torch.device = next(self.tower.parameters()).device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        dtype: torch.dtype = next(self._tower.parameters()).dtype
+        dtype: torch.dtype = next(self.tower.parameters()).dtype
         return dtype
 
     def to(self, device: Device) -> ImageEncoder:
         """Moves the weights."""
-        self._tower.to(device)
+        self.tower.to(device)
         return self
 
     def encode(self, picture: Image.Image, feature: Feature | None = None) -> Features:
@@ -138,7 +138,7 @@ class ImageEncoder:
     @torch.no_grad()
     def _features(self, pixels: Tensor, feature: Feature | None) -> Features:
         """The tower, block by block. Its forward gives no hidden state, and differs between versions."""
-        tower = self._tower
+        tower = self.tower
         weight = next(tower.parameters())
         with without_autocast(weight.device):
             if isinstance(tower, TimmTower):

@@ -49,7 +49,12 @@ def points_of(picture: Image.Image, choice: str, faces: FaceAnalyser, name: str,
     except FaceError as error:
         error.detail.setdefault("field", name)
         raise
-    return np.array([face.points for face in chosen], dtype=np.float64)
+    return array_of(chosen)
+
+
+def array_of(faces: Sequence[Face]) -> Array:
+    """Their points [F, 5, 2]."""
+    return np.array([face.points for face in faces], dtype=np.float64)
 
 
 def pose_of(resolved: ResolvedUnit, size: Pair, faces: FaceAnalyser) -> Keypoints:
@@ -57,7 +62,7 @@ def pose_of(resolved: ResolvedUnit, size: Pair, faces: FaceAnalyser) -> Keypoint
     FaceError, ImageError."""
     unit = resolved.unit
     if resolved.pose is not None:
-        return Keypoints(placed(*_points_in(resolved.pose, None, None, unit.pose_face, "pose_face", faces), size))
+        return Keypoints(placed(*points_in(resolved.pose, None, None, unit.pose_face, "pose_face", faces), size))
     found = next(((i, one) for i, one in enumerate(resolved.references) if isinstance(one, Picture)), None)
     if found is None:
         raise UnitError(
@@ -68,10 +73,10 @@ def pose_of(resolved: ResolvedUnit, size: Pair, faces: FaceAnalyser) -> Keypoint
     place, reference = found
     box, mask = crops.boxes(unit.box, len(resolved.references))[place], resolved.reference_masks[place]
     choice = ALL if unit.pose_face == ALL else unit.face
-    return Keypoints(placed(*_points_in(reference, box, mask, choice, "face", faces), size))
+    return Keypoints(placed(*points_in(reference, box, mask, choice, "face", faces), size))
 
 
-def _points_in(
+def points_in(
     picture: Picture, box: crops.Box | None, mask: Picture | None, choice: str, field: str, faces: FaceAnalyser
 ) -> tuple[Array, Pair]:
     """``points_of`` a part of a picture, and the part's size. A known picture is not decoded for it."""
@@ -104,7 +109,6 @@ def placed(points: Array, size: Pair, target: Pair) -> Array:
     return (points * scale + offset) / other
 
 
-def drawn(faces: Sequence[Face], size: Pair, target: Pair) -> Image.Image:
-    """The keypoint picture, of ``target``, of faces of a picture of ``size``."""
-    points = np.array([face.points for face in faces], dtype=np.float64)
+def drawn(points: Array, size: Pair, target: Pair) -> Image.Image:
+    """The keypoint picture, of ``target``, of faces [F, 5, 2] in a picture of ``size``."""
     return Image.fromarray(Keypoints(placed(points, size, target)).at((target[1], target[0])))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.file import save_adapter
+from ..encoders.clip import ImageEncoder
 from ..errors import FileError, ModelError, TrainingError
 from ..files.tensors import check_states, load_state
 from . import ema, objective
@@ -114,9 +115,8 @@ class Trainer:
         will be after the first step."""
         device = self.accelerator.device
         models: dict[str, Any] = {"UNet": self.base.unet, **self.base.besides()}
-        tower = getattr(self.feed.encoder, "_tower", None)
-        if tower is not None:
-            models["image encoder"] = tower
+        if isinstance(self.feed.encoder, ImageEncoder):
+            models["image encoder"] = self.feed.encoder.tower
         sizes = resident(models, device)
         adapter = sum(p.numel() for p in self.denoiser.parameters()) * 4
         state = {"adamw8bit": 0.5, "prodigy": 4, "schedule-free": 2}.get(self.config.optimizer, 2)

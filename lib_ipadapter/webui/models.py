@@ -34,7 +34,7 @@ from ..pictures.picture import Pictures
 from ..prompts.embeds import Embeds
 from ..prompts.faces import name_of
 from ..prompts.pipeline import Caches, Pipeline
-from ..prompts.pose import drawn
+from ..prompts.pose import array_of, drawn
 from ..prompts.resolve import ResolvedUnit, resolve
 from ..unit import Unit
 from ..unit.face import ALL
@@ -232,7 +232,7 @@ class Models:
         chosen = found if choice == ALL else [choose(found, choice, image.size)]
         return {
             "width": image.width, "height": image.height, "faces": [asdict(face) for face in found],
-            "keypoints": as_base64(drawn(chosen, image.size, target or image.size)),
+            "keypoints": as_base64(drawn(array_of(chosen), image.size, target or image.size)),
         }  # fmt: skip
 
     def encoder_size(self, model: str) -> int:

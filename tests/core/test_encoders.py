@@ -111,7 +111,7 @@ def test_one_feature_alone_is_the_same_and_skips_the_last_block(tiny_file: Path)
     both = encoder.encode(picture())
     assert torch.equal(encoder.encode(picture(), "pooled").of("pooled"), both.pooled)
     runs: list[int] = []
-    for number, block in enumerate(encoder._tower.transformer.resblocks):
+    for number, block in enumerate(encoder.tower.transformer.resblocks):
         block.register_forward_hook(lambda *_args, number=number: runs.append(number))
     assert torch.equal(encoder.encode(picture(), "penultimate").of("penultimate"), both.penultimate)
     assert runs == [0, 1]
@@ -136,7 +136,7 @@ def test_no_gradient_is_kept(tiny_file: Path) -> None:
     with torch.enable_grad():
         found = encoder.encode(picture())
     assert not found.pooled.requires_grad
-    assert not any(parameter.requires_grad for parameter in encoder._tower.parameters())
+    assert not any(parameter.requires_grad for parameter in encoder.tower.parameters())
 
 
 def test_quick_gelu_is_the_specs_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def test_states_of_eva_clip(tmp_path, monkeypatch):
     print(f"\nEVA02-CLIP: relative errors {', '.join(f'{error:.1e}' for error in errors)}")
     assert max(errors) <= 1e-4
     # the same tower in open_clip's layout, and alone
-    state = {key: value.contiguous() for key, value in encoder._tower.state_dict().items()}
+    state = {key: value.contiguous() for key, value in encoder.tower.state_dict().items()}
     for prefix in ("visual.", "", "module.visual."):
         cut = len("trunk.") if prefix == "" else 0
         save_file({prefix + key[cut:]: value for key, value in state.items()}, tmp_path / "b.safetensors")

@@ -15,13 +15,15 @@ from ...faces import Face, FaceAnalyser, choose
 from ...faces.align import aligned_crop
 from ...faces.packs import DETECTOR
 from ...pictures import preprocess
-from ...prompts.pose import drawn
+from ...pictures.picture import Pictures
+from ...prompts.pose import drawn, points_in
 from ...unit import crops
 from ...unit.crops import Box
 from ...unit.face import ALL, parse_face, parse_pose_face
 from .html import Seen, data_uri, face_buttons, failure, note
 from .values import MASKS, parse_masks
 
+_PICTURES = Pictures()  # whose content is known
 _SIDE = 224  # of the crop, pixels
 _MAP = 96  # of the picture in its corner, at most
 _SMALL, _MOST = 64, 16  # of the crops that are buttons: pixels, and how many
@@ -56,8 +58,6 @@ def _view(path: str, box: Box | None, choice: str, focus: str, faces: FaceAnalys
 def pose(given: Mapping[str, Any], images: Sequence[str], poses: Sequence[str], faces: FaceAnalyser) -> str:
     """The keypoint picture of a unit's pose, for people. given: its fields; images, poses: the files of references and
     of the pose picture."""
-    from ...pictures.images import load, load_mask
-
     if str(given["control_model"]).strip().lower() == "none" or not given["pose_weight"]:
         return note("The adapter alone: its ControlNet does not hold the pose.")
     if given["pose_from"] != "reference" and not poses:
@@ -65,14 +65,15 @@ def pose(given: Mapping[str, Any], images: Sequence[str], poses: Sequence[str], 
     if not poses and not images:
         return ""
     try:
-        picture, choice = load(Path((poses or images)[0])), parse_pose_face(given["pose_face"] or "")
+        choice, field, box, mask = parse_pose_face(given["pose_face"] or ""), "pose_face", None, None
         if not poses:
-            mask = parse_masks(given[MASKS], len(images))[0] or given["focus"]
-            focus = load_mask(mask) if mask else None
-            picture = preprocess.cut(picture, crops.boxes(crops.parse_boxes(given["box"] or ""), len(images))[0], focus)
-            choice = choice if choice == ALL else parse_face(given["face"] or "")
-        found = faces.faces(picture, Path((poses or images)[0]).name)
-        shown = drawn(found if choice == ALL else [choose(found, choice, picture.size)], picture.size, picture.size)
+            box = crops.boxes(crops.parse_boxes(given["box"] or ""), len(images))[0]
+            focus = parse_masks(given[MASKS], len(images))[0] or given["focus"]
+            mask = _PICTURES.reference_mask(focus, "mask") if focus else None
+            choice, field = (choice if choice == ALL else parse_face(given["face"] or "")), "face"
+        picture = _PICTURES.reference(Path((poses or images)[0]), "images")
+        points, size = points_in(picture, box, mask, choice, field, faces)
+        shown = drawn(points, size, size)
     except (IPAdapterError, OSError) as error:
         return failure(str(error))
     alt = "The pose: eyes, nose and the corners of the mouth, as the ControlNet is given them"
