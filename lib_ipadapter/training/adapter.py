@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from ..adapters.adapter import Adapter
 from ..adapters.file import open_adapter
 from ..adapters.lora import TARGETS, lora_key
-from ..adapters.projection import FaceProjection, LinearProjection, MLPProjection, Resampler
+from ..adapters.projection import FacePlusProjection, FaceProjection, LinearProjection, MLPProjection, Resampler
 from ..adapters.variant import DIM_HEAD, LAYERS, PROJECTION, VariantSpec, identify
 from ..attention.layers import Layer, check_fit
 from ..attention.lowrank import Place
 from ..encoders.spec import Feature
 from ..errors import WrongBase
 from .config import TrainConfig
+from .faces import unpacked
 
-FEATURES: Mapping[str, Feature] = {"base": "pooled", "plus": "penultimate", "full": "penultimate", "faceid": "face"}
-TOKENS = {"base": 4, "plus": 16, "faceid": 4}
+FEATURES: Mapping[str, Feature] = {"base": "pooled", "plus": "penultimate", "full": "penultimate", "faceid": "face",
+                                    "faceid-plus": "face", "faceid-plusv2": "face"}  # fmt: skip
+TOKENS = {"base": 4, "plus": 16}
+FACE_TOKENS = 4
 FACE_HIDDEN = 1024  # of the MLP
 Lora = Mapping[Place, tuple[Tensor, Tensor]]
 
@@ -64,6 +67,20 @@ class TrainableAdapter(nn.Module):
         return Adapter(identify({key: tuple(value.shape) for key, value in tensors.items()}, path), tensors, path)
 
 
+class TrainedFacePlus(FacePlusProjection):
+    """FaceID-Plus over one tensor, the features of FacePlusEncoder [B, R + N, W]."""
+
+    shortcut: float | None = 1.0
+
+    def of(self, variant: str) -> TrainedFacePlus:
+        """The same as that version."""
+        self.shortcut = 1.0 if variant == "faceid-plusv2" else None
+        return self
+
+    def forward(self, face: Tensor, crop: Tensor | None = None, shortcut: float | None = None) -> Tensor:
+        return super().forward(*unpacked(face), self.shortcut)
+
+
 def name_of(place: Place) -> str:
     """Of a LoRA's parameters; a module's names have no dots."""
     return f"{place[0]}_{place[1]}"
@@ -94,7 +111,7 @@ def make(config: TrainConfig, layers: Sequence[Layer], encoder: _Widths) -> Trai
     else:
         own = [(layer.module.to_k.weight, layer.module.to_v.weight) for layer in layers]
         pairs = own if config.attention == "decoupled" else []
-    lora = fresh_lora(layers, config.lora_rank, config.seed) if config.variant == "faceid" else {}
+    lora = fresh_lora(layers, config.lora_rank, config.seed) if config.of_face else {}
     return TrainableAdapter(projection_of(config, layers[0].context, encoder), pairs, lora)
 
 
@@ -126,7 +143,12 @@ def projection_of(config: TrainConfig, context: int, encoder: _Widths) -> nn.Mod
         if config.variant == "full":
             return MLPProjection(width, context)
         if config.variant == "faceid":
-            return FaceProjection(width, FACE_HIDDEN, config.tokens or TOKENS["faceid"], context)
+            return FaceProjection(width, FACE_HIDDEN, config.tokens or FACE_TOKENS, context)
+        if config.of_face:
+            states = encoder.feature_width("penultimate")
+            inner = context // DIM_HEAD * DIM_HEAD  # its queries are tokens, so it is as wide as they are (T)
+            resampler = Resampler(states, 0, context, inner, 4 * context, config.resampler_depth, context)
+            return TrainedFacePlus(FACE_HIDDEN, config.tokens or FACE_TOKENS, context, resampler).of(config.variant)
         dim = config.resampler_dim
         return Resampler(
             width, config.tokens or TOKENS["plus"], dim, config.resampler_heads * DIM_HEAD, 4 * dim,
@@ -145,7 +167,13 @@ def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: _Widths) -> T
     adapter = _opened(path, layers)
     _check_encoder(adapter.spec, config, encoder, path)
     pairs = [adapter.weights(layer.position) for layer in layers]
-    return TrainableAdapter(adapter.projection.requires_grad_(True), pairs, adapter.lora())
+    projection = adapter.projection.requires_grad_(True)
+    if isinstance(projection, FacePlusProjection):
+        hidden, own = projection.proj[0].out_features, projection.perceiver_resampler
+        loaded = TrainedFacePlus(hidden, projection.tokens, adapter.spec.context, own).of(config.variant)
+        loaded.load_state_dict(projection.state_dict())
+        projection = loaded
+    return TrainableAdapter(projection, pairs, adapter.lora())
 
 
 def _opened(path: Path, layers: Sequence[Layer]) -> Adapter:
@@ -162,6 +190,10 @@ def _check_encoder(spec: VariantSpec, config: TrainConfig, encoder: _Widths, pat
             "with its K' "
             "and V' only: init_layers instead of init"
         )
+    for need in spec.also:
+        if need.width != (given := encoder.feature_width(need.feature)):
+            raise WrongBase(f"{path.name} takes {need.feature} features {need.width} wide of {need.encoder or 'some '}"
+                            f"encoder, but the given one's have {given}; give the one it was trained with")  # fmt: skip
     given = encoder.feature_width(spec.feature)
     if spec.feature_width != given or (spec.encoder and spec.encoder != encoder.name):
         raise WrongBase(

@@ -56,14 +56,14 @@ class TrainConfig:
     )
     encoder: str = string(
         "",
-        "Weight file of the image encoder; variant faceid has none.",
+        "Weight file of the image encoder; variant faceid has none, faceid-plus and -plusv2 have ViT-H.",
         hint="the weight file of an image encoder",
         metavar="FILE",
         group=FILES,
     )
     face_models: str = string(
         "",
-        "faceid: folder with InsightFace's buffalo_l, or its archive. Default: ~/.insightface.",
+        "Variants of faces: folder with InsightFace's buffalo_l, or its archive. Default: ~/.insightface.",
         metavar="FOLDER",
         group=FILES,
     )
@@ -82,8 +82,8 @@ class TrainConfig:
     variant: str = choice(
         "base",
         "Projection: base (pooled embedding), plus (resampler), full (MLP over all tokens), faceid (MLP over the "
-        "embedding of a face).",
-        ("base", "plus", "full", "faceid"),
+        "embedding of a face), faceid-plus and faceid-plusv2 (a resampler over the face's aligned crop, too).",
+        ("base", "plus", "full", "faceid", "faceid-plus", "faceid-plusv2"),
         group=ADAPTER,
     )
     attention: str = choice(
@@ -95,17 +95,19 @@ class TrainConfig:
     )
     tokens: int | None = whole(
         None,
-        "Image tokens. Default: 4 for base and faceid, 16 for plus; full has as many as the encoder.",
+        "Image tokens. Default: 4 for base and faces, 16 for plus; full has as many as the encoder.",
         1,
         1024,
         group=ADAPTER,
     )
     lora_rank: int = whole(
-        128, "faceid: rank of the LoRA on self- and cross-attention that is trained along; 0: none.", 0, 4096,
-        group=ADAPTER,
+        128, "Variants of faces: rank of the LoRA on self- and cross-attention that is trained along; 0: none.",
+        0, 4096, group=ADAPTER,
     )  # fmt: skip
     resampler_dim: int = whole(768, "plus: width of the resampler, 64 for each head.", 64, 8192, group=ADAPTER)
-    resampler_depth: int = whole(4, "plus: layers of the resampler; diffusers reads 4 only.", 1, 32, group=ADAPTER)
+    resampler_depth: int = whole(
+        4, "plus, faceid-plus and -plusv2: layers of the resampler; diffusers reads 4 only.", 1, 32, group=ADAPTER
+    )
     resampler_heads: int = whole(12, "plus: attention heads, each of width 64.", 1, 128, group=ADAPTER)
     resolution: int | None = whole(None, "Pixels, a multiple of 8. Default: 512, SDXL 1024.", 32, 4096, group=TRAINING)
     steps: int = whole(100_000, "Optimizer steps in all.", 1, _FOREVER, group=TRAINING)
@@ -184,7 +186,8 @@ class TrainConfig:
         False, "Store the captions' tokens on disk once, too; the text encoder then leaves the GPU.", group=LOADING
     )
     cache_half: bool = switch(
-        True, "Features of plus and full are cached in half precision; without, as exact as they are computed.",
+        True, "Features of plus, full and faceid-plus are cached in half precision; without, as exact as they are "
+        "computed.",
         group=LOADING,
     )  # fmt: skip
     cache_dir: str = string("", "Where the cache is; without it, OUT/cache.", metavar="FOLDER", group=LOADING)
@@ -272,19 +275,23 @@ class TrainConfig:
             if self.cache and getattr(self, name):
                 raise ConfigError(name, getattr(self, name), "nothing with cache: latents are of the target as it is")
         for name in ("reference_crop", "reference_flip", "reference_colour"):
-            if self.variant == "faceid" and getattr(self, name) != _DEFAULTS[name]:
-                raise ConfigError(name, getattr(self, name), "nothing: variant faceid sees the aligned face")
+            if self.of_face and getattr(self, name) != _DEFAULTS[name]:
+                raise ConfigError(name, getattr(self, name), f"nothing: variant {self.variant} sees the aligned face")
 
     def _check_faces(self) -> None:
-        face = self.variant == "faceid"
-        if not face and not self.encoder:
+        if self.variant != "faceid" and not self.encoder:
             raise ConfigError("encoder", self.encoder, "the weight file of an image encoder; it has no default")
-        if face and self.encoder:
+        if self.variant == "faceid" and self.encoder:
             raise ConfigError("encoder", self.encoder, "nothing: variant faceid takes face_models")
-        if face and not self.cache:
-            raise ConfigError("cache", self.cache, "true: faces are found and recognised once, for variant faceid")
-        if face and self.attention == "concat":
-            raise ConfigError("attention", self.attention, "decoupled, since variant is faceid")
+        if self.of_face and not self.cache:
+            raise ConfigError("cache", self.cache, f"true: variant {self.variant} finds and recognises faces once")
+        if self.of_face and self.attention == "concat":
+            raise ConfigError("attention", self.attention, f"decoupled, since variant is {self.variant}")
+
+    @property
+    def of_face(self) -> bool:
+        """Whether the adapter takes faces."""
+        return self.variant.startswith("faceid")
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, defaults included."""
@@ -300,7 +307,7 @@ class TrainConfig:
         }  # fmt: skip
         aside |= {row.name for row in dataclasses.fields(self) if row.name.startswith(("sample_", "validation"))}
         aside |= {name for name in _LATER if getattr(self, name) == _DEFAULTS[name]}
-        if self.variant != "faceid":  # so that trainings from before there was a LoRA go on
+        if not self.of_face:  # so that trainings from before there was a LoRA go on
             aside.add("lora_rank")
         if self.schedule == "cosine":  # whose course the number of steps decides
             aside.remove("steps")

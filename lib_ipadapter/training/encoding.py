@@ -13,21 +13,27 @@ from ..faces.packs import own_folder
 from .adapter import FEATURES
 from .base import Base, apart
 from .config import TrainConfig
-from .faces import FaceEncoder
+from .faces import FaceEncoder, FacePlusEncoder
 
 
 class Encoding:
-    """What encodes a training's pictures. feature: the encoder's output that the variant takes; nothing [1, ...]: that
-    feature without a picture; digest: of the files that make the features. Raises EncoderError, FaceError."""
+    """What encodes a training's pictures. feature: the encoder's output that the variant takes; kept: what the cache
+    calls it; nothing [1, ...]: that feature without a picture; digest: of the files that make the features. Raises
+    EncoderError, FaceError."""
 
     def __init__(self, config: TrainConfig, base: Base) -> None:
         self.base = base
         self.encoder: ImageEncoder | FaceEncoder
         self.feature = FEATURES[config.variant]
         # In float32: features decide what is learned, and cost little beside the UNet.
-        if config.variant == "faceid":
+        self.kept: str = self.feature
+        if config.of_face:
             folder = Path(config.face_models) if config.face_models else own_folder()
-            faces = FaceEncoder([folder])
+            if config.encoder:
+                faces: FaceEncoder = FacePlusEncoder([folder], ImageEncoder.load(Path(config.encoder), base.device))
+                self.kept = "face and penultimate"
+            else:
+                faces = FaceEncoder([folder])
             self.encoder, self.nothing, self.digest = faces, faces.nothing(), faces.digest
         else:
             encoder = ImageEncoder.load(Path(config.encoder), base.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attention.session import ImagePrompt, Session
 from ..encoders.clip import ImageEncoder
-from ..encoders.source import EncoderSource, LoadedSource
+from ..encoders.source import LoadedSource
 from ..encoders.spec import Need
 from ..errors import TrainingError
 from ..pictures import images
@@ -45,16 +45,12 @@ class Sampler:
         self.features = torch.cat([self._feature(picture) for picture in self.references])
 
     def _feature(self, picture: Image.Image) -> Tensor:
+        if not isinstance(self.feed.encoder, ImageEncoder):
+            return self.feed.encoder.of_picture(picture)
         spec, name = self.feed.encoder.spec, self.feed.feature
         resolved = resolve(Unit(images=(Reference(picture),)), NoStore(), Pictures())
-        if isinstance(self.feed.encoder, ImageEncoder):
-            pipeline = Pipeline(LoadedSource(self.feed.encoder))
-            need = Need(name, spec.feature_width(name), spec.name)
-        else:
-            pipeline = Pipeline(EncoderSource([]), faces=self.feed.encoder.faces)
-            need = Need(name, spec.feature_width(name), spec.name, "face")
-        features = pipeline.features(resolved, (need,))
-        return features.references[0]()[name]
+        need = Need(name, spec.feature_width(name), spec.name)
+        return Pipeline(LoadedSource(self.feed.encoder)).features(resolved, (need,)).references[0]()[name]
 
     def _references(self) -> list[Image.Image]:
         if not self.config.sample_references:

@@ -31,7 +31,7 @@ _TEXT_FILES = ("text_encoder*/*.safetensors", "tokenizer*/*")  # of a diffusers 
 
 def stored_dtype(feature: str, half: bool = True) -> str:
     """How the cache stores a kind of features: penultimate ones, a hundred times larger, in half precision."""
-    return "float16" if feature == "penultimate" and half else "float32"
+    return "float16" if "penultimate" in feature and half else "float32"
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Storing:
             "sizes": ((6,), "float32"),
         }
         if not prepare.augmentation.of_reference:
-            shapes["features"] = tuple(encoding.nothing.shape[1:]), stored_dtype(encoding.feature, half)
+            shapes["features"] = tuple(encoding.nothing.shape[1:]), stored_dtype(encoding.kept, half)
         inner = self.model if self.model.is_file() else self.model / "vae" / "diffusion_pytorch_model.safetensors"
         about = {
             "data": self.source.fingerprint,
             "base": sha256(inner) if inner.is_file() else str(self.model),
             "encoder": encoding.digest,
-            "feature": encoding.feature,
+            "feature": encoding.kept,
             "resolution": str(prepare.resolution),
             **({"buckets": str(prepare.buckets)} if prepare.buckets else {}),
             **({"features": "not kept"} if prepare.augmentation.of_reference else {}),

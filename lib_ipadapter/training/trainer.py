@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.file import save_adapter
+from ..adapters.file import VARIANT, save_adapter
 from ..encoders.clip import ImageEncoder
 from ..errors import FileError, ModelError, TrainingError
 from ..files.tensors import check_states, load_state
@@ -241,7 +241,10 @@ class Trainer:
     def _describe(self) -> dict[str, str]:
         """The metadata of the adapter file's header."""
         base = Path(self.config.base)
+        # Of FaceID-Plus the shapes do not tell the version.
+        kind = {VARIANT: self.config.variant} if self.config.variant.startswith("faceid-plus") else {}
         return {
+            **kind,
             "attention": self.config.attention,
             "variant": self.config.variant,
             "base": base.name,

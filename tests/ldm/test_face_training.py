@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ pytest.importorskip("onnx", reason="onnx is not installed: it writes the small f
 
 from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.attention.session import COND, ImagePrompt, Session
-from lib_ipadapter.errors import ConfigError, FaceModelMissing, TrainingError
+from lib_ipadapter.encoders.clip import ImageEncoder
+from lib_ipadapter.errors import ConfigError, FaceModelMissing, TrainingError, WrongBase
 from lib_ipadapter.training.config import TrainConfig
+from lib_ipadapter.training.data import Preparation
+from lib_ipadapter.training.faces import FaceEncoder, FacePlusEncoder, unpacked
+from lib_ipadapter.training.source import Item
 from lib_ipadapter.training.trainer import Trainer
 from tests.face_models import picture, write_pack
 from tests.ldm.small import write_all
@@ -118,7 +123,68 @@ def test_without_a_lora_and_with_samples(folder, tmp_path):
     assert (tmp_path / "samples" / "step-00000003.png").is_file()
 
 
+def plus(folder: Path, variant: str = "faceid-plusv2", **fields) -> dict:
+    return of(folder, variant=variant, encoder=str(folder / "encoders" / "tiny-vit.safetensors"), **fields)
+
+
+@pytest.mark.parametrize("variant", ["faceid-plus", "faceid-plusv2"])
+def test_it_learns_the_look_of_a_face_too(folder, tmp_path, variant):
+    """FaceID-Plus: what is trained is what a generation runs, from a picture on, and the file says which version."""
+    path = train(folder, tmp_path, **plus(folder, variant, steps=6, lr=1e-2, cache_half=False))
+    adapter = Adapter.load(path)
+    assert (adapter.spec.variant, adapter.spec.lora_rank, adapter.spec.kinds) == (variant, 4, (variant,))
+    held = tensors(path)
+    assert min(float(v.abs().max()) for key, v in held.items() if "_lora.up" in key) > 0
+    assert any("perceiver_resampler.layers.0" in key for key in held)
+    assert "no face was found in it" in (tmp_path / "broken.txt").read_text()
+    fresh = Trainer(config(folder, tmp_path / "again", **plus(folder, variant, init=str(path), cache_half=False)))
+    draw, t, text = torch.Generator().manual_seed(0), torch.tensor([300]), fresh.base.text(["a"])
+    x, two = torch.randn(1, 4, 8, 8, generator=draw), fresh.feed.first_pictures(2)
+    (cache,) = fresh.feed.caches.values()
+    cached = [cache.get(i, "")["features"][None] for i in range(2)]
+    with torch.no_grad():
+        inside = [fresh.denoiser(x, t, text, None, features) for features in cached]
+    fresh.denoiser.remove()
+    for k, picture_ in enumerate(two):
+        features = fresh.feed.encoder.of_picture(picture_)
+        assert torch.allclose(features, cached[k], atol=1e-5)
+        face, states = unpacked(features)
+        prompt = adapter.tokens({"face": face, "penultimate": states})
+        session = Session([ImagePrompt(adapter, torch.cat([prompt] * 2), torch.ones(4))])
+        with torch.no_grad(), session.attached(fresh.base.unet):
+            session.begin_step([COND], 0.0)
+            outside = fresh.base.predict(x, t, text, None)
+        assert float((outside - inside[k]).norm() / inside[k].norm()) < 1e-4
+    assert float((inside[0] - inside[1]).norm() / inside[0].norm()) > 1e-5
+
+
+def test_plus_goes_on_draws_samples_and_drops_to_no_face(folder, tmp_path):
+    whole = plus(folder, steps=4, save_every=2)
+    train(folder, tmp_path / "whole", **whole)
+    train(folder, tmp_path / "parts", **{**whole, "steps": 2})
+    path = train(folder, tmp_path / "parts", **{**whole, "sample_every": 4, "sample_steps": 2})
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
+    assert (tmp_path / "parts" / "samples" / "step-00000004.png").is_file()
+    encoder = Trainer(config(folder, tmp_path / "x", **plus(folder))).feed.encoder
+    face, states = unpacked(encoder.nothing())
+    assert not face.any()
+    assert torch.equal(states, encoder.clip.unconditional("penultimate").penultimate)
+    with pytest.raises(WrongBase, match="is of variant faceid-plusv2, the config says faceid"):
+        Trainer(config(folder, tmp_path / "y", **plus(folder, "faceid-plus", init=str(path))))
+
+
+def test_the_encoder_travels_to_workers(folder):
+    """As it does on Windows, where a worker is a process of its own."""
+    tower = ImageEncoder.load(folder / "encoders" / "tiny-vit.safetensors")
+    item = Item("0.png", picture((336, 336), radius=15), picture((336, 336), radius=15), "")
+    for encoder in (FaceEncoder([folder / "faces"]), FacePlusEncoder([folder / "faces"], tower)):
+        wanted = encoder.reference(item)
+        sent = pickle.loads(pickle.dumps(Preparation(64, encoder)))
+        assert torch.equal(sent(item)["reference"], wanted)
+
+
 @pytest.mark.parametrize(("fields", "words"), [
+    ({"variant": "faceid-plus"}, "encoder: .*the weight file"),
     ({"cache": False}, "cache: .*true: faces are found"), ({"encoder": "x.safetensors"}, "encoder: .*nothing"),
     ({"attention": "concat"}, "attention: .*decoupled"), ({"variant": "base"}, "encoder: .*the weight file"),
 ])  # fmt: skip
