@@ -266,9 +266,7 @@ class TrainConfig:
             raise ConfigError("lr", self.lr, "1 for prodigy, which multiplies its own estimate by it")
         if self.optimizer == "schedule-free" and (self.schedule != "constant" or self.ema):
             name = "ema" if self.ema else "schedule"
-            raise ConfigError(
-                name, getattr(self, name), "nothing: schedule-free averages by itself, without a schedule"
-            )
+            raise ConfigError(name, getattr(self, name), "nothing: schedule-free averages, and needs no schedule")
 
     def _check_augmentation(self) -> None:
         for name in ("flip", "random_crop"):

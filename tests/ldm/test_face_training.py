@@ -185,7 +185,7 @@ def test_the_encoder_travels_to_workers(folder):
 
 @pytest.mark.parametrize(("fields", "words"), [
     ({"variant": "faceid-plus"}, "encoder: .*the weight file"),
-    ({"cache": False}, "cache: .*true: faces are found"), ({"encoder": "x.safetensors"}, "encoder: .*nothing"),
+    ({"cache": False}, "cache: .*true: variant faceid finds"), ({"encoder": "x.safetensors"}, "encoder: .*nothing"),
     ({"attention": "concat"}, "attention: .*decoupled"), ({"variant": "base"}, "encoder: .*the weight file"),
 ])  # fmt: skip
 def test_configs_that_cannot_be_are_refused(fields, words):
