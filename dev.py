@@ -3,7 +3,7 @@
 
     python3 dev.py test                          makes its environments and runs all checks
     python3 dev.py test --quick                  lint, types and the tests that tell the most (minutes)
-    python3 dev.py test --only lint,core,...     some of the suites
+    python3 dev.py test --only lint,core,...     some of the suites; "forks" runs in no other way
     python3 dev.py demo [--out FILE]             draws one picture that explains the extension
     python3 dev.py env                           makes the environment only, and prints its Python
 
@@ -31,9 +31,9 @@ ROOT = Path(__file__).resolve().parent
 TESTS = ROOT / "tests"
 PYTHONS = ((3, 10), (3, 11))
 # lint and types are commands; the others run tests.
-SUITES = ("lint", "types", "core", "ldm", "parity", "webui", "browser", "current")
+SUITES = ("lint", "types", "core", "ldm", "parity", "webui", "browser", "current", "forks")
 # Two suites run at once; those that take longest begin first.
-ORDER = ("webui", "ldm", "core", "browser", "parity", "current", "types", "lint")
+ORDER = ("webui", "ldm", "core", "browser", "parity", "current", "forks", "types", "lint")
 QUICK = ("lint", "types", "core", "ldm", "parity", "webui")
 # What the suite "current" runs: what depends on torch's, open_clip's and diffusers' releases.
 CURRENT = (
@@ -41,6 +41,8 @@ CURRENT = (
     "core/test_small_world.py", "core/test_timm_encoders.py", "core/test_weights.py",
     "core/test_text_towers.py", "parity/test_projection_parity.py", "parity/test_unet_parity.py",
 )  # fmt: skip
+# Tests of the suite "forks", which lie beside those of the WebUI and of its page that they repeat.
+FORKS = "test_forks*.py"
 GIBIBYTES_FOR_TWO = 12
 COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
@@ -216,6 +218,12 @@ def run_suite(name: str, python: Path, quick: bool = False, shown: str = "", wan
     if name == "types":
         return run_command(name, [[str(python), "-m", "mypy"]], shown)
     options = ("--quick",) if quick else ()
+    if name == "forks":
+        if not wanted:
+            reason = "an hour and 20 GB, as forks only know models of real shapes: dev.py test --only forks runs it"
+            return Result(name, skipped=1, reasons=[f"SKIPPED {name}: {reason}"])
+        files = tuple(str(path.relative_to(TESTS)) for path in sorted(TESTS.glob(f"*/{FORKS}")))
+        return run_tests(name, python, files, options, shown)
     if name == "current":
         if not wanted and not os.environ.get("CI") and not NOW.python.is_file():
             reason = "its environment is not made (some gigabytes): dev.py test --only current makes it"
@@ -225,7 +233,7 @@ def run_suite(name: str, python: Path, quick: bool = False, shown: str = "", wan
             return run_tests(name, environment(NOW), CURRENT, (*options, *plugin), shown)
         except CannotMake as error:
             return Result(name, skipped=1, reasons=[f"SKIPPED {name}: {error}"])
-    return run_tests(name, python, (), options, shown)
+    return run_tests(name, python, (), (*options, f"--ignore-glob=*/{FORKS}"), shown)
 
 
 def at_once() -> int:

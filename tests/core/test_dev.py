@@ -68,8 +68,9 @@ def test_a_command_that_fails_is_a_failure():
 
 
 def test_every_suite_of_tests_has_its_folder_and_its_turn():
-    folders = [name for name in dev.SUITES[2:] if name != "current"]
+    folders = [name for name in dev.SUITES[2:] if name not in ("current", "forks")]
     assert [name for name in folders if not any((dev.TESTS / name).glob("test_*.py"))] == []
+    assert {path.parent.name for path in dev.TESTS.glob(f"*/{dev.FORKS}")} == {"webui", "browser"}
     assert [name for name in dev.CURRENT if not (dev.TESTS / name).is_file()] == []
     assert sorted(dev.ORDER) == sorted(dev.SUITES)
 
@@ -110,6 +111,24 @@ def test_a_suite_whose_environment_cannot_be_made_is_skipped_with_the_reason(mon
     result = dev.run_suite("current", Path(sys.executable), wanted=True)
     assert (result.passed, result.failed, result.skipped) == (0, 0, 1)
     assert result.reasons == ["SKIPPED current: no such release"]
+
+
+def test_forks_run_when_asked_for_and_in_no_other_suite(monkeypatch):
+    ran: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = []
+
+    def tests(name: str, python: Path, files: tuple[str, ...], options: tuple[str, ...], shown: str) -> dev.Result:
+        ran.append((name, files, options))
+        return dev.Result(name)
+
+    monkeypatch.setattr(dev, "run_tests", tests)
+    assert "--only forks" in dev.run_suite("forks", Path()).reasons[0]
+    assert not ran
+    dev.run_suite("forks", Path(), wanted=True)
+    dev.run_suite("webui", Path())
+    (forks, files, _), (webui, none, options) = ran
+    assert (forks, webui, none) == ("forks", "webui", ())
+    assert {"webui/test_forks.py", "browser/test_forks.py"} <= set(files)
+    assert options == ("--ignore-glob=*/test_forks*.py",)
 
 
 def test_a_wrong_python_is_told_which_ones_fit(monkeypatch):

@@ -1,4 +1,4 @@
-"""ADetailer's own code beside this extension: FaceID in the details only.
+"""ADetailer's own code beside this extension: FaceID in the details only, and a person for each detail.
 
 Its detector needs weights that cannot be had, so that package is replaced (detector/ultralytics.py), and nothing else.
 Skipped without a checkout at ADETAILER_DIR, by default ~/adetailer. Packages that the WebUI's Python lacks (rich) may
@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image, ImageChops
 
 from tests.synthetic import adapter_tensors, write_adapter
 
@@ -31,6 +32,10 @@ PACKAGES = Path(os.environ.get("ADETAILER_PACKAGES", "~/adetailer-packages")).ex
 MODEL = "boxes.pt"
 BOXES = ((0, 0, 24, 24), (36, 0, 60, 24), (0, 36, 24, 60))
 ONE = picture((176, 208), radius=15)
+OTHER = ImageChops.add(ONE, Image.new("RGB", ONE.size, (0, 200, 0)))  # the detector sees red without blue
+CONFIG = {"ad_script_names": "ip_adapter"}
+PEOPLE = [b64(ONE), b64(OTHER)]
+NOBODY = Image.new("RGB", (300, 200), (0, 0, 120))
 
 
 class WithADetailer(WebUI):
@@ -64,9 +69,8 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithADetailer]:
     if PACKAGES.is_dir():
         shutil.copytree(PACKAGES, path, dirs_exist_ok=True)
     shutil.copy(Path(__file__).with_name("detector") / "ultralytics.py", path)
-    config = {"ad_script_names": "ip_adapter"}
     flags = ("--nowebui", "--ad-no-huggingface")
-    with WithADetailer(("sd1",), extra=flags, path=path, config=config) as running:
+    with WithADetailer(("sd1",), extra=flags, path=path, config=CONFIG) as running:
         if missing := missing_package(running.log, "adetailer"):
             pytest.skip(f"ADetailer cannot load without the package {missing}")
         assert "ADetailer initialized" in running.log
@@ -75,7 +79,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithADetailer]:
 
 @pytest.fixture
 def unit() -> dict[str, Any]:
-    return {"model": "sd1-faceid", "images": [b64(ONE)], "in_detailer": "only"}
+    return {"model": "sd1-faceid", "images": PEOPLE[:1], "in_detailer": "only"}
 
 
 def details(**fields: Any) -> dict[str, Any]:
@@ -126,3 +130,70 @@ def test_only_the_details_are_drawn_with_a_face(beside, unit):
     (base,) = drawn(beside, scripts={})
     assert torch.equal(kept, base)
     assert torch.equal(drawn(beside)[0], plain)
+
+
+def test_one_reference_for_each_detail(beside, unit):
+    each = {**unit, "images": PEOPLE, "distribute": "one per detail"}
+    beside.finds(*BOXES)
+    (plain,), (mine,), (swapped,) = drawn(beside), drawn(beside, each), drawn(beside, {**each, "images": PEOPLE[::-1]})
+    assert torch.equal(outside(mine), outside(plain))
+    for box in BOXES[:2]:
+        assert different(part(mine, box), part(plain, box))
+        assert different(part(mine, box), part(swapped, box))
+    assert "detail 3 has no reference left" in beside.log
+    beside.finds(BOXES[0])
+    assert torch.equal(part(drawn(beside, unit)[0], BOXES[0]), part(mine, BOXES[0]))
+    # The second is the second person's, drawn where the first one's detail is done already.
+    beside.finds(*BOXES[:2])
+    (two,) = drawn(beside, each)
+    assert torch.equal(part(two, BOXES[1]), part(mine, BOXES[1]))
+    assert torch.equal(part(two, BOXES[0]), part(mine, BOXES[0]))
+
+
+def test_each_picture_of_a_job_begins_with_the_first_person(beside, unit):
+    each = {**unit, "images": PEOPLE, "distribute": "one per detail"}
+    beside.finds(*BOXES[:2])
+    job = {"batch_size": 2, "n_iter": 2, "do_not_save_grid": True}
+    together = drawn(beside, each, **job)[-4:]
+    for k in (1, 3):
+        (alone,) = drawn(beside, each, seed=1 + k)
+        assert (together[k] - alone).abs().mean() < 1
+
+
+def test_a_second_tab_counts_on(beside, unit):
+    """Two tabs that find one detail each are the first and the second detail of the picture."""
+    each = {**unit, "images": PEOPLE, "distribute": "one per detail"}
+    beside.finds(BOXES[0])
+    tabs = details()["ADetailer"]["args"]
+    scripts = {"ADetailer": {"args": [*tabs, tabs[-1]]}}
+    second = {**unit, "images": PEOPLE[1:]}
+    mine, plain = drawn(beside, each, scripts=scripts)[0], drawn(beside, scripts=scripts)[0]
+    assert different(part(mine, BOXES[0]), part(plain, BOXES[0]))
+    assert not torch.equal(mine, drawn(beside, second, scripts=scripts)[0])
+    assert torch.equal(outside(mine, BOXES[:1]), outside(plain, BOXES[:1]))
+
+
+def test_where_no_detail_is_drawn_it_is_said(beside, unit):
+    said = "a unit acts in details only, and no detail was drawn with it"
+    beside.finds()
+    before = beside.log.count(said)
+    (none,), (base,) = drawn(beside, unit), drawn(beside, scripts={})
+    assert torch.equal(none, base)
+    assert beside.log.count(said) == before + 1
+    beside.finds(BOXES[0])
+    beside.options(ad_script_names="dynamic_prompting")
+    try:
+        (plain,) = drawn(beside)
+        assert torch.equal(drawn(beside, unit)[0], plain)
+    finally:
+        beside.options(**CONFIG)
+    assert beside.log.count(said) == before + 2
+
+
+def test_a_reference_without_a_face_is_no_silent_detail(beside, unit):
+    """ADetailer swallows the error of its job, so it stands below the picture."""
+    beside.finds(BOXES[0])
+    reply = beside.draw({**unit, "images": [b64(NOBODY)]}, scripts=details())
+    text = reply.body.decode() + beside.log[-6000:]
+    assert "no face was found in images[0]" in text
+    assert drawn(beside)[0].shape == (64, 64, 3)
