@@ -17,6 +17,12 @@ _SOURCES = {
 _DETECTOR_SIZE = 16_923_827
 
 
+def source_of(pack: str) -> tuple[str, str, int]:
+    """(repository on the hub, file of the recogniser in it, bytes of all that is fetched). Raises KeyError."""
+    repo, inside, _, size = _SOURCES[pack]
+    return repo, f"{inside}{RECOGNISERS[pack][0]}", size + _DETECTOR_SIZE
+
+
 def download_pack(pack: str, folder: Path, progress: Progress | None = None) -> Path:
     """Fetches what is missing of a pack into ``folder``/PACK, verified, and returns that folder. Raises
     DownloadError."""

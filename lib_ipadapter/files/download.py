@@ -35,10 +35,15 @@ class _Cut(Exception):
     """The connection ended early, or the server is busy: worth another attempt."""
 
 
-def hub_url(repo: str, file: str, revision: str = "main") -> str:
-    """Address of a file on the hub, or on the mirror that HF_ENDPOINT names."""
+def hub_url(repo: str, file: str, revision: str = "main", view: str = "resolve") -> str:
+    """Address of a file on the hub, or on the mirror that HF_ENDPOINT names. view: "blob" for the page about it."""
     endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
-    return f"{endpoint}/{repo}/resolve/{revision}/{quote(file)}"
+    return f"{endpoint}/{repo}/{view}/{revision}/{quote(file)}"
+
+
+def size_text(size: int) -> str:
+    """Bytes as a download's page has them: 2.5 GB, 191 MB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{max(size / 1e6, 0.1):.3g} MB"
 
 
 def download(

@@ -7,10 +7,14 @@ from typing import Any
 from ..adapters.variant import VariantSpec
 from ..controlnet.files import AUTO, ControlNets
 from ..encoders.source import EncoderSource
-from ..encoders.spec import Need
+from ..encoders.spec import ENCODERS, Need
 from ..errors import EncoderError, FaceError, FaceModelMissing, IPAdapterError
-from ..faces import FaceAnalyser
+from ..faces import FaceAnalyser, parsing
+from ..faces.fetch import source_of
+from ..faces.packs import RECOGNISERS
+from ..files.download import hub_url, size_text
 
+PARSING = "face parsing"
 POSE_FIELDS = ("pose", "pose_from", "pose_face", "pose_weight", "pose_start", "pose_end", "control_model")
 FACE_FIELDS = ("face", "shortcut", "lora", "kind", "pulid", "pulid_mode", "zero_tokens", *POSE_FIELDS)  # of the panel
 
@@ -19,7 +23,8 @@ def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces
     """encoder: the name of the CLIP encoder that it takes, "" if it takes none or an unknown one.
     ``face_models``: the recogniser's pack, "" for none; ``parsing``: what is missing for faces without background, ""
     for nothing, None where they are not needed; ``download``: what can be downloaded, "" if nothing is
-    missing; ``fields``: which of FACE_FIELDS the kind has."""
+    missing; ``download_from``: its size, as far as it is known, and its source; ``pages``: of what is missing
+    (encoder, face_models, parsing), the page where it can be had; ``fields``: which of FACE_FIELDS the kind has."""
     clip = next((need for need in spec.needs if not need.is_face), None)
     found, note, error = _encoder(clip, encoder, source)
     pack, missing, other, fetched = _faces(spec, faces)
@@ -31,12 +36,29 @@ def description_of(spec: VariantSpec, encoder: str, source: EncoderSource, faces
         parts.append(f"face models {pack}: {'missing' if missing else 'found'}")
     if unparsed is not None:
         parts.append(f"face parsing: {'missing' if unparsed else 'found'}")
+    download = "" if error else encoder if not found else pack if fetched else ""
+    absent = {"encoder": not found and encoder, "face_models": fetched and pack, "parsing": unparsed and PARSING}
     return {
         "title": spec.label, "base": spec.base, "encoder": encoder, "encoder_found": found, "error": error,
         "face_models": pack, "face_error": missing, "parsing": unparsed, "fields": _fields(spec),
-        "download": "" if error else encoder if not found else pack if fetched else "",
+        "download": download, "download_from": _source(download)[0],
+        "pages": {part: page for part, name in absent.items() if name and (page := _source(name)[1])},
         "text": " · ".join([*parts, *filter(None, (note, other))]),
     }  # fmt: skip
+
+
+def _source(name: str) -> tuple[str, str]:
+    """(Size and repository, the page) of a download, "" for what is not known."""
+    if name == PARSING:
+        return "", parsing.SOURCE
+    if name in RECOGNISERS:
+        repo, file, bytes_ = source_of(name)
+        return f"{size_text(bytes_)}, huggingface.co/{repo}", hub_url(repo, file, view="blob")
+    hint = ENCODERS[name].pretrained_hint if name in ENCODERS else None
+    if hint is None:
+        return "", ""
+    size = f"{size_text(hint.size)}, " if hint.size else ""
+    return f"{size}huggingface.co/{hint.repo}", hub_url(hint.repo, hint.file, view="blob")
 
 
 def control_of(spec: VariantSpec, controls: ControlNets) -> dict[str, str]:

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "ipadapter_cached_adapters": 3,
     "ipadapter_encoder_stays": "in RAM",
     "ipadapter_control_stays": "in RAM",
-    "ipadapter_allow_download": False,
+    "ipadapter_offer_download": stored.OFFERS[0],
 }
 
 
@@ -81,9 +81,11 @@ def control_stays() -> Keep:
     return STAYS.get(str(get("ipadapter_control_stays")), "memory")
 
 
-def allow_download() -> bool:
-    """Whether the panel offers to download encoders."""
-    return bool(get("ipadapter_allow_download"))
+def offers_download(serves_others: bool) -> bool:
+    """Whether the panel offers to download what is missing; by the checkbox of earlier versions where that was on."""
+    return stored.offered(
+        get("ipadapter_offer_download"), shared.opts.data.get("ipadapter_allow_download"), serves_others
+    )
 
 
 def register() -> None:
@@ -119,5 +121,6 @@ def register() -> None:
         "for new references")  # fmt: skip
     add("ipadapter_control_stays", "After sampling, InstantID's ControlNet stays", gr.Radio, {"choices": list(STAYS)},
         "in VRAM: 2.5 GB, but not with --medvram or --lowvram; nowhere: it is read from disk each time")  # fmt: skip
-    add("ipadapter_allow_download", "Offer to download a missing image encoder or face models", gr.Checkbox,
-        info="shows a button in the panel; nothing is ever downloaded by itself")  # fmt: skip
+    add("ipadapter_offer_download", "Offer to download a missing image encoder or face models", gr.Radio,
+        {"choices": list(stored.OFFERS)},
+        "shows a button in the panel; nothing is ever downloaded by itself")  # fmt: skip

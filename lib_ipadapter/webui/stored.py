@@ -7,6 +7,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+OFFERS = ("where only this computer reaches the WebUI", "always", "never")
+
 
 def number(value: Any, default: float, low: float, high: float) -> float:
     """``value`` between ``low`` and ``high``; ``default`` for what is no number."""
@@ -26,3 +28,9 @@ def listed(value: Any) -> list[str]:
     """The parts of a list, or of a text with one on each line or separated by commas."""
     parts = value if isinstance(value, list) else str(value or "").replace("\n", ",").split(",")
     return [part.strip() for part in parts if isinstance(part, str) and part.strip() and "\0" not in part]
+
+
+def offered(value: Any, earlier: Any, serves_others: bool) -> bool:
+    """Whether a download is offered: by ``value`` of OFFERS, or where the checkbox of earlier versions was on."""
+    chosen = one_of(value, OFFERS[0], OFFERS)
+    return chosen == "always" or earlier is True or (chosen == OFFERS[0] and not serves_others)

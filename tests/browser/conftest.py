@@ -58,7 +58,7 @@ def server() -> Iterator[WithPage | None]:
         return
     if harness.absent():
         pytest.skip(harness.absent())
-    with WithPage(("sd1",), extra=(), config={"ipadapter_allow_download": True}) as webui:
+    with WithPage(("sd1",), extra=()) as webui:
         yield webui
 
 

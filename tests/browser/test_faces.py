@@ -114,7 +114,9 @@ def test_missing_face_models_can_be_downloaded_and_their_terms_are_said(
         panel.until(lambda: "face models buffalo_l missing" in panel.unit(0, "info").inner_text(), True)
         button = panel.unit(0, "download")
         panel.until(button.is_visible, True)
-        assert button.inner_text().strip() == "Download buffalo_l (research, non-commercial use only)"
+        assert button.inner_text().strip() == (
+            "Download buffalo_l (191 MB, huggingface.co/public-data/insightface; research, non-commercial use only)"
+        )
     finally:
         for file in pack.with_name("away").iterdir():
             file.rename(file.with_suffix(".onnx"))

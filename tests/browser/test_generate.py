@@ -123,7 +123,12 @@ def test_what_a_file_is_and_what_it_lacks(panel: PanelPage):
     panel.choose_model(0, "needs-vit-h")
     panel.until(lambda: "ViT-H-14 missing" in panel.info(), True)
     panel.until(lambda: panel.unit(0, "download").is_visible(), True)
-    assert panel.unit(0, "download").inner_text().strip() == "Download ViT-H-14"
+    assert panel.unit(0, "download").inner_text().strip() == (
+        "Download ViT-H-14 (2.5 GB, huggingface.co/h94/IP-Adapter)"
+    )
+    chip = panel.unit(0, "info").locator("a.ipadapter-chip.missing")
+    page = "https://huggingface.co/h94/IP-Adapter/blob/main/models/image_encoder/model.safetensors"
+    assert (chip.get_attribute("href"), chip.get_attribute("target")) == (page, "_blank")
     panel.choose_model(0, "None")
     panel.until(panel.info, "")
     assert not panel.unit(0, "download").is_visible()

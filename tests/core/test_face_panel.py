@@ -117,7 +117,9 @@ def test_the_chips_say_what_is_missing(tmp_path, analyser):
     for file in (tmp_path / "packs" / "buffalo_l").iterdir():
         file.unlink()
     found = html.file_info(described(tmp_path, analyser, "faceid", "a"))
-    assert '<span class="ipadapter-chip missing">face models buffalo_l missing</span>' in found
+    page = "https://huggingface.co/public-data/insightface/blob/main/models/buffalo_l/w600k_r50.onnx"
+    assert f'<a class="ipadapter-chip missing" href="{page}" target="_blank"' in found
+    assert "face models buffalo_l missing ↗</a>" in found
     assert "det_10g.onnx" in found
     assert described(tmp_path, analyser, "faceid", "a")["download"] == "buffalo_l"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lib_ipadapter.webui.stored import listed, number, one_of
+from lib_ipadapter.webui.stored import OFFERS, listed, number, offered, one_of
 
 
 @pytest.mark.parametrize("value", [None, "", "many", [], {}, [3], math.nan, "\0"])
@@ -35,3 +35,11 @@ def test_what_is_no_choice_is_the_default(value: Any) -> None:
 )
 def test_folders(value: Any, expected: list[str]) -> None:
     assert listed(value) == expected
+
+
+def test_a_download_is_offered_to_who_may_start_it():
+    alone, always, never = OFFERS
+    given = (alone, always, never, None, 3)
+    assert [offered(value, False, serves_others=True) for value in given] == [False, True, False, False, False]
+    assert [offered(value, False, serves_others=False) for value in given] == [True, True, False, True, True]
+    assert offered(alone, True, serves_others=True), "the checkbox of earlier versions"

@@ -178,9 +178,11 @@ class UnitEvents:
         info = description(self.models, model)
         if info and not info["error"]:
             self.models.used(model)
-        wanted = str(info.get("download", "")) if info and settings.allow_download() else ""
-        terms = f" ({html.NON_COMMERCIAL})" if info and wanted == info.get("face_models") else ""
-        label = f"Download {wanted}{terms}".strip()
+        wanted = str(info.get("download", "")) if info and self._offers() else ""
+        about = [str((info or {}).get("download_from", ""))]
+        if info and wanted == info.get("face_models"):
+            about.append(html.NON_COMMERCIAL)
+        label = f"Download {wanted} ({'; '.join(filter(None, about))})" if wanted else "Download"
         has = set((info or {}).get("fields", ()))
         shown = [gr.update(visible=True) if name in has else _gone(name) for name in FACE_FIELDS]
         return [
@@ -199,7 +201,7 @@ class UnitEvents:
     def download(self, model: Any) -> Iterator[list[Any]]:
         """Downloads the encoder, or the face models, in a thread; the page shows the progress."""
         name = str((description(self.models, model) or {}).get("download", ""))
-        if not name or not settings.allow_download():
+        if not name or not self._offers():
             yield self.describe(model)
             return
         reports: queue.Queue[tuple[int, int | None] | Exception | None] = queue.Queue()
@@ -209,6 +211,9 @@ class UnitEvents:
             yield [html.progress(report[0], report[1], name), gr.update(visible=False), *rest]
         shown = self.describe(model)
         yield shown if report is None else [shown[0] + html.failure(str(report)), *shown[1:]]
+
+    def _offers(self) -> bool:
+        return settings.offers_download(self.models.host.serves_others())
 
     def _fetch(self, name: str, reports: queue.Queue[tuple[int, int | None] | Exception | None]) -> None:
         try:

@@ -233,21 +233,22 @@ def file_info(description: Mapping[str, Any] | None) -> str:
         return failure(str(description["error"]))
     state = "found" if description.get("encoder_found") else "missing"
     encoder = f"{description.get('encoder') or 'image encoder'} {state}"
-    chips = [(description.get("title"), ""), _base_chip(description)]
+    pages = dict(description.get("pages") or {})
+    chips = [(description.get("title"), "", ""), (*_base_chip(description), "")]
     pack, missing = description.get("face_models"), str(description.get("face_error") or "")
     if description.get("encoder") or not pack:
-        chips.append((encoder, state))
+        chips.append((encoder, state, pages.get("encoder", "")))
     if pack:
         look = "missing" if missing else "found"
-        chips.append((f"face models {pack} {look}", look))
+        chips.append((f"face models {pack} {look}", look, pages.get("face_models", "")))
     unparsed = description.get("parsing")
     if unparsed is not None:
         look = "missing" if unparsed else "found"
-        chips.append((f"face parsing {look}", look))
+        chips.append((f"face parsing {look}", look, pages.get("parsing", "")))
     control, none = description.get("control"), str(description.get("control_error") or "")
     if control or none:
-        chips.append(("ControlNet missing", "missing") if none else (f"ControlNet {control} found", "found"))
-    spans = [_chip(str(what), look) for what, look in chips if what]
+        chips.append(("ControlNet missing", "missing", "") if none else (f"ControlNet {control} found", "found", ""))
+    spans = [_chip(str(what), look, page) for what, look, page in chips if what]
     title = escape(str(description.get("text", "")), quote=True)
     told = "".join(failure(text) for text in (missing, unparsed, none) if text)
     return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>{told}'
@@ -261,8 +262,12 @@ def _base_chip(description: Mapping[str, Any]) -> tuple[str, str]:
     return (f"{base}: fits {loaded}", "found") if fits else (f"made for {base}, not for {loaded}", "missing")
 
 
-def _chip(text: str, look: str) -> str:
-    return f'<span class="ipadapter-chip {look}">{escape(text)}</span>'
+def _chip(text: str, look: str, page: str = "") -> str:
+    """page: where what is missing can be had."""
+    if not page:
+        return f'<span class="ipadapter-chip {look}">{escape(text)}</span>'
+    link = f'href="{escape(page, quote=True)}" target="_blank" rel="noopener noreferrer"'
+    return f'<a class="ipadapter-chip {look}" {link}>{escape(text)} ↗</a>'
 
 
 def failure(text: str) -> str:
