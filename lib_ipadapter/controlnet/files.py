@@ -101,7 +101,8 @@ class ControlNets:
 
     folders: to search; stays: where one is kept after a pass, "device", "memory" or "nothing"; leaves: when memory is
     so short that one has to leave the device, after each "call", after the "pass", or ""; reserve: makes room on the
-    device for so many bytes before sampling, and says which device if the network is to be put there then.
+    device for so many bytes before sampling, and says which device if the network is to be put there then; tell: told
+    what takes time, and "" when it is over.
     """
 
     def __init__(
@@ -110,7 +111,9 @@ class ControlNets:
         stays: Callable[[], str] = lambda: "memory",
         leaves: Callable[[], str] = lambda: "",
         reserve: Callable[[int], torch.device | None] = lambda size: None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.tell = tell
         self.folders, self.stays, self.leaves, self.reserve = folders, stays, leaves, reserve
         self._seen: LRU[Found | None] = LRU(lambda: 4096)
         self._loaded: LRU[Loaded] = LRU(lambda: 2)
@@ -150,7 +153,14 @@ class ControlNets:
 
     def load(self, path: Path) -> Loaded:
         """The file's network, read once. Raises FileError."""
-        return self._loaded.get(_version(path), lambda: Loaded(path))
+        return self._loaded.get(_version(path), lambda: self._read(path))
+
+    def _read(self, path: Path) -> Loaded:
+        self.tell(f"loading the ControlNet {path.name}")
+        try:
+            return Loaded(path)
+        finally:
+            self.tell("")
 
     def leave(self, loaded: Loaded) -> None:
         """A pass is over: it goes where the setting says."""

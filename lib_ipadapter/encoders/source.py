@@ -26,9 +26,11 @@ KEEP: tuple[Keep, ...] = ("device", "memory", "nothing")
 
 
 class EncoderPool:
-    """At most one encoder in memory, used by one thread at a time."""
+    """At most one encoder in memory, used by one thread at a time. tell: told what takes time inside ``room``, and ""
+    when it is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
+        self._tell = tell
         self._lock = threading.RLock()
         self._encoder: ImageEncoder | None = None
         self._key: Hashable = None
@@ -63,7 +65,11 @@ class EncoderPool:
             key = (identity(path), recognise(path).spec, dtype)
             if self._encoder is None or self._key != key:
                 self.release()
+                if self._room is not None:
+                    self._tell(f"loading the image encoder {path.name}")
                 self._encoder, self._key = ImageEncoder.load(path, device, dtype), key
+            if self._room is not None:
+                self._tell("encoding the reference images")
             return self._encoder.to(device)
 
     @contextlib.contextmanager
@@ -80,6 +86,8 @@ class EncoderPool:
                 yield
             finally:
                 self._room = None
+                if entered.short is not None:
+                    self._tell("")
                 if keep == "nothing":
                     self.release()
                 elif keep == "memory" or entered.short:

@@ -55,10 +55,10 @@ class Models:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.library = Library()
-        self.pool = EncoderPool()
+        self.pool = EncoderPool(host.say)
         self.catalog = Catalog(host.encoder_folders)
         self.faces = FaceAnalyser(FacePacks(host.face_folders), parser=FaceParser(host.parsing_folders))
-        self.controls = ControlNets(host.control_folders, settings.control_stays, host.leaves, host.reserve)
+        self.controls = ControlNets(host.control_folders, settings.control_stays, host.leaves, host.reserve, host.say)
         self.caches = Caches(settings.cache_bytes)
         self.pictures = Pictures(fetch.data)
         # K' and V' on the device that samples, so that a detail or a tile projects and uploads nothing again

@@ -265,6 +265,22 @@ def test_where_the_encoder_is_after_encoding(
     assert (pool.loaded is not None) == stays
 
 
+def test_what_takes_time_is_said_until_it_is_over(tiny_file: Path) -> None:
+    """F19. A known encoder is not loaded again, and a job that encodes nothing says nothing."""
+    said: list[str] = []
+    pool = EncoderPool(said.append)
+    with pool.room(lambda: contextlib.nullcontext(False), "memory"):
+        assert said == []
+        pool.encode(tiny_file, picture(), "pooled")
+    assert said == [f"loading the image encoder {tiny_file.name}", "encoding the reference images", ""]
+    with pool.room(lambda: contextlib.nullcontext(False), "memory"):
+        pool.encode(tiny_file, picture(), "pooled")
+    assert said[3:] == ["encoding the reference images", ""]
+    with pool.room(lambda: contextlib.nullcontext(False), "memory"):
+        pass
+    assert len(said) == 5
+
+
 def test_weights_without_assign(monkeypatch: pytest.MonkeyPatch, tiny_file: Path) -> None:
     """torch 2.0: load_state_dict has no such argument."""
     wanted = ImageEncoder.load(tiny_file).encode(picture()).pooled

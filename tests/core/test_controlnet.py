@@ -51,7 +51,8 @@ class World:
         self.write("control")
         self.stays = "memory"
         self.leaves = ""
-        self.nets = ControlNets(lambda: [folder], lambda: self.stays, lambda: self.leaves)
+        self.said: list[str] = []
+        self.nets = ControlNets(lambda: [folder], lambda: self.stays, lambda: self.leaves, tell=self.said.append)
         g = torch.Generator().manual_seed(5)
         self.tokens = torch.cat([self.adapter.tokens(torch.randn(1, 48, generator=g)) for _ in SETS])
         self.x = torch.randn(2, 4, 16, 16, generator=g)
@@ -196,6 +197,12 @@ def test_a_file_that_is_cut_off_is_named_where_none_fits(world):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ControlMissing, match=r"missing: no file .* that can be used \(control: .*download it again"):
         world.nets.find("auto", CONTEXT)
+
+
+def test_loading_is_said(world):
+    for _ in range(2):
+        world.nets.load(world.folder / "control.safetensors")
+    assert world.said == ["loading the ControlNet control.safetensors", ""]
 
 
 def test_what_is_loaded_does_not_follow_its_file(world):

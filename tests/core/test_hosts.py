@@ -69,14 +69,18 @@ entry.register(sys.modules["modules.script_callbacks"])
 host = entry._MODELS.host
 with host.room() as short:
     pass
+progress = []
+for text in ("loading the image encoder", ""):
+    host.say(text)
+    progress.append(sys.modules["modules.shared"].state.textinfo)
 from lib_ipadapter.errors import UnsupportedModel
 try:
     host.unet()
 except UnsupportedModel as error:
     said = str(error)
 print(json.dumps({
-    "host": type(host).__name__, "registered": registered, "freed": freed, "short": short, "said": said,
-    "loaded": host.loaded_unet(), "name": host.checkpoint_name(), "half": str(host.device_and_dtype()[1]),
+    "host": type(host).__name__, "progress": progress, "registered": registered, "freed": freed, "short": short,
+    "said": said, "loaded": host.loaded_unet(), "name": host.checkpoint_name(), "half": str(host.device_and_dtype()[1]),
     "adapters": [str(folder.path) for folder in host.adapter_folders()],
     "encoders": [str(path) for path in host.encoder_folders()],
     "towers": [str(path) for path in host.text_tower_folders()],
@@ -113,3 +117,8 @@ def test_room_is_made_by_its_memory_manager(host):
     ((count, device),) = host["freed"]
     assert count >= 3.7e9
     assert (device, host["short"], host["half"]) == ("cuda", True, "torch.float16")
+
+
+def test_what_takes_time_stands_in_the_pages_progress(host):
+    """F19."""
+    assert host["progress"] == ["IP-Adapter: loading the image encoder", None]

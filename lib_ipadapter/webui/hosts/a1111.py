@@ -80,12 +80,11 @@ class A1111(WebUI):
 
     @contextlib.contextmanager
     def room(self) -> Iterator[bool]:
-        """With --lowvram and --medvram the model leaves the device first. The page's progress says what is done."""
+        """With --lowvram and --medvram the model leaves the device first."""
         short = lowvram.is_enabled(shared.sd_model)
         if short:
             lowvram.send_everything_to_cpu()
-        with self.progress("IP-Adapter: encoding the reference images"):
-            yield short
+        yield short
 
     def leaves(self) -> str:
         """With --lowvram only what runs is on the device; with --medvram the model makes room after sampling."""

@@ -86,6 +86,9 @@ class Host(Protocol):
         """Makes room on the device for an encoder; yields whether memory is so short that the encoder has to leave
         the device afterwards."""
 
+    def say(self, text: str) -> None:
+        """What takes time before the first step, for who waits; "": nothing any more."""
+
     def leaves(self) -> str:
         """When what runs beside the UNet has to leave the device: after each "call", after the "pass"; "": it may
         stay."""

@@ -103,8 +103,7 @@ class Forge(WebUI):
         device = manager.get_torch_device()
         if device.type != "cpu":
             manager.free_memory(_ROOM, device)
-        with self.progress("IP-Adapter: encoding the reference images"):
-            yield device.type != "cpu"
+        yield device.type != "cpu"
 
     def leaves(self) -> str:
         """Its manager does not know of what is not its own."""

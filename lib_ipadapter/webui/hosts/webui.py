@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +93,9 @@ class WebUI:
 
     # the job's result
 
-    @contextlib.contextmanager
-    def progress(self, text: str) -> Iterator[None]:
-        """The page's progress says it inside."""
-        shared.state.textinfo = text
-        try:
-            yield
-        finally:
-            shared.state.textinfo = None
+    def say(self, text: str) -> None:
+        """The page's progress says what takes time, until it is told ""."""
+        shared.state.textinfo = f"IP-Adapter: {text}" if text else None
 
     def surface(self, error: BaseException) -> None:
         """What a job raises is shown."""
