@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,30 +121,32 @@ class ControlNets:
 
     def names(self) -> list[str]:
         """Those that can be used."""
-        return [found.name for found in self.all() if found.spec]
+        return list(dict.fromkeys(found.name for found in self.all() if found.spec))
 
     def all(self) -> list[Found]:
-        """The files with a ControlNet's keys, also those that cannot be used. The first folder wins."""
+        """The files with a ControlNet's keys, also those that cannot be used, in the order of the folders. Several may
+        have one name: that of the hub's files is the same for all models."""
         known: dict[str, Found] = {}
         for name, version in self._files():
             found = self._seen.get((name, version), lambda name=name, path=version[0]: _look(name, path))  # type: ignore[misc]
             if found is not None:
-                known.setdefault(name, found)
+                known.setdefault(os.path.realpath(found.path), found)  # folders may lie in each other
         return list(known.values())
 
     def find(self, name: str, context: int) -> Found:
-        """The file of that name; of AUTO, InstantID's for tokens of this width. Raises ControlMissing, FileError."""
+        """The file of that name, the first folder's; of AUTO, InstantID's for tokens of this width. Raises
+        ControlMissing, FileError."""
         every = self.all()
-        if name != AUTO:
+        if name.lower() != AUTO:
             return self._named(name, every)
         fitting = [found for found in every if found.spec and found.spec.context == context]
-        for choice in (
-            [found for found in fitting if short_hash(found.path) in _INSTANT_ID],
-            [found for found in fitting if any(part in found.name.lower() for part in _NAMED)],
-            fitting,
-        ):
-            if len(choice) == 1:
-                return choice[0]
+        if published := [found for found in fitting if short_hash(found.path) in _INSTANT_ID]:
+            return published[0]
+        named = [found for found in fitting if any(part in found.name.lower() for part in _NAMED)]
+        if named and len({found.name for found in named}) == 1:
+            return named[0]
+        if len(fitting) == 1:
+            return fitting[0]
         raise self._none(fitting, [found for found in every if found.problem], context)
 
     def is_instant_id(self, found: Found) -> bool:

@@ -140,8 +140,14 @@ def is_cut(p: Any) -> bool:
 
 
 def whole_size(p: Any) -> Size:
-    """Of p's whole picture: of a job that samples a part, the one that the part is cut from."""
-    return (p.image_mask.width, p.image_mask.height) if is_cut(p) else (p.width, p.height)
+    """Of p's whole picture: of a job that samples a part, the one that the part is cut from; of a hires fix to another
+    shape, what the WebUI leaves of the first pass's picture. To be called before that is reckoned, in ``p.init``."""
+    if is_cut(p):
+        return p.image_mask.width, p.image_mask.height
+    across, down = getattr(p, "hr_resize_x", 0), getattr(p, "hr_resize_y", 0)
+    if not (getattr(p, "enable_hr", False) and across and down):
+        return p.width, p.height
+    return min(p.width, round(p.height * across / down)), min(p.height, round(p.width * down / across))
 
 
 def cut_of(p: Any) -> Box | None:

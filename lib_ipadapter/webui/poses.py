@@ -53,7 +53,7 @@ def control_of(
         if one.layers is not None and prompt_fields(unit)[1].of_pass(one.hires):
             first = [layer for part in ("input", "middle") for layer in one.layers if layer.part == part]
             control.check_fit(found.spec, first, found.path.name)
-    if unit.control_model == AUTO and not models.controls.is_instant_id(found):
+    if unit.control_model.lower() == AUTO and not models.controls.is_instant_id(found):
         models.host.comment(p, f"IP-Adapter: {found.path.name} was taken for InstantID's ControlNet, as the only one "
                                "of its base; if it is another one, choose one under control_model")  # fmt: skip
     try:

@@ -13,6 +13,7 @@ from lib_ipadapter.attention.prompt import Timing
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.rows import CursorRows
 from lib_ipadapter.attention.session import COND, UNCOND, ImagePrompt, Session
+from lib_ipadapter.controlnet import files
 from lib_ipadapter.controlnet.control import Control, cut
 from lib_ipadapter.controlnet.files import ControlNets
 from lib_ipadapter.errors import BrokenControl, ControlMissing, RowsError, WrongBase
@@ -181,6 +182,32 @@ def test_it_is_found_under_any_name(world):
     assert world.nets.is_instant_id(found)
     assert world.nets.find("CANNY.safetensors", CONTEXT).name == "canny"
     assert "adapters/adapter" not in world.nets.names()
+
+
+def test_files_of_one_name_hide_none(world, tmp_path, monkeypatch):
+    """The hub's files have the same name for every model: one of another base, a broken one, one in a folder more."""
+    name = "diffusion_pytorch_model"
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, context in ((first, 96), (second, CONTEXT)):
+        folder.mkdir()
+        world.write(f"{folder.name}/{name}", context=context)
+    (world.folder / "control.safetensors").unlink()
+    nets = ControlNets(lambda: [first, second])
+    assert nets.find("auto", CONTEXT).path == second / f"{name}.safetensors"
+    assert nets.find("Auto", 96).path == first / f"{name}.safetensors"
+    assert nets.names() == [name]
+    (second / f"{name}.safetensors").rename(first / f"{name}.bin")
+    assert nets.find("auto", CONTEXT).path.suffix == ".bin"
+    assert nets.find(f"{name}.bin", CONTEXT).path.suffix == ".bin"
+    cut = first / f"{name}.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    assert nets.find("auto", CONTEXT).path.suffix == ".bin"
+    # A folder that lies in another one, and copies of a published file, are no choice to be made.
+    nets = ControlNets(lambda: [first, tmp_path])
+    assert nets.find("auto", CONTEXT).name == name
+    world.write("copy", seed=4)
+    monkeypatch.setattr(files, "short_hash", lambda path: "c5c25a50" if path.suffix != ".pth" else "")
+    assert nets.find("auto", CONTEXT).name == name
 
 
 def test_what_is_missing_is_said_with_the_places(world):

@@ -17,11 +17,14 @@ from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.controlnet.files import ControlNets
 from lib_ipadapter.errors import ControlMissing, FaceMissing, UnitError, WrongBase
 from lib_ipadapter.faces import FaceAnalyser, FacePacks
+from lib_ipadapter.faces.keypoints import COLOURS
 from lib_ipadapter.pictures.picture import Pictures
+from lib_ipadapter.prompts.pose import Keypoints, placed
 from lib_ipadapter.prompts.resolve import ResolvedUnit
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui import poses
-from lib_ipadapter.webui.following import Place
+from lib_ipadapter.attention.region import WHOLE
+from lib_ipadapter.webui.following import Place, boxes_of, whole_size
 from lib_ipadapter.webui.passes import Pass
 from tests.controlnets import ldm_control
 from tests.core.test_controlnet import CONTEXT, unet_of
@@ -111,6 +114,30 @@ def test_a_detail_takes_the_face_that_is_redrawn(sources):
     mask.paste(255, (0, 500, 100, 600))
     assert control(sources, only, p, place) is None
     assert "no face was found in a detail" in sources.said[-1]
+
+
+def dots(drawn: np.ndarray) -> np.ndarray:
+    """The centres [2, 2] of a single face's eyes in its keypoint picture."""
+    return np.array([np.argwhere((drawn == colour).all(-1)).mean(0)[::-1] for colour in COLOURS[:2]])
+
+
+@pytest.mark.parametrize(
+    ("resize", "upscale", "cut"), [((512, 768), (768, 768), (32, 0)), ((768, 512), (768, 768), (0, 32))]
+)
+def test_a_hires_pass_of_another_shape_does_not_distort_the_face(sources, resize, upscale, cut):
+    """The WebUI cuts the first pass's picture to the shape of the second."""
+    turned = np.array([[200, 200], [300, 300], [210, 290], [150, 330], [240, 390]])  # eyes on a diagonal
+    p = SimpleNamespace(
+        width=512, height=512, enable_hr=True, is_hr_pass=False, hr_resize_x=resize[0], hr_resize_y=resize[1],
+        hr_upscale_to_x=upscale[0], hr_upscale_to_y=upscale[1], truncate_x=cut[0], truncate_y=cut[1],
+    )  # fmt: skip
+    hint = Keypoints(placed(turned[None], (512, 512), whole_size(p)))
+    for hires, size in ((False, (512, 512)), (True, resize)):
+        p.is_hr_pass = hires
+        box = boxes_of(p, (WHOLE,))[0]
+        left, right = dots(hint.at((size[1], size[0]), box))
+        across, down = right - left
+        assert across == pytest.approx(down, rel=0.03), (hires, size)
 
 
 def test_the_adapter_alone(sources):
