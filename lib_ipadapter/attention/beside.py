@@ -48,9 +48,11 @@ class Beside(Protocol):
     def attach(self, unet: nn.Module, layers: Sequence[Layer]) -> None:
         """It will run beside this UNet with these layers. Raises WrongBase, FileError."""
 
-    def residuals(self, call: UNetCall, tokens: Tensor, region: Region | None, factor: float) -> Residuals:
-        """tokens: [S, T, context] of the prompt, by token set; region: where it acts; factor: the prompt's in this
-        step, without its weight."""
+    def residuals(
+        self, call: UNetCall, tokens: Tensor, weights: Tensor, region: Region | None, factor: float
+    ) -> Residuals:
+        """tokens: [S, T, context] of the prompt, by token set; weights: of each token's values, [T] or [S, T]; region:
+        where it acts; factor: the prompt's in this step, without its weight."""
 
     def pause(self) -> None:
         """No call follows for a while, and the host may want the memory."""

@@ -14,17 +14,26 @@ from .layers import Layer
 
 class Companions:
     """Those of some prompts. active: those of the prompts that act in the step, none where a pass is to be left alone;
-    noting: around what may raise; acted: ids of prompts are added to it."""
+    noting: around what may raise; acted: ids of prompts, and of what they bring along, are added to it."""
 
     def __init__(
         self, prompts: Sequence[KeyValue], active: Callable[[], Sequence[KeyValue]],
         noting: Callable[[], AbstractContextManager[None]], acted: set[int],
     ) -> None:  # fmt: skip
-        self.call: UNetCall | None = None  # the running one; None: not to be changed
+        self._call: UNetCall | None = None
         self._prompts = [kv for kv in prompts if kv.prompt.beside is not None]
         self._active, self._noting, self._acted = active, noting, acted
         self._hooks: ResidualHooks | None = None
-        self._known: tuple[UNetCall, Residuals] | None = None  # the outputs in a call
+        self._known: Residuals | None = None  # the outputs in the call, None before they are asked for
+
+    @property
+    def call(self) -> UNetCall | None:
+        """The running one; None: not to be changed."""
+        return self._call
+
+    @call.setter
+    def call(self, call: UNetCall | None) -> None:
+        self._call, self._known = call, None  # the last one's take hundreds of MB of the device
 
     def attach(self, unet: nn.Module, layers: Sequence[Layer]) -> None:
         """On this UNet. Raises as ``Beside.attach``, and then nothing is attached."""
@@ -41,7 +50,7 @@ class Companions:
 
     def remove(self) -> None:
         """Off the UNet. Calling it again does nothing."""
-        self.call = self._known = None
+        self.call = None
         if self._hooks is None:
             return
         self._hooks.remove()
@@ -60,17 +69,18 @@ class Companions:
         """What is added to the UNet's blocks in this call, of all prompts that act: computed once."""
         if self.call is None or not self._active():
             return ()
-        if self._known is None or self._known[0] is not self.call:
-            self._known = self.call, ()
+        if self._known is None:
+            self._known = ()
             with self._noting():
-                self._known = self.call, self._sum(self.call)
-        return self._known[1]
+                self._known = self._sum(self.call)
+        return self._known
 
     def _sum(self, call: UNetCall) -> Residuals:
         total: Residuals = ()
         for kv in self._active():
-            if kv in self._prompts and kv.prompt.beside is not None:
-                found = kv.prompt.beside.residuals(call, kv.prompt.tokens, kv.prompt.region, kv.factor)
-                self._acted.update([id(kv.prompt)] if found else [])
+            prompt = kv.prompt
+            if kv in self._prompts and prompt.beside is not None:
+                found = prompt.beside.residuals(call, prompt.tokens, prompt.token_weights, prompt.region, kv.factor)
+                self._acted.update([id(prompt), id(prompt.beside)] if found else [])
                 total = [a + b for a, b in zip(total, found, strict=True)] if total and found else total or found
         return total

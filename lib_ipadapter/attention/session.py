@@ -98,7 +98,7 @@ class Session:
         self.rows: RowSource = rows or CursorRows()
         self.observer = observer
         self.error: IPAdapterError | None = None  # the last one raised in a hook, where a host may swallow it
-        self.acted: set[int] = set()  # ids of the prompts of which a term was computed
+        self.acted: set[int] = set()  # ids of the prompts of which a term was computed, and of what ran beside
         self._kv = [KeyValue(prompt, store) for prompt in self.prompts]
         self._tiles = tiles
         self._fitted: list[KeyValue] = []  # those that act in the pass for which the hooks are attached

@@ -23,7 +23,7 @@ from .layout import ControlSpec
 from .network import ControlNet
 
 _PIXELS = 8  # of a latent, in each direction
-_KEPT = 64  # pictures, as features
+_KEPT = 256 << 20  # bytes of hints as features, on the device
 
 
 class Hint(Protocol):
@@ -47,13 +47,15 @@ class Control:
         self.hints, self.weight, self.timing = tuple(hints), weight, timing
         self._unet: Any = None
         self._loaded: Loaded | None = None
-        self._features: dict[tuple[Any, ...], Tensor] = {}
+        self._features: dict[tuple[int, Box, Box], Tensor] = {}  # of the hints of calls like the last one
+        self._like: tuple[Any, ...] = ()
 
     def attach(self, unet: nn.Module, layers: Sequence[Layer]) -> None:
         """Reads the file, if it is not in memory. Raises WrongBase, FileError."""
         first = [layer for part in ("input", "middle") for layer in layers if layer.part == part]
-        check_fit(self.spec, first, self.path.name)
-        self._unet, self._loaded = unet, self.nets.load(self.path)
+        loaded = self.nets.load(self.path)
+        check_fit(loaded.spec, first, self.path.name)  # the file's as it is now
+        self._unet, self._loaded = unet, loaded
         self._loaded.network.with_heads([layer.heads for layer in first])
         device = self.nets.reserve(self._loaded.nbytes)
         if device is not None:
@@ -62,6 +64,7 @@ class Control:
     def pause(self) -> None:
         """Off the device where memory is short."""
         if self._loaded is not None and self.nets.leaves():
+            self._features.clear()
             self._loaded.offload()
 
     def detach(self) -> None:
@@ -71,7 +74,9 @@ class Control:
         if loaded is not None:
             self.nets.leave(loaded)
 
-    def residuals(self, call: UNetCall, tokens: Tensor, region: Region | None, factor: float) -> Residuals:
+    def residuals(
+        self, call: UNetCall, tokens: Tensor, weights: Tensor, region: Region | None, factor: float
+    ) -> Residuals:
         """Of all rows of the call at once; masked by the region."""
         factor *= self.weight * self.timing.factor_at(call.fraction)
         if not factor or self._loaded is None:
@@ -80,12 +85,14 @@ class Control:
         network = self._loaded.at(device, dtype)
         with torch.no_grad(), without_autocast(device):
             sets = [row.tokens % len(tokens) for row in call.rows]
+            values = tokens if bool((weights == 1).all()) else tokens * weights[..., None].to(tokens)
             found = network(
                 call.latents[:, : network.channels].to(dtype),
                 self._hint(call, network, dtype),
                 _timesteps(call),
                 tokens.to(device, dtype)[sets],
                 _label(self._unet, call.inputs),
+                values.to(device, dtype)[sets],
             )
             found = [_masked(one * factor, region, call) for one in found]
         if self.nets.leaves() == "call":
@@ -97,18 +104,25 @@ class Control:
         """The hint's features [rows, C, H, W], [1, C, H, W] if all are the same."""
         places = [(row.tokens // 2 % len(self.hints), row.box, row.tile) for row in call.rows]
         places = places[:1] if len(set(places)) == 1 else places
-        return torch.cat([self._feature(place, call, network, dtype) for place in places])
+        like = (call.whole, call.size, dtype, call.latents.device)
+        if like != self._like:
+            self._like = like
+            self._features.clear()
+        found = {place: self._feature(place, call, network, dtype) for place in dict.fromkeys(places)}
+        return torch.cat([found[place] for place in places])
 
     def _feature(self, place: tuple[int, Box, Box], call: UNetCall, network: ControlNet, dtype: torch.dtype) -> Tensor:
-        key = (*place, call.whole, call.size, dtype, call.latents.device)
-        if key not in self._features:
-            if len(self._features) >= _KEPT:
-                self._features.clear()
-            which, box, tile = place
-            whole = self.hints[which].at((_PIXELS * call.whole[0], _PIXELS * call.whole[1]), box)
-            pixels = torch.from_numpy(cut(whole, call.size, tile).copy()).permute(2, 0, 1)[None]
-            self._features[key] = network.input_hint_block(pixels.to(call.latents.device, dtype) / 255)
-        return self._features[key]
+        """Kept as long as there is room: each step asks for the same ones, so the first are as good as the last."""
+        if place in self._features:
+            return self._features[place]
+        which, box, tile = place
+        whole = self.hints[which].at((_PIXELS * call.whole[0], _PIXELS * call.whole[1]), box)
+        pixels = torch.from_numpy(cut(whole, call.size, tile).copy()).permute(2, 0, 1)[None]
+        made: Tensor = network.input_hint_block(pixels.to(call.latents.device, dtype) / 255)
+        size = made.numel() * made.element_size()
+        if (len(self._features) + 1) * size <= _KEPT:
+            self._features[place] = made
+        return made
 
 
 def cut(picture: NDArray[Any], size: Size, tile: Box) -> NDArray[Any]:

@@ -48,6 +48,7 @@ class Loaded:
         file, keys = _opened(path)
         shapes = {key: file.shapes[own] for key, own in keys.items()}
         try:
+            self.spec = control_spec(shapes)
             with torch.device("meta"):
                 self.network = ControlNet(shapes).eval().requires_grad_(False)
         except (KeyError, IndexError, ValueError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .layout import Shapes
 
+Context = tuple[Tensor, Tensor]  # what is attended to: tokens as keys see them, and as values do
 _GROUPS = 32
 _PERIOD = 10000.0
 
@@ -37,7 +38,7 @@ class ResBlock(nn.Module):
         )
         self.skip_connection = nn.Identity() if inner == outer else nn.Conv2d(inner, outer, 1)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         """context: not used."""
         hidden = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
         out: Tensor = self.skip_connection(x) + self.out_layers(hidden)
@@ -51,14 +52,14 @@ class Downsample(nn.Module):
         super().__init__()
         self.op = nn.Conv2d(width, width, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         """emb, context: not used."""
         out: Tensor = self.op(x)
         return out
 
 
 class Attention(nn.Module):
-    """Multi-head attention of [B, N, C] to [B, T, context]. ``heads`` is not in a file: the UNet tells."""
+    """Multi-head attention of [B, N, C] to tokens [B, T, context]. ``heads`` is not in a file: the UNet tells."""
 
     def __init__(self, width: int, context: int) -> None:
         super().__init__()
@@ -68,9 +69,9 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context, width, bias=False)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """[B, N, C]"""
-        parts = (self.to_q(x), self.to_k(context), self.to_v(context))
+        parts = (self.to_q(x), self.to_k(context[0]), self.to_v(context[1]))
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         out: Tensor = self.to_out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
         return out
@@ -112,10 +113,10 @@ class TransformerBlock(nn.Module):
         self.attn1, self.attn2 = Attention(width, width), Attention(width, context)
         self.ff = FeedForward(width, inner)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """[B, N, C]"""
         normed = self.norm1(x)
-        x = x + self.attn1(normed, normed)
+        x = x + self.attn1(normed, (normed, normed))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -131,7 +132,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(width, context, inner) for _ in range(depth))
         self.proj_out = nn.Linear(width, width) if linear else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         """emb: not used."""
         size, hidden = x.shape[-2:], self.norm(x)
         hidden = hidden if self.linear else self.proj_in(hidden)
@@ -170,24 +171,24 @@ class ControlNet(nn.Module):
             block.attn1.heads = block.attn2.heads = count
 
     def forward(
-        self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor, label: Tensor | None
+        self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor, label: Tensor | None, values: Tensor
     ) -> list[Tensor]:
         """x: latents [B, channels, H, W]; hint: ``input_hint_block`` of the picture [B or 1, width, H, W]; timesteps:
-        [B]; context: tokens [B, T, context]; label: [B, label] of SDXL. One [B, C, h, w] for each input block, then
-        the middle block's."""
+        [B]; context: tokens [B, T, context]; label: [B, label] of SDXL; values: the tokens as values are made of them,
+        each times its weight. One [B, C, h, w] for each input block, then the middle block's."""
         emb = self.time_embed(timestep_embedding(timesteps, self.width).to(x.dtype))
         if self.label_emb is not None:
             assert label is not None
             emb = emb + self.label_emb(label.to(x.dtype))
         found = []
         for i, (block, zero) in enumerate(zip(self.input_blocks, self.zero_convs, strict=True)):
-            x = _run(block, x, emb, context)
+            x = _run(block, x, emb, (context, values))
             x = x + hint if i == 0 else x
             found.append(zero(x))
-        return [*found, self.middle_block_out(_run(self.middle_block, x, emb, context))]
+        return [*found, self.middle_block_out(_run(self.middle_block, x, emb, (context, values)))]
 
 
-def _run(block: nn.Module, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+def _run(block: nn.Module, x: Tensor, emb: Tensor, context: Context) -> Tensor:
     for part in block.children():
         x = part(x) if isinstance(part, nn.Conv2d) else part(x, emb, context)
     return x

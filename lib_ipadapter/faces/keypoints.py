@@ -24,7 +24,8 @@ def draw_keypoints(size: tuple[int, int], faces: Sequence[Array]) -> Array:
     """RGB [H, W, 3] uint8. size: width and height; faces: five points [5, 2] each, in pixels; they may lie outside."""
     import cv2
 
-    canvas: Array = np.zeros((size[1], size[0], 3))
+    # Limbs in the colours that their dimmed pixels round to; float64, as published, takes 48 bytes for a pixel
+    drawn: Array = np.zeros((size[1], size[0], 3), np.uint8)
     for points in faces:
         for first, second in _LIMBS:
             (x, y), (end, foot) = points[first], points[second]
@@ -32,8 +33,8 @@ def draw_keypoints(size: tuple[int, int], faces: Sequence[Array]) -> Array:
             angle = math.degrees(math.atan2(y - foot, x - end))
             centre = int((x + end) / 2), int((y + foot) / 2)
             outline = cv2.ellipse2Poly(centre, (int(length / 2), _HALF_WIDTH), int(angle), 0, 360, 1)
-            canvas = np.asarray(cv2.fillConvexPoly(canvas, np.asarray(outline), COLOURS[first]))
-    drawn = (canvas * _DIM).astype(np.uint8)
+            colour = tuple(int(part * _DIM) for part in COLOURS[first])
+            drawn = np.asarray(cv2.fillConvexPoly(drawn, np.asarray(outline), colour))
     for points in faces:
         for (x, y), colour in zip(points, COLOURS, strict=True):
             drawn = np.asarray(cv2.circle(drawn, (int(x), int(y)), _RADIUS, colour, -1))

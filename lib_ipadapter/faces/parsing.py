@@ -48,7 +48,7 @@ def ffhq_crop(picture: Array, points: Array) -> Array:
     FaceModelError for points that no similarity transform takes there."""
     scale = _LONGEST / max(picture.shape[:2])
     if scale < 1:
-        height, width = (int(side * scale) for side in picture.shape[:2])
+        height, width = (max(1, int(side * scale)) for side in picture.shape[:2])
         points = np.asarray(points) * [width / picture.shape[1], height / picture.shape[0]]
         picture = cv2().resize(picture, (width, height), interpolation=cv2().INTER_LANCZOS4)
     matrix, _ = cv2().estimateAffinePartial2D(np.asarray(points, np.float64), POINTS, method=cv2().LMEDS)

@@ -22,7 +22,7 @@ Size = tuple[int, int]  # width, height
 Part = tuple[tuple[Box, ...], Size]  # the boxes of a job's images, and the size of the whole picture
 _TILED = ("tile_methods", "lib_multidiffusion")  # packages of Tiled Diffusion and of Forge
 PLACE_UNKNOWN = (
-    "IP-Adapter: which part of the picture this script samples is not known, so the mask was applied to each part"
+    "IP-Adapter: which part of the picture this script samples is not known, so mask and pose were applied to each part"
 )
 
 

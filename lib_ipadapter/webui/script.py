@@ -87,7 +87,7 @@ class Run:
         prompts = [prompt for _, _, prompt in self._units]
         self.session = Session(prompts, latent_tiles, self._rows, Recorder.of(prompts), self.models.projected)
         self.sheets = Sheets(self.session, self._units)
-        if not self.place.known and any(prompt.region and prompt.region.moves for prompt in prompts):
+        if not self.place.known and any(p.beside or (p.region and p.region.moves) for p in prompts):
             self.host.comment(self.p, PLACE_UNKNOWN)
 
     def _texts(self, entries: Sequence[Sequence[Entry]]) -> str | Callable[..., str]:
@@ -258,12 +258,19 @@ class Run:
             )
         if not self._sampled:
             return remarks
+        acted = self.session.acted
+        remarks += [
+            f"IP-Adapter unit {index + 1}: its ControlNet acted in no step, so nothing held the pose: see its pose "
+            "start and pose end, which count within the unit's own start and end"
+            for index, _, prompt in self._units
+            if prompt.beside and id(prompt) in acted and id(prompt.beside) not in acted
+        ]
         return remarks + [
             f"IP-Adapter unit {index + 1} acted in no step, so the pictures are without it: see its start, end, "
             "curve and "
             "layers; or another extension replaces the attention that it acts in"
             for index, _, prompt in self._units
-            if prompt.weight and index not in self._idle and id(prompt) not in self.session.acted
+            if prompt.weight and index not in self._idle and id(prompt) not in acted
         ]
 
     def stop(self) -> None:

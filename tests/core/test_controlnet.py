@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,10 +16,12 @@ from lib_ipadapter.attention.prompt import Timing
 from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.rows import CursorRows
 from lib_ipadapter.attention.session import COND, UNCOND, ImagePrompt, Session
+from lib_ipadapter.controlnet import control as controls
 from lib_ipadapter.controlnet import files
 from lib_ipadapter.controlnet.control import Control, cut
 from lib_ipadapter.controlnet.files import ControlNets
 from lib_ipadapter.errors import BrokenControl, ControlMissing, RowsError, WrongBase
+from lib_ipadapter.unit.weights import LayerRule, layers_table
 from tests.controlnets import Noise, ldm_control
 from tests.synthetic import adapter_tensors, write_adapter
 
@@ -106,8 +111,6 @@ def test_its_timing_lies_within_the_prompt_s(world):
 
 def test_weights_scale_what_is_added_and_units_add(world):
     """The layer weights are 0, so that only the ControlNets act: twice a half is the whole."""
-    from lib_ipadapter.unit.weights import LayerRule, layers_table
-
     off = LayerRule("linear", 1.0, layers_table("0:0"))
     whole = world.draw(world.prompt(world.control(1.0), rule=off))
     halves = world.draw(*(world.prompt(world.control(0.5), rule=off) for _ in range(2)))
@@ -137,6 +140,96 @@ def test_tiles_get_their_part_of_the_hint(world):
     assert torch.allclose(tile, world.draw(world.prompt(world.control(hint=Left(1))), x=left, size=(16, 8)), atol=1e-5)
     with pytest.raises(RowsError, match="pose"):
         world.draw(world.prompt(world.control()), x=left, size=(16, 16))
+
+
+def test_what_it_leaves_on_the_device(world):
+    """Outputs until the call is over; of a pass that is over nothing where memory is short."""
+    made = []
+
+    class Noted(Control):
+        def residuals(self, *given):
+            found = super().residuals(*given)
+            made.extend(weakref.ref(one) for one in found)
+            return found
+
+    plain = world.control()
+    control = Noted(world.nets, plain.path, plain.spec, plain.hints, 1.0, Timing())
+    world.leaves = "pass"
+    session = Session([world.prompt(control)], rows=CursorRows())
+    with session.attached(world.unet):
+        session.begin_step(SETS, 0.0)
+        world.unet(world.x, torch.tensor([500, 500]), context=world.text)
+        session.end_step()
+        assert len(made) == 7
+        assert not any(one() is not None for one in made)
+        assert control._features
+        session.pause()
+        assert not control._features
+
+
+def test_many_tiles_are_drawn_once_as_far_as_there_is_room(world, monkeypatch):
+    class Counted(Noise):
+        drawn = 0
+
+        def at(self, size, box):
+            Counted.drawn += 1
+            return super().at(size, box)
+
+    tiles = [(i / 130, 0.0, i / 130 + 0.5, 0.5) for i in range(65)]
+    session = Session([world.prompt(world.control(hint=Counted()))], lambda whole, tile: tiles, CursorRows())
+    with session.attached(world.unet):
+        for room, drawn in ((None, 65), (None, 65), (32 * 8 * 8 * 4 * 64, 65), (0, 130)):
+            if room is not None:
+                monkeypatch.setattr(controls, "_KEPT", room)
+            if room == 0:
+                session._beside._prompts[0].prompt.beside._features.clear()
+            session.begin_step(SETS, 0.0, size=(16, 16))
+            session.rows.chunk(2)
+            world.unet(
+                world.x[..., :8, :8].repeat(65, 1, 1, 1), torch.tensor([500] * 130), context=world.text.repeat(65, 1, 1)
+            )
+            session.end_step()
+            assert Counted.drawn == drawn
+
+
+def test_a_reference_s_weight_counts_in_the_controlnet_too(world):
+    """V' of its tokens is scaled, as in the UNet's own layers: 0 leaves nothing of what it shows."""
+    off = LayerRule("linear", 1.0, layers_table("0:0"))
+    network = world.nets.load(world.folder / "control.safetensors").at(torch.device("cpu"), torch.float32)
+    weights = torch.tensor([1.0, 0.5, 0.0, -1.0])
+    plain = world.draw(world.prompt(world.control(), rule=off))
+    weighted = world.draw(replace(world.prompt(world.control(), rule=off), token_weights=weights))
+    handles = [
+        module.attn2.to_v.register_forward_hook(lambda _, args, output: output * weights[:, None])
+        for module in network.modules()
+        if hasattr(module, "attn2")
+    ]
+    expected = world.draw(world.prompt(world.control(), rule=off))
+    for handle in handles:
+        handle.remove()
+    assert not torch.allclose(weighted, plain, atol=1e-4)
+    assert torch.allclose(weighted, expected, atol=1e-5)
+    of_sets = torch.stack([weights, torch.ones(4)])
+    assert not torch.allclose(
+        world.draw(replace(world.prompt(world.control(), rule=off), token_weights=of_sets)), weighted
+    )
+
+
+def test_a_file_that_is_replaced_before_it_is_read(world):
+    control = world.control()
+    world.write("control", context=96)
+    with pytest.raises(WrongBase, match="tokens are 96 wide and the model's 64"):
+        world.draw(world.prompt(control))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in world.unet.modules())
+
+
+def test_whether_it_acted_is_told_apart_from_its_prompt(world):
+    late, posed = world.prompt(world.control(timing=Timing(0.5))), world.prompt(world.control())
+    session = Session([late, posed], rows=CursorRows())
+    with session.attached(world.unet):
+        session.begin_step(SETS, 0.0)
+        world.unet(world.x, torch.tensor([500, 500]), context=world.text)
+    assert {id(late), id(posed), id(posed.beside)} == session.acted
 
 
 def test_cut_takes_the_tile_s_pixels():

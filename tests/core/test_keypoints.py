@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -32,6 +33,16 @@ def test_the_published_pixels(size, scale, offset, digest):
     # From fractions, at the size of the generated picture, as a job does it.
     hint = Keypoints(np.array([points.astype(np.float64) / np.array(size)]))
     assert np.array_equal(hint.at((size[1], size[0])), drawn)
+
+
+def test_a_picture_of_many_pixels_takes_three_bytes_for_each():
+    """The API draws in the picture's own size, which may be 100 megapixels."""
+    tracemalloc.start()
+    try:
+        draw_keypoints((4000, 2500), [FACE * 2000])
+        assert tracemalloc.get_traced_memory()[1] < 4 * 4000 * 2500
+    finally:
+        tracemalloc.stop()
 
 
 def test_several_people_are_drawn_side_by_side():

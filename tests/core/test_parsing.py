@@ -45,6 +45,7 @@ def test_a_large_picture_is_made_smaller_first():
     small_ = parsing.ffhq_crop(np.asarray(Image.fromarray(image).resize((1024, 853), Image.Resampling.LANCZOS)),
                                4 * POINTS * [1024 / 1920, 853 / 1600])  # fmt: skip
     assert np.abs(whole.astype(int) - small_).mean() < 2
+    assert parsing.ffhq_crop(image[:1].repeat(4, 1), 4 * POINTS).shape == (512, 512, 3)
     assert parsing.ffhq_crop(image, 4 * POINTS + [900, 0])[-1, -1].tolist() == [132, 133, 135]
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from lib_ipadapter.adapters.variant import VariantSpec
 from lib_ipadapter.attention.layers import cross_attention_layers
+from lib_ipadapter.attention.region import WHOLE
 from lib_ipadapter.controlnet.files import ControlNets
 from lib_ipadapter.errors import ControlMissing, FaceMissing, UnitError, WrongBase
 from lib_ipadapter.faces import FaceAnalyser, FacePacks
@@ -23,7 +24,6 @@ from lib_ipadapter.prompts.pose import Keypoints, placed
 from lib_ipadapter.prompts.resolve import ResolvedUnit
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.webui import poses
-from lib_ipadapter.attention.region import WHOLE
 from lib_ipadapter.webui.following import Place, boxes_of, whole_size
 from lib_ipadapter.webui.passes import Pass
 from tests.controlnets import ldm_control

@@ -96,13 +96,37 @@ for inner in (Inner(), NoModule()):
         except Exception as error:
             ended = type(error).__name__
         print(type(inner).__name__, broken, ended, shown[0] > 0, hooks(), "sample" in vars(p))
+
+class Beside:
+    attach = pause = detach = lambda self, *given: None
+    def __init__(self, *added):
+        self.added = added
+    def residuals(self, call, *given):
+        return self.added
+
+for acts in (True, False):
+    p, shown = Job(), []
+    p.broken = False
+    denoiser = Denoiser(p, Inner())
+    run = Run(p, models)
+    beside = Beside(*[torch.zeros(1, 4, 16)] * 9 if acts else ())
+    prompt = ImagePrompt(adapter, tokens, torch.ones(4), beside=beside)
+    run.session = Session([prompt], lambda whole, tile: [(0.0, 0.0, 1.0, 1.0)], run._rows)
+    run._units = [(0, None, prompt)]
+    setattr(p, RUN, run)
+    life.process_batch(p)
+    p.sample()
+    print(*run.never_acted())
 """
 
 
 def test_the_hooks_go_and_an_error_stops_the_job():
     run = subprocess.run([sys.executable, "-c", PROBE.format(root=str(ROOT))], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    lines = [line.split() for line in run.stdout.splitlines()]
+    *shown, acted, silent = run.stdout.splitlines()
+    assert acted == ""
+    assert silent.startswith("IP-Adapter unit 1: its ControlNet acted in no step")
+    lines = [line.split() for line in shown]
     assert len(lines) == 4
     for inner, broken, ended, shown, left, replaced in lines:
         assert (ended == "sampled") is (broken == "False"), (inner, broken, ended)
