@@ -67,10 +67,10 @@ class ResidualHooks:
     def __init__(self, unet: nn.Module, residuals: Callable[[], Residuals]) -> None:
         self._residuals = residuals
         middle, outputs = blocks_of(unet)
-        self._handles: list[RemovableHandle] = [middle.register_forward_hook(self._on_middle)]
+        self._handles: list[RemovableHandle] = [_parts(middle)[-1].register_forward_hook(self._on_middle)]
         for place, block in enumerate(outputs):
-            handle = block.register_forward_pre_hook(self._on_output(len(outputs) - 1 - place), with_kwargs=True)
-            self._handles.append(handle)
+            hook = self._on_output(len(outputs) - 1 - place)
+            self._handles.append(_parts(block)[0].register_forward_pre_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
         """Takes every hook off."""
@@ -104,6 +104,11 @@ def blocks_of(unet: Any) -> tuple[nn.Module, list[nn.Module]]:
     if hasattr(unet, "output_blocks"):
         return unet.middle_block, list(unet.output_blocks)
     return unet.mid_block, [resnet for block in unet.up_blocks for resnet in block.resnets]
+
+
+def _parts(block: nn.Module) -> list[nn.Module]:
+    """What is called in turn: reForge calls the modules in a block, and never the block."""
+    return list(block) if isinstance(block, nn.Sequential) else [block]
 
 
 def _as(residual: Tensor, like: Tensor) -> Tensor:

@@ -81,6 +81,16 @@ class Fork(WebUI):
         """The checkout and its Python."""
         return checkout(self.host), python(self.host)
 
+    def _start(self) -> None:
+        """reForge loads its model in a thread beside that of the API, and now and then one trips the other up."""
+        try:
+            super()._start()
+        except RuntimeError:
+            if "SystemError" not in self.log:
+                raise
+            self._end()
+            super()._start()
+
     def checkpoint(self, kind: str) -> Path:
         """2.1 GB."""
         return made(*self.shape)

@@ -265,6 +265,8 @@ class WebUI:
         while time.monotonic() < deadline:
             if self.process and self.process.poll() is not None:
                 raise RuntimeError(f"the WebUI stopped with {self.process.returncode}:\n{self.log[-6000:]}")
+            if "Exception in thread" in self.log and "(api_only_worker)" in self.log:
+                raise RuntimeError(f"the WebUI's API did not start:\n{self.log[-6000:]}")
             with contextlib.suppress(OSError):
                 # Answers once a model is loaded.
                 if self.get("/sdapi/v1/memory").status in (200, 401) and self.loaded in self.log:
@@ -279,6 +281,10 @@ class WebUI:
 
     def stop(self) -> None:
         """Ends the process and removes its folder."""
+        self._end()
+        shutil.rmtree(self.data, ignore_errors=True)
+
+    def _end(self) -> None:
         if self.process and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGTERM) if os.name != "nt" else self.process.terminate()
@@ -287,7 +293,6 @@ class WebUI:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait(10)
-        shutil.rmtree(self.data, ignore_errors=True)
 
     # requests
 
