@@ -50,6 +50,17 @@ def load(source: Any, background: Colour = WHITE) -> Image.Image:
     return _over(colours, alpha, background)
 
 
+def load_cut_out(source: Any) -> Image.Image:
+    """As ``load``, with what is transparent: RGBA, or RGB for a picture without an alpha channel. Raises ImageError."""
+    colours, alpha = _seen(_decoded(source))
+    return colours if alpha is None else Image.merge("RGBA", (*colours.split(), alpha))
+
+
+def over(picture: Image.Image, background: Colour) -> Image.Image:
+    """RGB of what ``load_cut_out`` gives."""
+    return _over(picture.convert("RGB"), picture.getchannel("A") if picture.mode == "RGBA" else None, background)
+
+
 def size(source: Path | bytes) -> tuple[int, int]:
     """(width, height) of what ``load`` gives, by the file's head alone where it says so. Raises ImageError."""
     try:

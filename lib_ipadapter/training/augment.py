@@ -10,8 +10,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from ..pictures.images import over
 from .source import Item
 
 _APART = 7_919  # the draws of a position, apart from those of orders
@@ -32,13 +34,15 @@ class Look:
 class Augmentation:
     """flip: share of the pictures that are mirrored; random_crop: the target is cut anywhere instead of in the middle;
     crop: the least share of the reference's area that is shown to the encoder, 1: all; reference_flip: share of the
-    references that are mirrored; colour: how far brightness, contrast and saturation of the reference go from 1."""
+    references that are mirrored; colour: how far brightness, contrast and saturation of the reference go from 1;
+    background: share of the references with an alpha channel that are seen on a plain colour, else on white."""
 
     flip: float = 0.0
     random_crop: bool = False
     crop: float = 1.0
     reference_flip: float = 0.0
     colour: float = 0.0
+    background: float = 0.0
 
     @property
     def of_target(self) -> bool:
@@ -48,7 +52,7 @@ class Augmentation:
     @property
     def of_reference(self) -> bool:
         """Whether references change, apart from being mirrored along with their target."""
-        return self.crop < 1 or self.reference_flip > 0 or self.colour > 0
+        return self.crop < 1 or self.reference_flip > 0 or self.colour > 0 or self.background > 0
 
     def look(self, seed: int, position: int) -> Look:
         """The draws of a position."""
@@ -61,10 +65,18 @@ class Augmentation:
         own = item.reference is item.picture
         picture = ImageOps.mirror(item.picture) if look.flip else item.picture
         reference = picture if own else item.reference
-        return Item(item.key, picture, self._reference(reference, look.chance), item.caption)
+        changes = look.chance.random(8)
+        if self.background and item.cut_out is not None:
+            share, *colour = look.chance.random(4)
+            if share < self.background:
+                red, green, blue = (int(256 * part) for part in colour)
+                reference = over(
+                    ImageOps.mirror(item.cut_out) if own and look.flip else item.cut_out, (red, green, blue)
+                )
+        return Item(item.key, picture, self._reference(reference, changes), item.caption)
 
-    def _reference(self, picture: Image.Image, chance: np.random.Generator) -> Image.Image:
-        area, ratio, across, down, flip, *colours = chance.random(8)
+    def _reference(self, picture: Image.Image, changes: NDArray[np.float64]) -> Image.Image:
+        area, ratio, across, down, flip, *colours = changes
         if self.crop < 1:
             picture = _part(picture, self.crop + (1 - self.crop) * area, ratio, across, down)
         if flip < self.reference_flip:

@@ -179,6 +179,10 @@ class TrainConfig:
         0.0, "How far brightness, contrast and saturation of the reference are changed: 0.2 is 0.8 to 1.2 times.", 0, 1,
         group=AUGMENTATION,
     )  # fmt: skip
+    reference_background: float = number(
+        0.0, "Fraction of the references with an alpha channel that are seen on a random colour, not on white.", 0, 1,
+        group=AUGMENTATION,
+    )  # fmt: skip
     cache: bool = switch(
         False, "Store latents and features on disk once; no encoder is needed afterwards.", group=LOADING
     )
@@ -198,11 +202,9 @@ class TrainConfig:
     keep: int = whole(2, "Checkpoints that are kept.", 1, 10_000, group=OUTPUT)
     sample_every: int = whole(0, "Steps between grids of samples; 0: none.", 0, _FOREVER, group=OUTPUT)
     sample_references: str = string(
-        "",
-        "Folder of references for the samples; without it, the first four of the data.",
-        metavar="FOLDER",
+        "", "Folder of references for the samples; without it, the first four of the data.", metavar="FOLDER",
         group=OUTPUT,
-    )
+    )  # fmt: skip
     sample_prompt: str = string("", "Text prompt of the samples.", group=OUTPUT)
     sample_steps: int = whole(25, "DDIM steps of a sample.", 1, 1000, group=OUTPUT)
     validation: str = string(
@@ -243,9 +245,8 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         if self.init_layers and (self.init or self.attention == "concat"):
-            raise ConfigError(
-                "init_layers", self.init_layers, "nothing: init brings its own K' and V', concat has none"
-            )
+            expected = "nothing: init brings its own K' and V', concat has none"
+            raise ConfigError("init_layers", self.init_layers, expected)
         self._check_faces()
         self._check_augmentation()
         self._check_optimizer()
@@ -272,7 +273,7 @@ class TrainConfig:
         for name in ("flip", "random_crop"):
             if self.cache and getattr(self, name):
                 raise ConfigError(name, getattr(self, name), "nothing with cache: latents are of the target as it is")
-        for name in ("reference_crop", "reference_flip", "reference_colour"):
+        for name in ("reference_crop", "reference_flip", "reference_colour", "reference_background"):
             if self.of_face and getattr(self, name) != _DEFAULTS[name]:
                 raise ConfigError(name, getattr(self, name), f"nothing: variant {self.variant} sees the aligned face")
 
@@ -325,9 +326,8 @@ class TrainConfig:
 
 # Fields that came after the first release: at their default, trainings from before them go on.
 _LATER = frozenset({
-    "cache_text", "cache_half", "stages", "buckets", "bucket_step", "noise_offset", "flip", "random_crop",
-    "reference_crop", "reference_flip", "reference_colour",
-    "optimizer", "storage", "prediction",
+    "cache_text", "cache_half", "stages", "buckets", "bucket_step", "noise_offset", "flip", "random_crop", "optimizer",
+    "storage", "prediction", "reference_crop", "reference_flip", "reference_colour", "reference_background",
 })  # fmt: skip
 _DEFAULTS = {row.name: row.default for row in dataclasses.fields(TrainConfig)}
 

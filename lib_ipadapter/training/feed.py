@@ -73,8 +73,9 @@ class Feed:
         self.caches: dict[tuple[int, bool], Cache] = {}  # by resolution and whether they are squares
         self.sizes: list[Size | None] = []
         self.augmentation = Augmentation(
-            config.flip, config.random_crop, config.reference_crop, config.reference_flip, config.reference_colour
-        )
+            config.flip, config.random_crop, config.reference_crop, config.reference_flip, config.reference_colour,
+            config.reference_background,
+        )  # fmt: skip
         self.texts: Cache | None = None
         self.no_text: Text | None = None
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..files.captioned import caption_of
 from ..pictures.images import SUFFIXES
-from .source import BrokenPicture, Item, Source, decoded, described, rng, sized
+from .source import BrokenPicture, Item, Source, described, item_of, rng, sized
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _KINDS = (*SUFFIXES, ".txt", ".json")
@@ -112,12 +112,11 @@ class ShardSource(Source):
     def load(self, index: int) -> Item:
         sample = self.samples[index]
         try:
-            picture = decoded(sample.key, self._read(sample.parts["picture"]))
-            other = sample.parts.get("reference")
-            reference = decoded(sample.key, self._read(other)) if other else picture
+            picture, other = self._read(sample.parts["picture"]), sample.parts.get("reference")
+            reference = self._read(other) if other else None
         except OSError as error:
             raise BrokenPicture(sample.key, f"its shard cannot be read: {error}") from None
-        return Item(sample.key, picture, reference, self.caption(index))
+        return item_of(sample.key, picture, reference, self.caption(index))
 
     def _read(self, place: Place) -> bytes:
         # A forked process has its parent's files, but must not move the place where the parent reads.

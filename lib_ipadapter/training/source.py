@@ -23,12 +23,14 @@ from ..pictures import images
 
 @dataclass(frozen=True)
 class Item:
-    """One sample. picture: the target; reference: the one for the image encoder; both RGB."""
+    """One sample. picture: the target; reference: the one for the image encoder; both RGB, over white. cut_out: the
+    reference as RGBA, where it has an alpha channel."""
 
     key: str
     picture: Image.Image
     reference: Image.Image
     caption: str
+    cut_out: Image.Image | None = None
 
 
 class BrokenPicture(Exception):
@@ -108,10 +110,8 @@ class FolderSource(Source):
 
     def load(self, index: int) -> Item:
         entry = self.entries[index]
-        picture = decoded(entry.picture, self.root / entry.picture)
-        same = entry.reference == entry.picture
-        reference = picture if same else decoded(entry.picture, self.root / entry.reference)
-        return Item(entry.picture, picture, reference, self.caption(index))
+        other = None if entry.reference == entry.picture else self.root / entry.reference
+        return item_of(entry.picture, self.root / entry.picture, other, self.caption(index))
 
     @property
     def fingerprint(self) -> str:
@@ -140,12 +140,16 @@ def described(path: Path, times: bool) -> str:
     return f"{stat.st_size}\0{stat.st_mtime_ns}" if times else f"{stat.st_size}"
 
 
-def decoded(key: str, content: Path | bytes) -> Image.Image:
-    """RGB. Raises BrokenPicture under the sample's name."""
+def item_of(key: str, picture: Path | bytes, reference: Path | bytes | None, caption: str) -> Item:
+    """The sample, decoded. reference: None where the picture is its own. Raises BrokenPicture."""
     try:
-        return images.load(content)
+        target = images.load_cut_out(picture)
+        other = target if reference is None else images.load_cut_out(reference)
     except ImageError as error:
         raise BrokenPicture(key, str(error)) from None
+    seen = images.over(target, images.WHITE)
+    shown = seen if reference is None else images.over(other, images.WHITE)
+    return Item(key, seen, shown, caption, other if other.mode == "RGBA" else None)
 
 
 def sized(key: str, content: Path | bytes) -> tuple[int, int]:

@@ -35,6 +35,10 @@ window.fetch = async (...given) => {
 """
 
 
+# A seventh of the page; each test loads it.
+UNUSED = ("Extensions", "Train", "Checkpoint Merger")
+
+
 class WithPage(harness.WebUI):
     """With its page, the WebUI must not be asked anything before it is up: a request between the launch of
     the page and that of the API starts the app too early, and the process ends."""
@@ -58,7 +62,7 @@ def server() -> Iterator[WithPage | None]:
         return
     if harness.absent():
         pytest.skip(harness.absent())
-    with WithPage(("sd1",), extra=()) as webui:
+    with WithPage(("sd1",), extra=(), config={"hidden_tabs": list(UNUSED)}) as webui:
         yield webui
 
 

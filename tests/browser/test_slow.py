@@ -87,7 +87,7 @@ def test_a_chart_that_is_drawn_again_while_a_point_is_dragged(fine: PanelPage):
 def test_each_of_several_quick_edits_is_kept(fine: PanelPage):
     """The answer to the first edit arrives after the second one, and must not undo it for the third."""
     charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
-    slow(fine, 1200)
+    slow(fine, 2500)
     pulled(fine, 0, 15)
     fine.page.wait_for_timeout(700)
     pulled(fine, 1, 20)

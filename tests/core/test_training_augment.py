@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from lib_ipadapter.training.augment import Augmentation
 from lib_ipadapter.training.config import TrainConfig
 from lib_ipadapter.training.data import Positions, Preparation, draws
 from lib_ipadapter.training.objective import draw
-from lib_ipadapter.training.source import Item
+from lib_ipadapter.training.source import Item, item_of
 from lib_ipadapter.training.sources import open_source
 from tests.training_pictures import PREPARE, SPEC, noise, pictures
 
@@ -56,6 +57,32 @@ def test_a_reference_changes_alone():
         assert not equal(found.reference, PICTURE)
         assert equal(seen(own).reference, found.reference), "the same position is seen the same"
     assert equal(seen(Augmentation(reference_flip=1.0)).reference, ImageOps.mirror(PICTURE))
+
+
+def test_what_is_cut_out_is_seen_on_colours():
+    """The target keeps its white; what is opaque stays as it is, mirrored where the target is."""
+    whole = PICTURE.convert("RGBA")
+    whole.putalpha(Image.linear_gradient("L").resize(PICTURE.size).point(lambda a: 255 if a > 127 else 0))
+    file = io.BytesIO()
+    whole.save(file, "PNG")
+    item = item_of("a", file.getvalue(), None, "")
+    assert item.reference is item.picture
+    top, bottom = (slice(0, 19), slice(21, 40))
+    assert np.asarray(item.picture)[top].min() == 255
+    colours = set()
+    for position in range(20):
+        found = seen(Augmentation(background=1.0), position, item)
+        assert equal(found.picture, item.picture)
+        drawn = np.asarray(found.reference)
+        assert np.array_equal(drawn[bottom], np.asarray(PICTURE)[bottom])
+        assert (drawn[top] == drawn[0, 0]).all()
+        colours.add(tuple(drawn[0, 0]))
+    assert len(colours) == 20
+    both = seen(Augmentation(flip=1.0, background=1.0), 0, item)
+    assert np.array_equal(np.asarray(both.reference)[bottom], np.asarray(ImageOps.mirror(PICTURE))[bottom])
+    half = [equal(seen(Augmentation(background=0.5), i, item).reference, item.picture) for i in range(400)]
+    assert 160 < sum(half) < 240
+    assert seen(Augmentation(background=1.0)).reference is PICTURE, "without an alpha channel"
 
 
 def test_a_cut_has_at_least_its_share_and_lies_anywhere():

@@ -267,7 +267,7 @@ def test_the_hash_leaves_out_what_does_not_decide_the_outcome(name, value):
      ("random_crop", True),
      ("optimizer", "adamw8bit"), ("storage", "fp8"), ("prediction", "v"),
      ("reference_crop", 0.5), ("reference_flip", 0.5),
-     ("reference_colour", 0.2), ("stages", "512px x 5steps x 2"),
+     ("reference_colour", 0.2), ("reference_background", 0.5), ("stages", "512px x 5steps x 2"),
      ("variant", "plus"), ("attention", "concat"), ("tokens", 5), ("resolution", 64), ("ema", 0.9),
      ("precision", "bf16"), ("drop_image", 0.1), ("drop_text", 0.1), ("drop_both", 0.1), ("max_norm", 2.0),
      ("warmup", 3), ("schedule", "cosine"), ("weight_decay", 0.1), ("resampler_dim", 64), ("resampler_depth", 2),
