@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..attention.session import COND, UNCOND
@@ -56,7 +57,7 @@ def of_detail(unit: Unit, detail: int | None, store: HostStore) -> Unit | None:
         )
     if detail >= len(without_folders(unit, store).images):
         return None
-    return one_per_picture(unit, [detail], store)[0]
+    return replace(one_per_picture(unit, [detail], store)[0], distribute=unit.distribute)
 
 
 def count(p: Any) -> int:

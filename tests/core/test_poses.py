@@ -23,7 +23,7 @@ from lib_ipadapter.pictures.picture import Pictures
 from lib_ipadapter.prompts.pose import Keypoints, placed
 from lib_ipadapter.prompts.resolve import ResolvedUnit
 from lib_ipadapter.unit import Unit
-from lib_ipadapter.webui import poses
+from lib_ipadapter.webui import poses, turns
 from lib_ipadapter.webui.following import Place, boxes_of, whole_size
 from lib_ipadapter.webui.passes import Pass
 from tests.controlnets import ldm_control
@@ -114,6 +114,16 @@ def test_a_detail_takes_the_face_that_is_redrawn(sources):
     mask.paste(255, (0, 500, 100, 600))
     assert control(sources, only, p, place) is None
     assert "no face was found in a detail" in sources.said[-1]
+
+
+def test_one_per_detail_takes_the_face_that_is_redrawn_too(sources):
+    """Its reference's pose would lie anywhere in the whole picture."""
+    mask = Image.new("L", TWO.size)
+    mask.paste(255, (400, 300, 600, 560))
+    p = job(image_mask=mask, inpaint_full_res=True)
+    place = replace(PLACE, detailer=True, around=SimpleNamespace())
+    own = turns.of_detail(resolved(NONE, distribute="one per detail").unit, 0, None)
+    assert centres(control(sources, replace(resolved(NONE), unit=own), p, place))[0] == pytest.approx(WHERE[1], abs=0.03)
 
 
 def dots(drawn: np.ndarray) -> np.ndarray:
