@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..cache import LRU
 from ..encoders.state import assign
-from ..errors import BrokenControl, ControlMissing, FileError
+from ..errors import BrokenControl, ControlMissing, FileError, UnsafeFile
 from ..files.disk import short_hash
 from ..files.library import Version, mentions, utf8_name, versions_below
 from ..files.tensors import TensorFile, open_tensors
@@ -129,7 +130,9 @@ class ControlNets:
         have one name: that of the hub's files is the same for all models."""
         known: dict[str, Found] = {}
         for name, version in self._files():
-            found = self._seen.get((name, version), lambda name=name, path=version[0]: _look(name, path))  # type: ignore[misc]
+            found = None
+            with contextlib.suppress(FileError):  # that may pass: a program that copies or checks it has it open
+                found = self._seen.get((name, version), lambda name=name, path=version[0]: _look(name, path))  # type: ignore[misc]
             if found is not None:
                 known.setdefault(os.path.realpath(found.path), found)  # folders may lie in each other
         return list(known.values())
@@ -221,13 +224,13 @@ class ControlNets:
 
 
 def _look(name: str, path: Path) -> Found | None:
-    """None for a file of another kind."""
+    """None for a file of another kind. Raises FileError for one that cannot be opened."""
     if not mentions(path, _MARKS):
         return None
     try:
         file, keys = _opened(path)
         return Found(name, path, control_spec({key: file.shapes[own] for key, own in keys.items()}))
-    except FileError as error:
+    except (UnsafeFile, BrokenControl) as error:
         return Found(name, path, None, str(error).removeprefix(f"{path.name}: "))
     except (KeyError, IndexError) as error:
         return Found(name, path, None, f"a ControlNet without {error}; download it again")

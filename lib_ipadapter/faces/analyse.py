@@ -22,6 +22,7 @@ from .runtime import available
 
 Array = NDArray[Any]
 T = TypeVar("T")
+_WITH_MARGIN = 2048  # longer side of a picture that gets a margin, pixels
 # A face that fills the picture is missed at 640: then at both sizes together, then with a white margin
 PASSES: tuple[tuple[str, tuple[int, ...], float], ...] = (
     ("at 640 pixels", (640,), 0.0),
@@ -116,13 +117,20 @@ class FaceAnalyser:
     def _look(self, detector: Detector, picture: Image.Image) -> tuple[Face, ...]:
         self.runs += 1
         for _, sizes, margin in PASSES:
-            x, y = round(margin * picture.width), round(margin * picture.height)
-            shown = picture
-            if margin:
-                shown = Image.new("RGB", (picture.width + 2 * x, picture.height + 2 * y), "white")
-                shown.paste(picture, (x, y))
+            if not margin:
+                if found := detector.faces(np.asarray(picture), sizes):
+                    return tuple(found)
+                continue
+            # Of 100 megapixels a margin would make 400; the detector sees 640 pixels of them.
+            scale = min(1.0, _WITH_MARGIN / max(picture.size))
+            size = tuple(max(1, round(side * scale)) for side in picture.size)
+            small = picture if scale == 1 else picture.resize(size, Image.Resampling.BILINEAR)
+            x, y = round(margin * small.width), round(margin * small.height)
+            shown = Image.new("RGB", (small.width + 2 * x, small.height + 2 * y), "white")
+            shown.paste(small, (x, y))
             if found := detector.faces(np.asarray(shown), sizes):
-                return tuple(face.moved(-x, -y) for face in found)
+                by = picture.width / small.width, picture.height / small.height
+                return tuple(face.moved(-x, -y).scaled(*by) for face in found)
         return ()
 
     def _load_detector(self) -> tuple[Detector, Hashable]:

@@ -51,6 +51,13 @@ class Face:
             self.score,
         )
 
+    def scaled(self, x: float, y: float) -> Face:
+        """The same face in a picture of another size."""
+        left, top, right, bottom = self.box
+        return Face(
+            (left * x, top * y, right * x, bottom * y), tuple((a * x, b * y) for a, b in self.points), self.score
+        )
+
 
 class Detector:
     """An SCRFD model with five points per face: nine outputs, scores, boxes and points of three strides."""

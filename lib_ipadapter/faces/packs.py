@@ -130,12 +130,15 @@ def _identified(path: Path) -> tuple[ModelFile, ...]:
         return ()
     if not stat.S_ISREG(status.st_mode):
         return ()
-    return _identified_once(path, status.st_mtime_ns, status.st_size)
+    try:
+        return _identified_once(path, status.st_mtime_ns, status.st_size)
+    except OSError:  # that may pass: a program that copies or checks it has it open
+        return ()
 
 
 @lru_cache(maxsize=256)
 def _identified_once(path: Path, _time: int, _size: int) -> tuple[ModelFile, ...]:
-    """What one version of a file is: hashing 260 MB takes a second, so it is done once."""
+    """What one version of a file is: hashing 260 MB takes a second, so it is done once. Raises OSError."""
     try:
         if path.suffix.lower() == ".onnx":
             role, exact = _role(path.name, _read(path))
@@ -145,7 +148,7 @@ def _identified_once(path: Path, _time: int, _size: int) -> tuple[ModelFile, ...
             roles = [
                 (one.filename, _role(one.filename.rpartition("/")[2], _read_member(archive, one))) for one in members
             ]
-    except (OSError, ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, IPAdapterError):
+    except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, IPAdapterError):
         return ()
     return tuple(ModelFile(path, role, exact, member) for member, (role, exact) in roles if role)
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import FaceModelError, FaceModelMissing, FacesUnavailable, IPAdapterError
+from ..errors import FaceModelError, FaceModelMissing, FacesUnavailable, FileError, UnsafeFile
 from ..files.tensors import open_tensors
 from .runtime import cv2
 
@@ -131,17 +131,18 @@ class FaceParser:
         """By its keys and shapes, which are looked at once for each version of a file."""
         try:
             version = _version(path)
-        except OSError:
+            if version not in self._known:
+                self._known[version] = _is_bisenet(path)
+        except (OSError, FileError):  # that may pass: a program that copies or checks it has it open
             return False
-        if version not in self._known:
-            self._known[version] = _is_bisenet(path)
         return self._known[version]
 
 
 def _is_bisenet(path: Path) -> bool:
+    """Raises FileError for a file that cannot be opened."""
     try:
         shapes = open_tensors(path).shapes
-    except IPAdapterError:
+    except UnsafeFile:
         return False
     return all(key in shapes for key in _KEYS) and shapes[_KEYS[-1]][:1] == (CLASSES,)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import AdapterMissing, FileError
+from ..errors import AdapterMissing, FileError, UnsafeFile
 from .disk import open_regular
 from .pickles import MAX_PICKLE, entry_begin, pickle_entry
 from .tensors import MAX_HEADER, SUFFIXES
@@ -68,7 +68,10 @@ class Library:
 
     def _look(self, key: Version, looked: dict[Version, bool]) -> bool:
         """Whether a file is an adapter; each version of a file is looked into once."""
-        self._looked[key] = looked[key] if key in looked else looks_like_adapter(key[0])
+        try:
+            self._looked[key] = looked[key] if key in looked else looks_like_adapter(key[0])
+        except FileError:  # that may pass: a program that copies or checks it has it open
+            return False
         return self._looked[key]
 
     def names(self) -> list[str]:
@@ -130,13 +133,13 @@ def files_below(folder: Path, aside: Sequence[str] = ()) -> Iterator[Path]:
 
 
 def looks_like_adapter(path: Path) -> bool:
-    """Whether the names in a file speak of an image-prompt adapter."""
+    """Whether the names in a file speak of an image-prompt adapter. Raises FileError for one that cannot be opened."""
     return mentions(path, _MARKS)
 
 
 def mentions(path: Path, marks: Sequence[bytes]) -> bool:
     """Whether any of ``marks`` is among the names in a file of tensors; cheap, and runs no code of the file. False for
-    what cannot be read."""
+    what is no such file. Raises FileError for one that cannot be opened."""
     try:
         with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             start = data[:16]
@@ -148,6 +151,6 @@ def mentions(path: Path, marks: Sequence[bytes]) -> bool:
                 header = data[begin : begin + min(entry.file_size, MAX_PICKLE)]
             else:
                 header = data[:_STREAM] if start[:1] == b"\x80" else b""
-    except (FileError, PickleRefused, OSError, ValueError):
+    except (UnsafeFile, PickleRefused, OSError, ValueError):
         return False
     return any(mark in header for mark in marks)

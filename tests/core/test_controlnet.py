@@ -21,8 +21,10 @@ from lib_ipadapter.controlnet import files
 from lib_ipadapter.controlnet.control import Control, cut
 from lib_ipadapter.controlnet.files import ControlNets
 from lib_ipadapter.errors import BrokenControl, ControlMissing, RowsError, WrongBase
+from lib_ipadapter.files import disk
 from lib_ipadapter.unit.weights import LayerRule, layers_table
 from tests.controlnets import Noise, ldm_control
+from tests.core.test_library import denied
 from tests.synthetic import adapter_tensors, write_adapter
 
 openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is not installed")
@@ -330,6 +332,14 @@ def test_files_of_one_name_hide_none(world, tmp_path, monkeypatch):
     world.write("copy", seed=4)
     monkeypatch.setattr(files, "short_hash", lambda path: "c5c25a50" if path.suffix != ".pth" else "")
     assert nets.find("auto", CONTEXT).name == name
+
+
+def test_a_file_that_could_not_be_opened_is_looked_at_again(world, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.os, "open", denied)
+        with pytest.raises(ControlMissing):
+            world.nets.find("auto", CONTEXT)
+    assert world.nets.find("auto", CONTEXT).name == "control"
 
 
 def test_what_is_missing_is_said_with_the_places(world):

@@ -24,6 +24,7 @@ from lib_ipadapter.faces.onnx_graph import read_graph
 from lib_ipadapter.faces.packs import own_folder
 from lib_ipadapter.training.faces import FaceEncoder
 from lib_ipadapter.training.source import Item
+from tests.core.test_library import denied
 from tests.face_models import detector, picture, recogniser, write_pack
 
 POINTS = np.array([[200.0, 220], [280, 215], [242, 270], [210, 320], [276, 318]])
@@ -245,6 +246,16 @@ def test_a_replaced_file_is_seen(tmp_path):
 # analysis
 
 
+def test_a_file_that_could_not_be_read_is_looked_at_again(tmp_path, monkeypatch):
+    write_pack(tmp_path)
+    found = FacePacks(lambda: [tmp_path])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", denied)
+        with pytest.raises(FaceModelMissing):
+            found.find(packs.DETECTOR)
+    assert found.find(packs.DETECTOR).read()
+
+
 def test_a_picture_is_analysed_once(tmp_path):
     write_pack(tmp_path)
     use = analyser(tmp_path)
@@ -274,6 +285,16 @@ def test_a_face_found_with_a_margin_lies_in_the_picture(tmp_path):
 
     assert use._look(Stub(), Image.new("RGB", (640, 480)))[0].box == (380.0, 460.0, 440.0, 520.0)
     assert calls == [((480, 640, 3), (640,)), ((480, 640, 3), (128, 640)), ((960, 1280, 3), (128, 640))]
+    # A margin around 100 megapixels would take gigabytes: a large picture is made smaller first.
+    calls.clear()
+    Stub.faces = lambda self, image, sizes: (
+        calls.append(image.shape)
+        or ([Face((1224.0, 712, 1324, 812), ((1274.0, 762.0),) * 5, 0.9)] if len(calls) == 3 else [])
+    )
+    (found,) = use._look(Stub(), Image.new("RGB", (8192, 4096)))
+    assert found.box == (800.0, 800.0, 1200.0, 1200.0)
+    assert found.points[0] == (1000.0, 1000.0)
+    assert calls[2] == (2048, 4096, 3)
 
 
 def face(x: float, y: float, side: float) -> Face:

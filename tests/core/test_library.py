@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from lib_ipadapter.errors import AdapterMissing
+from lib_ipadapter.files import disk
 from lib_ipadapter.files.library import Folder, Library, looks_like_adapter
 
 
@@ -84,6 +85,21 @@ def test_a_file_that_changed_is_looked_at_again(tmp_path, library):
     adapter(tmp_path / "shared" / "lora.safetensors")
     library.refresh()
     assert "lora" in library.names()
+
+
+def test_a_file_that_could_not_be_opened_is_looked_at_again(tmp_path, library, monkeypatch):
+    """Another program may have it open for a moment; nothing of the file changes afterwards."""
+    adapter(tmp_path / "shared" / "late.safetensors")
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.os, "open", denied)
+        library.refresh()
+        assert "late" not in library.names()
+    library.refresh()
+    assert "late" in library.names()
+
+
+def denied(*given, **more):
+    raise PermissionError(13, "Permission denied")
 
 
 def test_looking_at_a_pickle_runs_nothing_of_it(tmp_path):

@@ -9,6 +9,8 @@ from PIL import Image
 
 from lib_ipadapter.errors import FaceModelError, FaceModelMissing, FacesUnavailable
 from lib_ipadapter.faces import FaceAnalyser, FacePacks, FaceParser, parsing
+from lib_ipadapter.files import disk
+from tests.core.test_library import denied
 from tests.face_models import picture
 from tests.facexlib_code import SmallBiSeNet, real, small, write_parser
 
@@ -85,6 +87,16 @@ def test_weights_are_found_by_their_keys(tmp_path, network):
     torch.testing.assert_close(parser.bare(crop()), parsing.bare(crop(), network))
     write_parser(first, network, "my-bisenet.pth")
     assert parser.find() == first / "my-bisenet.pth"
+
+
+def test_weights_that_could_not_be_opened_are_looked_at_again(tmp_path, network, monkeypatch):
+    write_parser(tmp_path, network)
+    parser = FaceParser(lambda: [tmp_path])
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.os, "open", denied)
+        with pytest.raises(FaceModelMissing):
+            parser.find()
+    assert parser.find().is_file()
 
 
 def test_another_file_in_its_place(tmp_path, network):

@@ -123,7 +123,8 @@ def test_one_per_detail_takes_the_face_that_is_redrawn_too(sources):
     p = job(image_mask=mask, inpaint_full_res=True)
     place = replace(PLACE, detailer=True, around=SimpleNamespace())
     own = turns.of_detail(resolved(NONE, distribute="one per detail").unit, 0, None)
-    assert centres(control(sources, replace(resolved(NONE), unit=own), p, place))[0] == pytest.approx(WHERE[1], abs=0.03)
+    found = control(sources, replace(resolved(NONE), unit=own), p, place)
+    assert centres(found)[0] == pytest.approx(WHERE[1], abs=0.03)
 
 
 def dots(drawn: np.ndarray) -> np.ndarray:
