@@ -17,14 +17,11 @@ from lib_ipadapter.attention.region import Region
 from lib_ipadapter.attention.rows import CursorRows
 from lib_ipadapter.attention.session import COND, UNCOND, ImagePrompt, Session
 from lib_ipadapter.controlnet import control as controls
-from lib_ipadapter.controlnet import files
 from lib_ipadapter.controlnet.control import Control, cut
 from lib_ipadapter.controlnet.files import ControlNets
-from lib_ipadapter.errors import BrokenControl, ControlMissing, RowsError, WrongBase
-from lib_ipadapter.files import disk
+from lib_ipadapter.errors import BrokenControl, RowsError, WrongBase
 from lib_ipadapter.unit.weights import LayerRule, layers_table
 from tests.controlnets import Noise, ldm_control
-from tests.core.test_library import denied
 from tests.synthetic import adapter_tensors, write_adapter
 
 openaimodel = pytest.importorskip("ldm.modules.diffusionmodules.openaimodel", reason="ldm is not installed")
@@ -294,70 +291,6 @@ def test_where_it_goes_afterwards(world):
     assert world.nets.load(world.folder / "control.safetensors") is not loaded
 
 
-def test_it_is_found_under_any_name(world):
-    assert world.nets.find("auto", CONTEXT).name == "control"
-    world.write("canny", seed=4)
-    with pytest.raises(ControlMissing, match="cannot be told among canny, control"):
-        world.nets.find("auto", CONTEXT)
-    (world.folder / "people").mkdir()
-    world.write("people/InstantID-ControlNet", seed=5)
-    found = world.nets.find("auto", CONTEXT)
-    assert found.name == "people/InstantID-ControlNet"
-    assert world.nets.is_instant_id(found)
-    assert world.nets.find("CANNY.safetensors", CONTEXT).name == "canny"
-    assert "adapters/adapter" not in world.nets.names()
-
-
-def test_files_of_one_name_hide_none(world, tmp_path, monkeypatch):
-    """The hub's files have the same name for every model: one of another base, a broken one, one in a folder more."""
-    name = "diffusion_pytorch_model"
-    first, second = tmp_path / "first", tmp_path / "second"
-    for folder, context in ((first, 96), (second, CONTEXT)):
-        folder.mkdir()
-        world.write(f"{folder.name}/{name}", context=context)
-    (world.folder / "control.safetensors").unlink()
-    nets = ControlNets(lambda: [first, second])
-    assert nets.find("auto", CONTEXT).path == second / f"{name}.safetensors"
-    assert nets.find("Auto", 96).path == first / f"{name}.safetensors"
-    assert nets.names() == [name]
-    (second / f"{name}.safetensors").rename(first / f"{name}.bin")
-    assert nets.find("auto", CONTEXT).path.suffix == ".bin"
-    assert nets.find(f"{name}.bin", CONTEXT).path.suffix == ".bin"
-    cut = first / f"{name}.safetensors"
-    cut.write_bytes(cut.read_bytes()[:-100])
-    assert nets.find("auto", CONTEXT).path.suffix == ".bin"
-    # A folder that lies in another one, and copies of a published file, are no choice to be made.
-    nets = ControlNets(lambda: [first, tmp_path])
-    assert nets.find("auto", CONTEXT).name == name
-    world.write("copy", seed=4)
-    monkeypatch.setattr(files, "short_hash", lambda path: "c5c25a50" if path.suffix != ".pth" else "")
-    assert nets.find("auto", CONTEXT).name == name
-
-
-def test_a_file_that_could_not_be_opened_is_looked_at_again(world, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(disk.os, "open", denied)
-        with pytest.raises(ControlMissing):
-            world.nets.find("auto", CONTEXT)
-    assert world.nets.find("auto", CONTEXT).name == "control"
-
-
-def test_what_is_missing_is_said_with_the_places(world):
-    with pytest.raises(ControlMissing) as caught:
-        world.nets.find("auto", 96)
-    assert "InstantID's ControlNet is missing" in str(caught.value)
-    assert str(world.folder) in str(caught.value)
-    with pytest.raises(ControlMissing, match="no ControlNet named 'depth'; there are: control"):
-        world.nets.find("depth", CONTEXT)
-
-
-def test_a_file_that_is_cut_off_is_named_where_none_fits(world):
-    path = world.folder / "control.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ControlMissing, match=r"missing: no file .* that can be used \(control: .*download it again"):
-        world.nets.find("auto", CONTEXT)
-
-
 def test_loading_is_said(world):
     for _ in range(2):
         world.nets.load(world.folder / "control.safetensors")
@@ -387,20 +320,3 @@ def test_weights_that_are_not_finite_are_told(world):
     with pytest.raises(BrokenControl, match=rf"NaN or infinite weights in {key}"):
         world.draw(world.prompt(world.control()))
     assert torch.equal(world.draw(world.prompt()), before)
-
-
-def test_files_that_cannot_be_used(world):
-    world.write("union", task_embedding=torch.zeros(6, 32))
-    with pytest.raises(BrokenControl, match="ControlNet Union"):
-        world.nets.find("union", CONTEXT)
-    world.write("cut", drop="middle_block.1.transformer_blocks.0.attn1.to_q.weight")
-    with pytest.raises(BrokenControl, match="1 missing"):
-        world.nets.load(world.nets.find("cut", CONTEXT).path)
-    world.write("wide", context=96)
-    wide = world.nets.find("wide", CONTEXT)
-    control = Control(world.nets, wide.path, wide.spec, [Noise()], 1.0, Timing())
-    base = world.draw()
-    with pytest.raises(WrongBase, match="tokens are 96 wide and the model's 64"):
-        world.draw(world.prompt(control))
-    assert torch.equal(world.draw(), base)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in world.unet.modules())
