@@ -18,6 +18,8 @@
     function said({name, label, kind, value: usual}, prefix) {
         const element = byId(`${prefix}_${name}`);
         const value = element ? reads[kind](element) : usual;
+        // a mask is not seen, and does not count, where another region is chosen
+        if (name === "mask" && (reads.choice(byId(`${prefix}_region`)) ?? "mask") !== "mask") return "";
         if (value === undefined || value === usual || value === "" || value === null) return "";
         if (kind === "bool") return value ? label.toLowerCase() : `not ${label.toLowerCase()}`;
         if (kind === "image") return label.toLowerCase();

@@ -70,6 +70,7 @@ def markup() -> Iterator[str]:
     for texts in html._PADS.values():
         yield from texts[:2]
     yield from ("Remove the mask", "Drop, paste", "or browse", "Use the img2img image", "weight", html.INPUT_SHOWN)
+    yield from (html.CHOOSE, html.NONE_FITS, html.NONE_THERE)
     text = (PANEL / "charts.py").read_text(encoding="utf-8")
     for word in ("input", "middle", "output", "first step", "last step"):
         assert word in text, f"{word}: no word of the charts any more"

@@ -197,7 +197,7 @@ class ControlNets:
         usable = ", ".join(found.name for found in every if found.spec) or "none"
         raise ControlMissing(
             f"control_model: no ControlNet named {name!r}; there are: {usable}. Put the file into one of "
-            f"{self._where()}, or set control_model to auto or none",
+            f"{self._where()}, or set ControlNet (control_model) to auto or none",
             field="control_model", value=name, expected=[found.name for found in every if found.spec],
         )  # fmt: skip
 
@@ -206,7 +206,7 @@ class ControlNets:
             names = [found.name for found in fitting]
             return ControlMissing(
                 f"InstantID's ControlNet cannot be told among {', '.join(names[:_SHOWN])}, by name or hash: choose it "
-                "under control_model, or set that to none for the adapter alone",
+                "under ControlNet (control_model), or set that to none for the adapter alone",
                 field="control_model", value=AUTO, expected=names,
             )  # fmt: skip
         seen = "; ".join(f"{found.name}: {found.problem}" for found in broken[:_SHOWN])
@@ -214,8 +214,8 @@ class ControlNets:
             "InstantID's ControlNet is missing: no file with a ControlNet's keys and tokens "
             f"{context} wide was found{f' that can be used ({seen})' if seen else ''}. Download "
             "ControlNetModel/diffusion_pytorch_model.safetensors of the hub's "
-            f"InstantX/InstantID and put it, under any name, into one of {self._where()}; or set control_model to none "
-            "for the adapter alone",
+            f"InstantX/InstantID and put it, under any name, into one of {self._where()}; or set ControlNet "
+            "(control_model) to none for the adapter alone",
             field="control_model", value=AUTO, expected="InstantID's ControlNet",
         )  # fmt: skip
 

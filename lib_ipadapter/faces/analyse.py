@@ -107,7 +107,7 @@ class FaceAnalyser:
     def check(self, recogniser: str) -> None:
         """Raises FacesUnavailable, FaceModelMissing if faces cannot be found, or not be recognised by that pack."""
         available()
-        for role in (DETECTOR, recogniser):
+        for role in (recogniser, DETECTOR):  # the first names its pack, which has both
             self.packs.find(role)
 
     def identity(self, role: str) -> Hashable:

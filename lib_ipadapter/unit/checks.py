@@ -53,7 +53,10 @@ class Checks:
         if any(reference.mask is not None for reference in self.negative):
             raise UnitError("negative", "a mask", "pictures without masks: they count whole")
         if self.mask is not None and self.region != "mask":
-            raise UnitError("mask", "a picture", f'null, since region is {self.region}; or region "mask"')
+            raise UnitError(
+                "mask", "a picture", f'null, since region is {self.region}; or region "mask"',
+                f"there is a mask, but region is {self.region}: take the mask away, or set region to mask",
+            )  # fmt: skip
         if self.invert and self.mask is None and self.region == "mask":
             raise UnitError("invert", True, "false, since there is no mask to invert")
         if self.zero_tokens % 1:

@@ -155,6 +155,11 @@ def redrawn(p: Any, unit: Unit) -> Tensor:
     mask = given.detach().float().cpu()
     values = finished(mask.reshape(-1, *mask.shape[-2:])[0], unit.invert, unit.feather / 8)
     if float(values.max()) <= _LEAST:
-        left = "invert false, since all of the picture is inpainted" if unit.invert else "a job that inpaints something"
-        raise UnitError("region", unit.region, left)
+        if unit.invert:
+            raise UnitError("region", unit.region, "invert false, since all of the picture is inpainted")
+        raise UnitError(
+            "region", unit.region, "a job that inpaints something",
+            "region is inpaint, but nothing is inpainted: paint over the part of the picture to redraw, or set region "
+            "to mask",
+        )  # fmt: skip
     return values

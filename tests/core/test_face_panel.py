@@ -91,6 +91,19 @@ def test_a_tile_says_what_is_wrong(tmp_path, analyser):
         see(str(tmp_path / "x.png"), None, "")
 
 
+def test_a_picture_without_its_face_is_shown_all_the_same(tmp_path, analyser):
+    """With the error below; where face models are missing, the model's line says so."""
+    path = saved(tmp_path, NONE)
+    seen = panel_faces.view_or_picture(path, None, "largest", "", analyser)
+    assert "no face was found in x.png" in seen.below
+    assert np.abs(shown(seen.source).mean((0, 1)) - np.asarray(NONE, int).mean((0, 1))).max() < 3
+    assert "<img" in html.thumbnails([path], [None], [None], lambda *_: seen)
+    for file in (tmp_path / "packs" / "buffalo_l").iterdir():
+        file.unlink()
+    alone = panel_faces.view_or_picture(path, None, "largest", "", analyser)
+    assert (alone.source, alone.below) == (seen.source, "")
+
+
 def described(tmp_path, analyser, variant="faceid-plus", name="plusv2", **more):
     sizes = {"context": 64, "widths": (32,), "feature_width": 48, "lora": 2} | more
     path = write_adapter(tmp_path / f"{name}.safetensors", adapter_tensors(variant, **sizes))
@@ -120,7 +133,7 @@ def test_the_chips_say_what_is_missing(tmp_path, analyser):
     page = "https://huggingface.co/public-data/insightface/blob/main/models/buffalo_l/w600k_r50.onnx"
     assert f'<a class="ipadapter-chip missing" href="{page}" target="_blank"' in found
     assert "face models buffalo_l missing ↗</a>" in found
-    assert "det_10g.onnx" in found
+    assert "(of the pack buffalo_l) was not found. Put buffalo_l.zip" in found
     assert described(tmp_path, analyser, "faceid", "a")["download"] == "buffalo_l"
 
 

@@ -21,7 +21,7 @@ from lib_ipadapter.prompts.pipeline import Caches, Pipeline
 from lib_ipadapter.prompts.references import NoStore
 from lib_ipadapter.prompts.resolve import resolve
 from lib_ipadapter.unit import Unit
-from tests.face_models import detector, picture, recogniser, write_pack
+from tests.face_models import picture, recogniser, write_pack
 from tests.synthetic import adapter_tensors, write_adapter
 
 CLIP_WIDTH, GRID = 48, 4
@@ -165,11 +165,20 @@ def test_a_missing_pack_is_an_error_before_anything_is_decoded(jobs):
     for path in (jobs.folder / "packs" / "buffalo_l").iterdir():
         path.unlink()
     resolved = jobs.resolved(["not a picture"])
-    with pytest.raises(FaceModelMissing, match=r"det_10g\.onnx"):
-        jobs.pipeline.check([resolved], jobs.adapter().spec)
-    (jobs.folder / "packs" / "buffalo_l" / "det_10g.onnx").write_bytes(detector())
     with pytest.raises(FaceModelMissing, match=r"w600k_r50\.onnx \(of the pack buffalo_l\).*non-commercial"):
         jobs.pipeline.check([resolved], jobs.adapter().spec)
+    write_pack(jobs.folder / "packs")
+    (jobs.folder / "packs" / "buffalo_l" / "det_10g.onnx").unlink()
+    with pytest.raises(FaceModelMissing, match=r"det_10g\.onnx"):
+        jobs.pipeline.check([resolved], jobs.adapter().spec)
+
+
+def test_a_missing_pack_is_the_one_that_the_adapter_takes(tmp_path):
+    """Both packs have a detector, but only one the recogniser."""
+    faces = FaceAnalyser(FacePacks(lambda: [tmp_path]))
+    for pack in ("buffalo_l", "antelopev2"):
+        with pytest.raises(FaceModelMissing, match=rf"of the pack {pack}\) was not found\. Put {pack}\.zip"):
+            faces.check(pack)
 
 
 def test_another_recogniser_is_not_taken(jobs):

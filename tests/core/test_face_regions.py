@@ -122,7 +122,7 @@ def test_a_region_that_is_nowhere_in_the_picture_is_refused(analyser):
 
 
 def test_a_mask_beside_it_is_a_contradiction():
-    with pytest.raises(UnitError, match="null, since region is face"):
+    with pytest.raises(UnitError, match="there is a mask, but region is face"):
         Unit.parse({"model": "m", "images": ["aGk="], "region": "face", "mask": "aGk="})
     with pytest.raises(UnitError, match="region_face: got 'x', expected one of largest"):
         Unit.parse({"model": "m", "images": ["aGk="], "region": "face", "region_face": "x"})

@@ -161,7 +161,7 @@ def test_a_feather_is_a_gaussian():
 
 @pytest.mark.parametrize(("fields", "message"), [
     ({"mask": 3}, "mask: got 3"), ({"region": "left"}, "region: got 'left'"), ({"feather": -1}, "feather: got -1"),
-    ({"invert": True}, "no mask to invert"), ({"mask": "x", "region": "inpaint"}, "since region is inpaint"),
+    ({"invert": True}, "no mask to invert"), ({"mask": "x", "region": "inpaint"}, "is a mask, but region is"),
 ])  # fmt: skip
 def test_bad_fields_are_refused(fields, message):
     with pytest.raises(UnitError, match=message):

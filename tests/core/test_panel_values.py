@@ -131,6 +131,19 @@ def test_the_mask_editor_gives_a_data_uri_or_nothing(value, wanted):
     assert unit["mask"] == unit["focus"] == wanted
 
 
+def test_a_mask_that_is_not_seen_does_not_count():
+    """The panel shows it for region mask alone."""
+    drawn = values(images=[file()], mask="data:image/png;base64,AAAA", region="inpaint")
+    assert units_from_panel(drawn)[0]["mask"] is None
+
+
+def test_a_unit_with_references_and_no_model_says_what_to_do():
+    assert "Choose a model" in html.wanting([True, False])
+    assert "Choose a model" in html.wanting([None])
+    assert "fits the checkpoint" in html.wanting([False, False])
+    assert "put one into models/ipadapter" in html.wanting([])
+
+
 def test_a_mask_is_shown_with_buttons_to_change_and_remove_it():
     empty = html.pad("mask", "")
     assert "ipadapter-paint" in empty

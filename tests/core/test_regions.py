@@ -47,9 +47,10 @@ def test_inpainting_that_leaves_nothing():
     assert regions.redrawn(job, Unit(region="inpaint")).min() == 1
     with pytest.raises(UnitError, match="all of the picture is inpainted"):
         regions.redrawn(job, Unit(region="inpaint", invert=True))
-    for empty in (None, torch.zeros(1, 4, 8, 8)):
-        with pytest.raises(UnitError):
-            regions.redrawn(SimpleNamespace(nmask=empty), Unit(region="inpaint"))
+    with pytest.raises(UnitError):
+        regions.redrawn(SimpleNamespace(nmask=None), Unit(region="inpaint"))
+    with pytest.raises(UnitError, match="paint over the part of the picture to redraw, or set region to mask"):
+        regions.redrawn(SimpleNamespace(nmask=torch.zeros(1, 4, 8, 8)), Unit(region="inpaint"))
 
 
 def test_a_feather_is_as_wide_as_it_is_high():

@@ -69,7 +69,7 @@ class UnitEvents:
     ) -> list[Any]:  # fmt: skip
         """Tiles as the encoder will see them, and whether they are those of a pasted text. look: the values of
         PREPROCESSING. What needs several references is shown with several. What an earlier save or preset had to say
-        goes."""
+        goes. A unit with references and no model says so."""
         paths, text, named = paths_of(files), str(weights or ""), list(saved or [])
         count = len(paths) + len(named)
         numbers, problem = numbers_of(text, count)
@@ -91,12 +91,16 @@ class UnitEvents:
             gr.update(visible=count > 0),
             "",
             "",
+            gr.update() if is_model(model) else self._wanting() if count else "",
         ]
+
+    def _wanting(self) -> str:
+        return html.wanting([self.models.fits(name) for name in self.models.model_names()])
 
     def _see(self, model: Any, how: preprocess.Preprocess, face: Any) -> html.See:
         """How a picture is shown: as what the model will get of it."""
         if is_model(model) and self.models.takes_faces(model):
-            return lambda path, box, mask: faces.view(path, box, face, mask, self.models.faces)
+            return lambda path, box, mask: faces.view_or_picture(path, box, face, mask, self.models.faces)
         size = self.models.encoder_size(model) if is_model(model) else 224
         return lambda path, box, mask: html.Seen(html.square(path, size, how, box, mask), "as the encoder sees it")
 
@@ -112,8 +116,9 @@ class UnitEvents:
         return gr.update(visible=weight_type in BOTH)
 
     def region(self, region: Any) -> list[Any]:
-        """Which face, and how far around it, shows for region face."""
-        return [gr.update(visible=region == "face") for _ in range(2)]
+        """Which face, and how far around it, shows for region face; the mask, which is for no other, for region
+        mask."""
+        return [*(gr.update(visible=region == "face") for _ in range(2)), gr.update(visible=region == "mask")]
 
     def whole(self, files: Any, place: Any) -> str:
         """The picture whose thumbnail was clicked, for the page to draw a box on; "" for one that cannot be read."""

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...errors import IPAdapterError
+from ...errors import FaceError, FaceModelMissing, FacesUnavailable, IPAdapterError
 from ...faces import Face, FaceAnalyser, choose
 from ...faces.align import aligned_crop
 from ...faces.packs import DETECTOR
 from ...pictures import preprocess
 from ...pictures.picture import Pictures
+from ...pictures.preprocess import Preprocess
 from ...prompts.pose import drawn, points_in
 from ...unit import crops
 from ...unit.crops import Box
 from ...unit.face import ALL, parse_face, parse_pose_face
-from .html import Seen, data_uri, face_buttons, failure, note
+from .html import Seen, data_uri, face_buttons, failure, note, square
 from .values import MASKS, parse_masks
 
 _PICTURES = Pictures()  # whose content is known
@@ -35,6 +36,16 @@ def view(path: str, box: Box | None, choice: Any, focus: str, faces: FaceAnalyse
     stand below as buttons. ``path`` names its content; focus: the reference mask. Raises ImageError, FaceError,
     UnitError."""
     return _view(path, box, parse_face(choice or ""), focus, faces, faces.identity(DETECTOR))
+
+
+def view_or_picture(path: str, box: Box | None, choice: Any, focus: str, faces: FaceAnalyser) -> Seen:
+    """As ``view``; a picture without such a face is shown as it is, with the error below, and one of which nothing can
+    be said since face models are missing (the model's line says so) alone. Raises ImageError, UnitError."""
+    try:
+        return view(path, box, choice, focus, faces)
+    except FaceError as error:
+        below = "" if isinstance(error, (FaceModelMissing, FacesUnavailable)) else failure(str(error))
+        return Seen(square(path, _SIDE, Preprocess(), box, focus), "whose face is not found", below)
 
 
 @lru_cache(maxsize=128)

@@ -37,6 +37,11 @@ NON_COMMERCIAL = "research, non-commercial use only"  # of InsightFace's models,
 _PATHS: dict[str, Path] = {}  # of pictures that were shown, by hash
 INPUT_TEXT = f"input: {INPUT}"  # the reference that is img2img's own picture, among the saved ones
 INPUT_SHOWN = "the img2img image, as it is when you generate"
+CHOOSE = "Choose a model: the unit cannot act without one."
+NONE_FITS = (
+    "No adapter here fits the checkpoint: choose another checkpoint, or add an adapter that was made for this one."
+)
+NONE_THERE = "There is no adapter yet: put one into models/ipadapter and press \U0001f504."
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
 
@@ -278,6 +283,13 @@ def failure(text: str) -> str:
 def note(text: str) -> str:
     """A remark in small print; "" stays empty."""
     return f'<p class="ipadapter-note">{escape(text)}</p>' if text else ""
+
+
+def wanting(models: Sequence[bool | None]) -> str:
+    """What to do about a unit that has references and no model. models: of each adapter, whether it fits the
+    checkpoint, None where that is not known."""
+    text = CHOOSE if any(fits is not False for fits in models) else NONE_FITS if models else NONE_THERE
+    return f'<p class="ipadapter-hint">{escape(text)}</p>'
 
 
 def progress(done: int, total: int | None, name: str) -> str:

@@ -147,7 +147,8 @@ class _UnitPanel:
         elif spec.kind == "image":
             self._build_pad(spec)
         else:
-            shown = name not in ("composition", "region_face", "grow")  # which go with other fields' values
+            # these go with other fields' values, and with several references
+            shown = name not in ("composition", "region_face", "grow", "combine", "distribute")
             default = self._default_fit if name == "fit" else panel_default(spec, self.index)
             self.inputs[name] = component_of(spec, default, self._id(name), shown)
         if name in ("enabled", "fit"):
@@ -207,7 +208,7 @@ class _UnitPanel:
 
     def _build_pad(self, spec: Option) -> None:
         """A mask: a hidden data URI that the mask editor of the page writes, and its preview."""
-        with gr.Column(elem_classes=["ipadapter-mask-field"]):
+        with gr.Column(elem_classes=["ipadapter-mask-field"], elem_id=self._id(f"{spec.name}_area")) as self.mask_area:
             gr.HTML(f'<p class="ipadapter-label">{html.escape(spec.label)}: {html.escape(spec.help)}</p>')
             mask = gr.Textbox("", visible=False, label=spec.label, elem_id=self._id(spec.name))
             self.pads[spec.name] = gr.HTML(self.events.pad(spec.name, ""), elem_id=self._id(f"{spec.name}_pad"))
@@ -246,7 +247,7 @@ class _UnitPanel:
         given = [*self._named(("images", WEIGHTS, "model")), self.wanted, self.inputs[SAVED]]
         given += self._named(("combine", "distribute", MASKS, *PREPROCESSING))
         drawn = [*self._named(("combine", "distribute")), self.thumbs, self.note, self.clear]
-        drawn += [self.saved_note, self.preset_note]
+        drawn += [self.saved_note, self.preset_note, self.info]
         return {"fn": self.events.show, "inputs": given, "outputs": drawn, **_QUIET}
 
     def _bind_pictures(self) -> None:
@@ -294,7 +295,8 @@ class _UnitPanel:
         kind = self.inputs["weight_type"]
         kind.change(self.events.composition, [kind], [self.inputs["composition"]], **_QUIET)
         region = self.inputs["region"]
-        region.change(self.events.region, [region], self._named(("region_face", "grow")), **_QUIET)
+        shown = [*self._named(("region_face", "grow")), self.mask_area]
+        region.change(self.events.region, [region], shown, **_QUIET)
 
     def _bind_masks(self) -> None:
         for name, pad in self.pads.items():

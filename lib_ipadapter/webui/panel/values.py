@@ -69,7 +69,9 @@ def _unit(values: Mapping[str, Any], index: int) -> dict[str, Any]:
                 more = (values[WEIGHTS], values[SAVED], values[MASKS]) if field.name == "images" else (None,)
                 unit[field.name] = pictures(values[field.name], *more)
             if field.kind == "image":
-                unit[field.name] = values[field.name] or None  # a data URI from the mask editor
+                # a data URI from the mask editor; it is not seen where another region is chosen, and does not count
+                kept = field.name != "mask" or unit["region"] == "mask"
+                unit[field.name] = (values[field.name] or None) if kept else None
     except UnitError as error:
         raise error.in_unit(index) from None
     return unit

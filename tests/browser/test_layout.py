@@ -1,0 +1,121 @@
+"""Where the panel's parts stand, at the widths of a phone, a tablet and a desk; and what is said before anything is
+asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from .pages import PanelPage, upload
+
+WIDTHS = (390, 660, 700, 1400, 2560)
+
+
+def places(panel: PanelPage, *names: str) -> list[dict[str, float]]:
+    """The boxes of a unit's components that are seen."""
+    return [panel.unit(0, name).bounding_box() or {} for name in names]
+
+
+def filled(panel: PanelPage) -> PanelPage:
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.choose_model(0, "sd1-base")
+    panel.until(lambda: "found" in panel.unit(0, "info").inner_text(), True)
+    return panel
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_leaves_the_panel_and_nothing_is_squeezed(panel: PanelPage, width: int):
+    panel.page.set_viewport_size({"width": width, "height": 1600})
+    filled(panel)
+    whole = panel.page.locator(panel.root).bounding_box()
+    for place in places(panel, "weight", "start", "end", "weight_type", "fit", "preset", "menu"):
+        assert place["x"] >= whole["x"]
+        assert place["x"] + place["width"] <= whole["x"] + whole["width"]
+    for place in places(panel, "weight", "start", "end", "weight_type", "fit", "preset"):
+        assert place["width"] >= 80
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_line_of_the_head_has_buttons_alone(panel: PanelPage, width: int):
+    """The menu stands beside Enable, or all on one line; the preset's buttons beside the preset, small as all tools."""
+    panel.page.set_viewport_size({"width": width, "height": 1600})
+    enabled, preset, save, delete, menu = places(panel, "enabled", "preset", "save_preset", "delete_preset", "menu")
+
+    def shares_line(one: dict[str, float], other: dict[str, float]) -> bool:
+        return one["y"] < other["y"] + other["height"] and other["y"] < one["y"] + one["height"]
+
+    assert shares_line(menu, enabled)
+    assert shares_line(save, preset)
+    assert shares_line(delete, preset)
+    assert {round(button["width"]) for button in (save, delete, menu)} == {round(menu["width"])}
+    assert menu["width"] < 50
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_lines_keep_their_distance(panel: PanelPage, width: int):
+    """Remove all from the head's buttons, what a file is from the weight."""
+    panel.page.set_viewport_size({"width": width, "height": 1600})
+    filled(panel)
+    menu, clear, info, weight = places(panel, "delete_preset", "clear", "info", "weight")
+    assert clear["y"] - (menu["y"] + menu["height"]) >= 4
+    assert weight["y"] - (info["y"] + info["height"]) >= 4
+
+
+def test_the_choices_of_a_region_are_on_one_line(panel: PanelPage):
+    panel.unfold(0, "where")
+    labels = panel.unit(0, "region").locator("label").all()
+    assert len({round(label.bounding_box()["y"]) for label in labels}) == 1
+    assert len(labels) == 3
+
+
+def test_a_mask_shows_for_its_region_alone(panel: PanelPage):
+    filled(panel)
+    panel.unfold(0, "where")
+    panel.edit_mask(0, "mask", "left")
+    panel.until(lambda: panel.state(0, "where"), "mask")
+    panel.choose(0, "region", "inpaint")
+    panel.until(lambda: panel.unit(0, "mask_area").is_visible(), False)
+    panel.until(lambda: panel.state(0, "where"), "region inpaint")
+    panel.choose(0, "region", "mask")
+    panel.until(lambda: panel.unit(0, "mask_area").is_visible(), True)
+    panel.until(lambda: panel.state(0, "where"), "mask")
+
+
+def test_a_unit_with_a_picture_and_no_model_says_so(panel: PanelPage):
+    """Several adapters fit, so none is taken without being asked for."""
+    assert panel.unit(0, "info").inner_text().strip() == ""
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    if panel.model(0) == "None":
+        panel.until(lambda: "Choose a model" in panel.unit(0, "info").inner_text(), True)
+    panel.choose_model(0, "sd1-base")
+    panel.until(lambda: "Choose a model" in panel.unit(0, "info").inner_text(), False)
+    panel.choose(0, "model", "None")
+    panel.until(lambda: "Choose a model" in panel.unit(0, "info").inner_text(), True)
+    panel.unit(0, "clear").click()
+    panel.until(lambda: panel.unit(0, "info").inner_text().strip(), "")
+
+
+def test_what_needs_several_references_shows_with_several(panel: PanelPage):
+    assert not panel.unit(0, "combine").is_visible()
+    panel.add(0, upload(0), upload(1))
+    panel.until(panel.thumbs, 2)
+    panel.until(lambda: panel.unit(0, "combine").is_visible(), True)
+    panel.until(lambda: panel.unit(0, "distribute").is_visible(), True)
+
+
+def test_dialogs_and_menus_look_like_the_page(panel: PanelPage):
+    """They stand outside of gradio's container, whose styles do not reach them."""
+    font = "element => getComputedStyle(element).fontFamily"
+    own = panel.page.locator(f"{panel.root} .label-wrap").first.evaluate(font)
+    panel.unit(0, "menu").click()
+    item = panel.page.get_by_role("menuitem").first
+    assert item.evaluate(font) == own
+    assert item.evaluate("element => getComputedStyle(element).borderTopStyle") == "none"
+    panel.page.keyboard.press("Escape")
+    panel.unfold(0, "where")
+    panel.unit(0, "mask_pad").locator(".ipadapter-paint").click()
+    tool = panel.page.locator("dialog.ipadapter-mask .ipadapter-tool").first
+    tool.wait_for(state="visible")
+    assert tool.evaluate(font) == own
+    panel.page.keyboard.press("Escape")
