@@ -169,9 +169,9 @@
                 heading,
                 make("div", {className: "ipadapter-tools"}, ...TOOLS.map(tool => button(tool, "tool")),
                     make("label", {}, "Size ", this.size), ...ACTIONS.map(action => button(action, "action")),
-                    button(["load", "Load image", "White areas of an image file become the mask"], "action")),
-                make("div", {className: "ipadapter-tools"}, ...(shown.length ? ["Below the mask: ", button(["", "Nothing", ""], "backdrop"), ...shown] : []),
+                    button(["load", "Load image", "White areas of an image file become the mask"], "action"),
                     button(["out", "−", "Zoom out"], "zoom"), button(["in", "+", "Zoom in"], "zoom")),
+                ...(shown.length ? [make("div", {className: "ipadapter-tools"}, "Below the mask: ", button(["", "Nothing", ""], "backdrop"), ...shown)] : []),
                 make("div", {className: "ipadapter-mask-view"}, this.stage), this.note, this.file,
                 make("div", {className: "ipadapter-tools"}, button(["apply", "Apply", ""], "end"), button(["cancel", "Cancel", "Escape"], "end")));
             this.dialog.setAttribute("aria-labelledby", heading.id);
