@@ -53,6 +53,7 @@ def test_options_of_faces_show_with_an_adapter_that_takes_them(with_faces: None,
     plain = panel.sources()
     panel.choose_model(0, NAME)
     panel.until(lambda: panel.unit(0, "who").is_visible(), True)
+    panel.until(lambda: panel.unit(0, "fit").is_visible(), False)  # a face is aligned, however its picture is fitted
     panel.until(lambda: "face models buffalo_l found" in panel.unit(0, "info").inner_text(), True)
     panel.until(lambda: "face number 0 from the left, of 2" in titles(panel), True)
     first = panel.sources()

@@ -91,6 +91,18 @@ def test_a_tile_says_what_is_wrong(tmp_path, analyser):
         see(str(tmp_path / "x.png"), None, "")
 
 
+def test_what_is_known_of_a_file_stays_beside_an_error():
+    """Of an encoder that cannot be told, the kind and the base of the file are no less known."""
+    told = {"title": "FaceID-PlusV2", "base": "SD1.5", "encoder": "", "encoder_found": False, "error": "which of two"}
+    shown = html.file_info({**told, "fits": True, "checkpoint": "dream", "face_models": "buffalo_l", "face_error": ""})
+    assert [word in shown for word in ("FaceID-PlusV2", "SD1.5: fits dream", "buffalo_l found", "which of two")] == [
+        True
+    ] * 4
+    assert "image encoder missing" not in shown
+    unread = html.file_info({"title": "x", "base": "", "encoder": "", "encoder_found": False, "error": "no model"})
+    assert unread == html.failure("no model")
+
+
 def test_a_picture_without_its_face_is_shown_all_the_same(tmp_path, analyser):
     """With the error below; where face models are missing, the model's line says so."""
     path = saved(tmp_path, NONE)

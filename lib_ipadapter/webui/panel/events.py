@@ -24,6 +24,7 @@ from .values import MASKS, NO_MODEL, panel_default
 
 RESET = tuple(f.name for f in FIELDS if f.name not in ("images", "enabled", "box", *CLEARED))
 PREPROCESSING = ("fit", "position", "sharpen", "box", "face", "kind")
+WHOLE = ("fit", "position")  # how a picture becomes a square; a face is aligned instead
 POSING = (
     "model",
     "images",
@@ -179,7 +180,7 @@ class UnitEvents:
 
     def describe(self, model: Any) -> list[Any]:
         """What the file is, whether the download button shows, and the fields that only face adapters have: their fold,
-        and each of FACE_FIELDS. A field that goes has its default."""
+        WHOLE, which they do not have, and each of FACE_FIELDS. A field of these that goes has its default."""
         info = description(self.models, model)
         if info and not info["error"]:
             self.models.used(model)
@@ -189,11 +190,13 @@ class UnitEvents:
             about.append(html.NON_COMMERCIAL)
         label = f"Download {wanted} ({'; '.join(filter(None, about))})" if wanted else "Download"
         has = set((info or {}).get("fields", ()))
+        whole = [gr.update(visible="face" not in has) for _ in WHOLE]
         shown = [gr.update(visible=True) if name in has else _gone(name) for name in FACE_FIELDS]
         return [
             html.file_info(info),
             gr.update(visible=bool(wanted), value=label),
             gr.update(visible=bool(has)),
+            *whole,
             *shown,
         ]
 
@@ -212,7 +215,7 @@ class UnitEvents:
         reports: queue.Queue[tuple[int, int | None] | Exception | None] = queue.Queue()
         threading.Thread(target=self._fetch, args=(name, reports), daemon=True).start()
         while isinstance(report := _latest(reports), tuple):
-            rest = [gr.update() for _ in ("fold", *FACE_FIELDS)]
+            rest = [gr.update() for _ in ("fold", *WHOLE, *FACE_FIELDS)]
             yield [html.progress(report[0], report[1], name), gr.update(visible=False), *rest]
         shown = self.describe(model)
         yield shown if report is None else [shown[0] + html.failure(str(report)), *shown[1:]]

@@ -231,17 +231,18 @@ def folds_text(folds: Mapping[str, Any]) -> str:
 
 
 def file_info(description: Mapping[str, Any] | None) -> str:
-    """What a model's file is: chips for kind, base and encoder, or the error in full."""
+    """What a model's file is: chips for kind, base and encoder; below them, or alone, each error in full."""
     if description is None:
         return ""
-    if description.get("error"):
-        return failure(str(description["error"]))
+    wrong = str(description.get("error") or "")
+    if wrong and not description.get("base"):  # nothing is known of the file
+        return failure(wrong)
     state = "found" if description.get("encoder_found") else "missing"
     encoder = f"{description.get('encoder') or 'image encoder'} {state}"
     pages = dict(description.get("pages") or {})
     chips = [(description.get("title"), "", ""), (*_base_chip(description), "")]
     pack, missing = description.get("face_models"), str(description.get("face_error") or "")
-    if description.get("encoder") or not pack:
+    if not wrong and (description.get("encoder") or not pack):
         chips.append((encoder, state, pages.get("encoder", "")))
     if pack:
         look = "missing" if missing else "found"
@@ -255,7 +256,7 @@ def file_info(description: Mapping[str, Any] | None) -> str:
         chips.append(("ControlNet missing", "missing", "") if none else (f"ControlNet {control} found", "found", ""))
     spans = [_chip(str(what), look, page) for what, look, page in chips if what]
     title = escape(str(description.get("text", "")), quote=True)
-    told = "".join(failure(text) for text in (missing, unparsed, none) if text)
+    told = "".join(failure(text) for text in (wrong, missing, unparsed, none) if text)
     return f'<div class="ipadapter-info" title="{title}">{"".join(spans)}</div>{told}'
 
 

@@ -22,7 +22,7 @@ from .. import settings
 from ..describe import FACE_FIELDS
 from .charts import SHOWN
 from .components import component_of
-from .events import POSING, PREPROCESSING, RESET, UnitEvents
+from .events import POSING, PREPROCESSING, RESET, WHOLE, UnitEvents
 from .exchange import bind_exchange
 from .files import Files
 from .layout import FOLDS, ROWS, SPECS
@@ -327,7 +327,7 @@ class _UnitPanel:
     @property
     def described(self) -> list[Any]:
         """What ``UnitEvents.describe`` sets."""
-        return [self.info, self.download, self.folds[FACE], *self._named(FACE_FIELDS)]
+        return [self.info, self.download, self.folds[FACE], *self._named((*WHOLE, *FACE_FIELDS))]
 
     def _bind_model(self) -> None:
         model = self.inputs["model"]
