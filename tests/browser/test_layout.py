@@ -11,8 +11,20 @@ WIDTHS = (390, 660, 700, 1400, 2560)
 
 
 def places(panel: PanelPage, *names: str) -> list[dict[str, float]]:
-    """The boxes of a unit's components that are seen."""
-    return [panel.unit(0, name).bounding_box() or {} for name in names]
+    """The boxes of a unit's components, read at once, when the page has come to rest."""
+    ids = [f"{panel.root[1:]}_0_{name}" for name in names]
+    read = """ids => ids.map(id => {
+        const {x, y, width, height} = document.getElementById(id).getBoundingClientRect();
+        return {x, y, width, height};
+    })"""
+    last = panel.page.evaluate(read, ids)
+    for _ in range(50):
+        panel.page.wait_for_timeout(200)
+        now = panel.page.evaluate(read, ids)
+        if now == last:
+            return now
+        last = now
+    raise AssertionError("the page does not come to rest")
 
 
 def filled(panel: PanelPage) -> PanelPage:
@@ -27,6 +39,7 @@ def filled(panel: PanelPage) -> PanelPage:
 def test_nothing_leaves_the_panel_and_nothing_is_squeezed(panel: PanelPage, width: int):
     panel.page.set_viewport_size({"width": width, "height": 1600})
     filled(panel)
+    panel.page.wait_for_timeout(300)
     whole = panel.page.locator(panel.root).bounding_box()
     for place in places(panel, "weight", "start", "end", "weight_type", "fit", "preset", "menu"):
         assert place["x"] >= whole["x"]
