@@ -76,9 +76,15 @@ def test_lines_keep_their_distance(panel: PanelPage, width: int):
 
 def test_the_choices_of_a_region_are_on_one_line(panel: PanelPage):
     panel.unfold(0, "where")
-    labels = panel.unit(0, "region").locator("label").all()
+    labels = panel.unit(0, "region").locator("label:visible").all()
     assert len({round(label.bounding_box()["y"]) for label in labels}) == 1
-    assert len(labels) == 3
+    assert [label.inner_text().strip() for label in labels] == ["mask", "face"]  # nothing is inpainted in txt2img
+    panel.page.locator("#tabs > .tab-nav button", has_text="img2img").click()
+    other = PanelPage(panel.page, "img2img").open()
+    other.unfold(0, "where")
+    labels = other.unit(0, "region").locator("label:visible").all()
+    assert len({round(label.bounding_box()["y"]) for label in labels}) == 1
+    assert [label.inner_text().strip() for label in labels] == ["mask", "inpaint", "face"]
 
 
 def test_a_mask_shows_for_its_region_alone(panel: PanelPage):
@@ -86,9 +92,9 @@ def test_a_mask_shows_for_its_region_alone(panel: PanelPage):
     panel.unfold(0, "where")
     panel.edit_mask(0, "mask", "left")
     panel.until(lambda: panel.state(0, "where"), "mask")
-    panel.choose(0, "region", "inpaint")
+    panel.choose(0, "region", "face")
     panel.until(lambda: panel.unit(0, "mask_area").is_visible(), False)
-    panel.until(lambda: panel.state(0, "where"), "region inpaint")
+    panel.until(lambda: panel.state(0, "where"), "region face")
     panel.choose(0, "region", "mask")
     panel.until(lambda: panel.unit(0, "mask_area").is_visible(), True)
     panel.until(lambda: panel.state(0, "where"), "mask")
