@@ -49,7 +49,7 @@ class Lifecycle:
                 self.models.host.run_last(p, "postprocess", TITLE)
             p.extra_generation_params[KEY] = run.infotext
         except IPAdapterError as error:
-            logger.error("%s", str(error).removeprefix("IP-Adapter "))  # which the logger says too
+            logger.error("%s", error)
             run.refuse(error)
         except Exception as error:
             logger.error("unexpected error\n%s", traceback.format_exc())
