@@ -121,6 +121,10 @@ def test_what_needs_several_references_shows_with_several(panel: PanelPage):
     panel.until(panel.thumbs, 2)
     panel.until(lambda: panel.unit(0, "combine").is_visible(), True)
     panel.until(lambda: panel.unit(0, "distribute").is_visible(), True)
+    panel.choose(0, "distribute", "one per picture")  # nothing is combined then
+    panel.until(lambda: panel.unit(0, "combine").is_visible(), False)
+    panel.choose(0, "distribute", "together")
+    panel.until(lambda: panel.unit(0, "combine").is_visible(), True)
 
 
 def test_dialogs_and_menus_look_like_the_page(panel: PanelPage):

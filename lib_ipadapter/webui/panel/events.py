@@ -69,7 +69,7 @@ class UnitEvents:
         masks: Any, *look: Any,
     ) -> list[Any]:  # fmt: skip
         """Tiles as the encoder will see them, and whether they are those of a pasted text. look: the values of
-        PREPROCESSING. What needs several references is shown with several. What an earlier save or preset had to say
+        PREPROCESSING. What needs several references is shown with several, how they combine where a picture has several. What an earlier save or preset had to say
         goes. A unit with references and no model says so."""
         paths, text, named = paths_of(files), str(weights or ""), list(saved or [])
         count = len(paths) + len(named)
@@ -83,7 +83,7 @@ class UnitEvents:
         remark = html.note(match(wanted_hashes(wanted), [html.picture_hash(path) for path in paths], name))
         how = preprocess.Preprocess(fit, position, sharpen)
         return [
-            gr.update(visible=count > 1 or combine != "concat"),
+            gr.update(visible=distribute != "one per picture" and (count > 1 or combine != "concat")),
             gr.update(visible=count > 1 or distribute != "together"),
             html.thumbnails(
                 paths, numbers, boxes, self._see(model, how, face), named, masks_of(masks, len(paths)), self.redraws
