@@ -69,8 +69,8 @@ class UnitEvents:
         masks: Any, *look: Any,
     ) -> list[Any]:  # fmt: skip
         """Tiles as the encoder will see them, and whether they are those of a pasted text. look: the values of
-        PREPROCESSING. What needs several references is shown with several, how they combine where a picture has several. What an earlier save or preset had to say
-        goes. A unit with references and no model says so."""
+        PREPROCESSING. What needs several references is shown with several; how they combine, where a picture has
+        several. What an earlier save or preset had to say goes. A unit with references and no model says so."""
         paths, text, named = paths_of(files), str(weights or ""), list(saved or [])
         count = len(paths) + len(named)
         numbers, problem = numbers_of(text, count)
