@@ -89,10 +89,17 @@ def _faces(spec: VariantSpec, faces: FaceAnalyser) -> tuple[str, str, str, bool]
     pack = spec.needs[0].encoder
     try:
         faces.check(pack)
-        file = faces.packs.find(pack)
+        return pack, "", unpublished(spec, faces), False
     except FaceError as error:
         return pack, str(error), "", isinstance(error, FaceModelMissing)
-    return pack, "", "" if file.exact else f"{file.label} is not {pack}'s published file, by its hash", False
+
+
+def unpublished(spec: VariantSpec, faces: FaceAnalyser) -> str:
+    """A remark on a recogniser that is not the published one, by which another person may come out; "" for none. Raises
+    FaceModelMissing."""
+    pack = spec.needs[0].encoder
+    file = faces.packs.find(pack)
+    return "" if file.exact else f"{file.label} is not {pack}'s published file, by its hash"
 
 
 def _parsing(spec: VariantSpec, faces: FaceAnalyser) -> str | None:

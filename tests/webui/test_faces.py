@@ -284,6 +284,13 @@ def test_a_missing_model_of_the_pack(on_face, face, file, said):
     on_face.images(face)
 
 
+def test_a_recogniser_that_is_not_the_published_one_is_said(on_face, face):
+    """It gives another person, and no error: the panel's chip alone is not seen over the API."""
+    before = len(on_face.log)
+    on_face.images(face)
+    assert "w600k_r50.onnx is not buffalo_l's published file, by its hash" in on_face.log[before:]
+
+
 def test_a_broken_model_of_the_pack(on_face, face):
     pack = on_face.data / "models" / "insightface" / "models" / "buffalo_l"
     good = (pack / "w600k_r50.onnx").read_bytes()
