@@ -55,6 +55,8 @@ class Loaded:
         except (KeyError, IndexError, ValueError) as error:
             raise BrokenControl(path, f"a ControlNet without {error}; download it again") from None
         _check(path, shapes, {key: tuple(value.shape) for key, value in self.network.state_dict().items()})
+        if not self.network.fits_together(self.spec.context, self.spec.label):
+            raise BrokenControl(path, "its layers do not fit together; download it again")
         self._state = {key: file.read(own) for key, own in keys.items()}
         self._place: tuple[torch.device, torch.dtype] | None = None
         self._finite = False  # known to be

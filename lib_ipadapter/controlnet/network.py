@@ -170,6 +170,21 @@ class ControlNet(nn.Module):
         for block, count in zip(blocks, heads, strict=True):
             block.attn1.heads = block.attn2.heads = count
 
+    @torch.no_grad()
+    def fits_together(self, context: int, label: int) -> bool:
+        """Whether each part takes what the one before it gives, tried without values (on the meta device). context,
+        label: widths of its tokens, and of SDXL's label or 0."""
+        meta = torch.device("meta")
+        latents, pixels = (torch.empty(1, n, side, side, device=meta) for n, side in ((self.channels, 8), (3, 64)))
+        tokens, step = torch.empty(1, 1, context, device=meta), torch.empty(1, device=meta)
+        try:
+            hint = self.input_hint_block(pixels)
+            self(latents, hint, step, tokens, torch.empty(1, label, device=meta) if label else None, tokens)
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        square = (zero.weight.shape[0] == zero.weight.shape[1] for (zero,) in (*self.zero_convs, self.middle_block_out))
+        return hint.shape == (1, self.width, 8, 8) and all(square)
+
     def forward(
         self, x: Tensor, hint: Tensor, timesteps: Tensor, context: Tensor, label: Tensor | None, values: Tensor
     ) -> list[Tensor]:

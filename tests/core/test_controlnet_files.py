@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lib_ipadapter.attention.prompt import Timing
 from lib_ipadapter.controlnet import files
@@ -11,9 +12,20 @@ from lib_ipadapter.controlnet.control import Control
 from lib_ipadapter.controlnet.files import ControlNets
 from lib_ipadapter.errors import BrokenControl, ControlMissing, WrongBase
 from lib_ipadapter.files import disk
-from tests.controlnets import Noise
+from tests.controlnets import Noise, ldm_control
 from tests.core.test_controlnet import CONTEXT, World
 from tests.core.test_library import denied
+
+# Shapes that no ControlNet has, each complete in itself
+BROKEN = {
+    "no hint": {},
+    "a hint of another width": {"input_hint_block.14.weight": (48, 64, 3, 3), "input_hint_block.14.bias": (48,)},
+    "blocks of other widths": {"input_blocks.1.0.in_layers.0.weight": (64,), "input_blocks.1.0.in_layers.0.bias": (64,),
+                               "input_blocks.1.0.in_layers.2.weight": (32, 64, 3, 3),
+                               "input_blocks.1.0.skip_connection.weight": (32, 64, 1, 1),
+                               "input_blocks.1.0.skip_connection.bias": (32,)},
+    "a zero convolution to another width": {"zero_convs.3.0.weight": (16, 32, 1, 1), "zero_convs.3.0.bias": (16,)},
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -92,6 +104,13 @@ def test_files_that_cannot_be_used(world):
     world.write("cut", drop="middle_block.1.transformer_blocks.0.attn1.to_q.weight")
     with pytest.raises(BrokenControl, match="1 missing"):
         world.nets.load(world.nets.find("cut", CONTEXT).path)
+    for name, changed in BROKEN.items():
+        state = ldm_control(world.unet.state_dict()) | {key: torch.zeros(shape) for key, shape in changed.items()}
+        kept = {k: v.contiguous() for k, v in state.items() if changed or not k.startswith("input_hint_block")}
+        save_file(kept, world.folder / "odd.safetensors")
+        with pytest.raises(BrokenControl, match=r"odd\.safetensors: its layers do not fit together"):
+            world.nets.load(world.nets.find("odd", CONTEXT).path)
+            raise AssertionError(name)
     world.write("wide", context=96)
     wide = world.nets.find("wide", CONTEXT)
     control = Control(world.nets, wide.path, wide.spec, [Noise()], 1.0, Timing())
