@@ -24,7 +24,7 @@ from ..prompts.image_prompt import in_turn
 from ..prompts.resolve import ResolvedUnit
 from ..unit import Unit
 from . import poses, regions, turns
-from .describe import unpublished
+from .describe import say_unpublished
 from .doubles import brings_lora, twice
 from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
 from .infotext import Hashes, to_infotext
@@ -122,20 +122,14 @@ class Run:
         pipeline, each = self.models.pipeline(), turns.taken(self.p, unit, self.models.shelf())
         resolved = [self._resolve(one) for one in each]
         pipeline.check(resolved, adapter.spec)
-        if adapter.spec.of_face and any(one.needs_encoder for one in resolved):
-            self._doubt(unpublished(adapter.spec, self.models.faces))
+        if any(one.needs_encoder for one in resolved):
+            say_unpublished(self.p, self.host, adapter.spec, self.models.faces)
         pose = poses.control_of(self.p, unit, resolved, adapter.spec, self.place, self.models, passes)
         mask = resolved[0].mask
         region = self._region(unit, mask.image() if mask else None)
         prompts = [pipeline.prompt(one, adapter, region) for one in resolved]
         prompt = replace(in_turn(prompts), beside=pose) if pose else in_turn(prompts)
         return prompt, [(one, hashes(its, one)) for one, its in zip(each, resolved, strict=True)]
-
-    def _doubt(self, recogniser: str) -> None:
-        """Says what is wrong with a recogniser, if anything is: no error would."""
-        if recogniser:
-            logger.warning("%s", text := f"{recogniser}: with another recogniser it is another person")
-            self.host.comment(self.p, f"IP-Adapter: {text}")
 
     def _redraws(self) -> Any:
         """The job whose picture is img2img's: of a detail, the one around it."""
