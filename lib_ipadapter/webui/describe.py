@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.variant import VariantSpec
 from ..controlnet.files import AUTO, ControlNets
@@ -13,6 +13,10 @@ from ..faces import FaceAnalyser, parsing
 from ..faces.fetch import source_of
 from ..faces.packs import RECOGNISERS
 from ..files.download import hub_url, size_text
+from .log import logger
+
+if TYPE_CHECKING:
+    from .hosts.base import Host
 
 PARSING = "face parsing"
 POSE_FIELDS = ("pose", "pose_from", "pose_face", "pose_weight", "pose_start", "pose_end", "control_model")
@@ -100,6 +104,13 @@ def unpublished(spec: VariantSpec, faces: FaceAnalyser) -> str:
     pack = spec.needs[0].encoder
     file = faces.packs.find(pack)
     return "" if file.exact else f"{file.label} is not {pack}'s published file, by its hash"
+
+
+def say_unpublished(p: Any, host: Host, spec: VariantSpec, faces: FaceAnalyser) -> None:
+    """``unpublished``, if it says anything, to those who see job ``p``: no error would."""
+    if spec.of_face and (doubt := unpublished(spec, faces)):
+        logger.warning("%s", text := f"{doubt}: with another recogniser it is another person")
+        host.comment(p, f"IP-Adapter: {text}")
 
 
 def _parsing(spec: VariantSpec, faces: FaceAnalyser) -> str | None:

@@ -270,8 +270,7 @@ class Run:
         ]
         return remarks + [
             f"IP-Adapter unit {index + 1} acted in no step, so the pictures are without it: see its start, end, "
-            "curve and "
-            "layers; or another extension replaces the attention that it acts in"
+            "curve and layers; or another extension replaces the attention that it acts in"
             for index, _, prompt in self._units
             if prompt.weight and index not in self._idle and id(prompt) not in acted
         ]
