@@ -56,7 +56,7 @@ class Reporter:
         self._mean = loss if math.isnan(self._mean) else 0.98 * self._mean + 0.02 * loss
         measured = {} if validation is None else {"validation": validation}
         own = {"step": step, "loss": loss, "lr": rate, "pictures_per_second": round(speed, 3)}
-        self.folder.log({**own, **measured})
+        self.folder.log({**own, **measured, "time": round(time.time(), 2)})
         note = f", {broken} broken" if broken else ""
         self._bar.set_postfix_str(f"loss {self._mean:.4f}, {speed:.1f} pictures/s{note}", refresh=False)
         self._bar.update(step - self._bar.n)

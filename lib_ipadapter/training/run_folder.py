@@ -2,7 +2,8 @@
 
 OUT/config.yaml            every field, defaults included
 OUT/identity.json          hashes of data, base and encoder, and the number of processes
-OUT/log.jsonl              step, loss, learning rate, pictures a second; one line a step
+OUT/log.jsonl              step, loss, learning rate, pictures a second, time (seconds since the epoch); one line a step
+OUT/stop                   a file of this name ends the training after its step, as Ctrl-C does
 OUT/broken.txt             pictures that could not be read, and why
 OUT/checkpoints/step-N/    ip_adapter.safetensors and the state to resume from
 OUT/ip_adapter.safetensors the newest of them
@@ -23,7 +24,7 @@ from typing import Any
 from ..errors import ConfigError, FileError
 from .config import TrainConfig
 
-ADAPTER, IDENTITY = "ip_adapter.safetensors", "identity.json"
+ADAPTER, IDENTITY, STOP = "ip_adapter.safetensors", "identity.json", "stop"
 _PREFIX = "step-"
 _TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")  # which torch.save's errors on a full disk name
 
@@ -44,6 +45,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for left in self.checkpoints.glob(".part-*"):
                 shutil.rmtree(left, ignore_errors=True)
+            (self.root / STOP).unlink(missing_ok=True)
             if self.latest() is None:
                 _replace(config, _as_yaml(self.config))
 
@@ -75,6 +77,10 @@ class RunFolder:
         with writing(self.root):
             _replace(self.root / "config.yaml", _as_yaml(self.config))
             _replace(self.root / IDENTITY, json.dumps(identity, indent=2) + "\n")
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody put the file there."""
+        return (self.root / STOP).exists()
 
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending."""

@@ -178,7 +178,8 @@ class Trainer:
                 self.base, self.model, batch.moments, batch.captions, batch.features, self.feed.nothing,
                 batch.sizes, draws, self.config.weighting, self.feed.cached(batch),
             )  # fmt: skip
-            mine = torch.stack([loss.detach() / self.config.accumulate, loss.new_tensor(float(self._asked))])
+            asked = self._asked or (self.main and self.folder.asked_to_stop())
+            mine = torch.stack([loss.detach() / self.config.accumulate, loss.new_tensor(float(asked))])
             shared: Tensor = self.accelerator.reduce(mine, reduction="mean")
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:

@@ -71,6 +71,27 @@ def test_ctrl_c_is_heard_at_any_moment(folder, tmp_path, monkeypatch, moment):
     assert outcome.step == {"loss": 1, "backward": 2, "saving": 3}[moment]
 
 
+def test_a_file_stops_it_as_ctrl_c_does(folder, tmp_path, monkeypatch):
+    (tmp_path / "stop").touch()  # of the training before
+    trainer = Trainer(config(folder, tmp_path, steps=8))
+    real, calls = objective.loss, []
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            (tmp_path / "stop").touch()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(objective, "loss", asked)
+    before = time.time()
+    outcome = trainer.run()
+    assert outcome.stopped
+    assert outcome.step == 4
+    times = [json.loads(line)["time"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert before - 1 <= times[0] <= times[-1] <= time.time() + 1
+    assert not train(folder, tmp_path, steps=5).with_name("stop").exists()
+
+
 def test_broken_pictures_are_passed_over_and_listed_once(folder, tmp_path):
     train(folder, tmp_path, steps=12)
     lines = (tmp_path / "broken.txt").read_text().splitlines()
