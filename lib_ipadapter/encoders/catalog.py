@@ -43,6 +43,10 @@ class Catalog:
         folders = [str(folder) for folder in self._folders()]
         raise EncoderMissing(self._missing(name, seen), encoder=name, folders=folders, seen=seen)
 
+    def all(self) -> list[Recognised]:
+        """What is in each weight file of the folders."""
+        return list(self._entries())
+
     def spec(self, name: str) -> EncoderSpec:
         """A known encoder needs no file for it; a custom one does. Raises EncoderError."""
         known = ENCODERS.get(name)

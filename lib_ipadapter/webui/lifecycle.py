@@ -33,6 +33,7 @@ class Lifecycle:
 
     def process(self, p: Any, args: Sequence[Any]) -> None:
         """Once per job, checkpoint loaded and options set. Never raises: errors surface from p.init."""
+        self.models.host.load()
         self.disarm()
         self.forget(p)
         p.extra_generation_params.pop(KEY, None)

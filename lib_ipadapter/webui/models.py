@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modules.call_queue import queue_lock
 from PIL import Image
@@ -48,6 +48,9 @@ from .log import logger
 from .pictures import as_base64
 from .store import HostStore
 
+if TYPE_CHECKING:
+    from ..training.runs.runs import Runs
+
 
 class Models:
     """One per process; survives "Reload UI". Nothing is read from disk before it is needed."""
@@ -64,6 +67,7 @@ class Models:
         # K' and V' on the device that samples, so that a detail or a tile projects and uploads nothing again
         self.projected: Cache[Projected] = Cache(settings.projected_bytes, lambda entry: entry.nbytes)
         self._listed = False
+        self._runs: Runs | None = None
         self._units = 1  # of the last job
         self._last = ""  # adapter that the panel showed
         self._layers: tuple[Callable[[], nn.Module | None], list[Layer]] = (lambda: None, [])  # of the loaded UNet
@@ -81,7 +85,8 @@ class Models:
             logger.warning("could not register text towers: %s", error)
 
     def refresh(self) -> None:
-        """Lists adapters and encoders again."""
+        """Lists adapters and encoders again; those of trainings that are over are among them."""
+        self.runs().publish()
         self.library.refresh(self.host.adapter_folders())
         self.catalog.refresh()
         self._listed = True
@@ -110,6 +115,15 @@ class Models:
     def presets(self) -> Presets:
         """The saved presets."""
         return Presets(self.host.home() / "presets")
+
+    def runs(self) -> Runs:
+        """The trainings below the folder of adapters."""
+        home = self.host.home()
+        if self._runs is None or self._runs.shelf != home:
+            from ..training.runs.runs import Runs
+
+            self._runs = Runs(home / "training", home)
+        return self._runs
 
     def shelf(self) -> HostStore:
         """Saved embeds and folders of pictures."""

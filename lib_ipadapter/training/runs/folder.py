@@ -65,6 +65,12 @@ class Run:
         with replacing(self.root / CONFIG) as part:
             part.write_text(text_of(fields), encoding="utf-8")
 
+    def text(self) -> str:
+        """The YAML text that the command runs, without its folder. Raises ConfigError."""
+        fields = read_yaml(self.root / CONFIG)
+        fields.pop("out", None)
+        return text_of(fields)
+
     def started(self, process: Process, begun: float) -> None:
         """Notes the process. Raises FileError."""
         with replacing(self.root / PROCESS) as part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from array import array
 from collections.abc import Sequence
@@ -52,10 +53,13 @@ class Progress:
             measured = None if validation is None else float(validation)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             return  # not one of the trainer's lines
+        if not all(map(math.isfinite, (loss, when, measured or 0.0))):
+            return
         self.steps.append(step)
         self.losses.append(loss)
         self.times.append(when)
-        self.speed = row.get("pictures_per_second")
+        speed = row.get("pictures_per_second")
+        self.speed = float(speed) if isinstance(speed, (int, float)) and math.isfinite(speed) else None
         if measured is not None:
             self.measured.append((step, measured))
 

@@ -30,6 +30,13 @@ def guards(app: FastAPI) -> list[Any]:
     return [Depends(_check(logins, _session_of(app)))] if logins else []
 
 
+def asks_nobody(api: bool) -> bool:
+    """Whether who calls a route (``api``), or opens the page, is asked for no password."""
+    if api and shared.cmd_opts.api_auth:
+        return False
+    return not _users(initialize_util.get_gradio_auth_creds())
+
+
 def _pairs(setting: str) -> Iterable[tuple[str, ...]]:
     return (tuple(entry.strip().split(":", 1)) for entry in setting.split(",") if entry.strip())
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import Depends, FastAPI
-from fastapi.responses import JSONResponse
 
 from ... import __version__
 from ...errors import IPAdapterError, UnitError
@@ -16,7 +15,9 @@ from ...unit.face import ALL, parse_pose_face
 from ...unit.presets import Presets
 from ..models import Models
 from . import access
+from .answer import answer, mapping
 from .body import PICTURES, SMALL, json_body
+from .train import add_train
 
 _LARGEST = 4096  # side of a keypoint picture, pixels
 
@@ -34,6 +35,7 @@ def register(app: FastAPI, models: Models) -> None:
     _add_presets(add, models)
     _add_references(add, models)
     _add_faces(add, models)
+    add_train(add, models)
 
 
 Add = Callable[[str, Callable[..., Any], str], None]
@@ -50,7 +52,7 @@ def _add_lists(add: Add, models: Models) -> None:
         return {"model_list": models.model_names()}
 
     def inspect(body: Any = Depends(json_body(SMALL))) -> Any:
-        return _answer(lambda: models.inspect(_model_of(body)))
+        return answer(lambda: models.inspect(_model_of(body)))
 
     add("version", version, "GET")
     add("model_list", model_list, "GET")
@@ -64,11 +66,11 @@ def _add_presets(add: Add, models: Models) -> None:
         return {"presets": {name: _fields(saved, name) for name in saved.names()}}
 
     def save(body: Any = Depends(json_body(SMALL))) -> Any:
-        given = _object(body)
-        return _answer(lambda: {"preset": models.presets().save(given.get("name"), _unit_of(given))})
+        given = mapping(body)
+        return answer(lambda: {"preset": models.presets().save(given.get("name"), _unit_of(given))})
 
     def delete(body: Any = Depends(json_body(SMALL))) -> Any:
-        return _answer(lambda: _deleted(models.presets(), _object(body).get("name")))
+        return answer(lambda: _deleted(models.presets(), mapping(body).get("name")))
 
     add("presets", presets, "GET")
     add("presets", save, "POST")
@@ -79,19 +81,19 @@ def _add_references(add: Add, models: Models) -> None:
     """Saved embeds and folders of pictures."""
 
     def embeds() -> Any:
-        return _answer(lambda: {"embeds": models.shelf().saved.reports()})
+        return answer(lambda: {"embeds": models.shelf().saved.reports()})
 
     def save(body: Any = Depends(json_body(PICTURES))) -> Any:
-        given = _object(body)
+        given = mapping(body)
         title = given.get("title", "")
-        return _answer(lambda: {"embeds": models.shelf().save(given.get("name"), _unit_of(given), title)})
+        return answer(lambda: {"embeds": models.shelf().save(given.get("name"), _unit_of(given), title)})
 
     def delete(name: str) -> Any:
-        return _answer(lambda: _deleted(models.shelf().saved, name))
+        return answer(lambda: _deleted(models.shelf().saved, name))
 
     def folders() -> Any:
         known = models.shelf().folders
-        return _answer(lambda: {"folders": {name: len(known.pictures(name)) for name in known.names()}})
+        return answer(lambda: {"folders": {name: len(known.pictures(name)) for name in known.names()}})
 
     add("embeds", embeds, "GET")
     add("embeds", save, "POST")
@@ -101,7 +103,7 @@ def _add_references(add: Add, models: Models) -> None:
 
 def _add_faces(add: Add, models: Models) -> None:
     def faces(body: Any = Depends(json_body(PICTURES))) -> Any:
-        return _answer(lambda: models.find_faces(_picture_of(body), *_drawn_as(body)))
+        return answer(lambda: models.find_faces(_picture_of(body), *_drawn_as(body)))
 
     add("faces", faces, "POST")
 
@@ -140,10 +142,6 @@ def _model_of(body: Any) -> str:
     return model
 
 
-def _object(body: Any) -> dict[str, Any]:
-    return body if isinstance(body, dict) else {}
-
-
 def _unit_of(given: dict[str, Any]) -> dict[str, Any]:
     unit = given.get("unit")
     if not isinstance(unit, dict):
@@ -154,11 +152,3 @@ def _unit_of(given: dict[str, Any]) -> dict[str, Any]:
 def _deleted(folder: Presets | EmbedsFolder, name: Any) -> dict[str, Any]:
     folder.remove(name)
     return {"deleted": name}
-
-
-def _answer(work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except IPAdapterError as error:
-        content = {"error": type(error).__name__, "detail": error.detail, "body": "", "errors": str(error)}
-        return JSONResponse(content, status_code=error.status_code)

@@ -22,6 +22,8 @@ from .webui import WebUI
 class A1111(WebUI):
     """``base.Host`` of the WebUI."""
 
+    _unloaded = False  # by a training that was to have the device alone
+
     # the model
 
     def unet(self) -> nn.Module:
@@ -50,6 +52,18 @@ class A1111(WebUI):
                 "Settings",
                 value=option.label,
             )
+
+    def unload(self) -> None:
+        """To the CPU, as the button in its settings does."""
+        if sd_models.model_data.sd_model is not None:
+            sd_models.unload_model_weights(sd_models.model_data.sd_model)
+            self._unloaded = True
+
+    def load(self) -> None:
+        """Back to where it was."""
+        if self._unloaded and sd_models.model_data.sd_model is not None:
+            sd_models.send_model_to_device(sd_models.model_data.sd_model)
+        self._unloaded = False
 
     # the rows of a step
 

@@ -56,6 +56,24 @@ class Host(Protocol):
     def loaded_unet(self) -> nn.Module | None:
         """As ``unet``, without loading a model: None if none is loaded."""
 
+    def checkpoints(self) -> dict[str, Path]:
+        """The files of checkpoints by their names for people, the one in use first."""
+
+    def checkpoint_config(self, path: Path, context: int) -> str:
+        """The yaml of a checkpoint that has none beside it and whose text is so wide; "" if it is not known."""
+
+    def unload(self) -> None:
+        """The model leaves the device, until ``load``."""
+
+    def load(self) -> None:
+        """A model that ``unload`` took off the device is there again, for the job that begins."""
+
+    def training_variables(self) -> dict[str, str]:
+        """Variables of the environment of a process that trains on the same device."""
+
+    def serves_others(self) -> bool:
+        """Whether it is reached from other computers."""
+
     def checkpoint_name(self) -> str:
         """The loaded checkpoint's name for people, "" if none is loaded."""
 

@@ -88,6 +88,10 @@ class Forge(WebUI):
 
     # memory
 
+    def unload(self) -> None:
+        """All models; the sampler loads what it needs."""
+        _manager().unload_all_models()
+
     def device_and_dtype(self) -> tuple[torch.device, torch.dtype]:
         """The host's device; half precision where it computes in it."""
         manager = _manager()

@@ -15,6 +15,7 @@ from .. import settings
 from .base import Shapes
 
 _ENCODERS = ("clip_vision", "image_encoder", "ipadapter")
+_SD1 = 768  # numbers of a token of SD1.x's text
 _SAME = "Use same checkpoint"
 _safetensors: Any = safetensors  # untyped
 
@@ -71,6 +72,33 @@ class WebUI:
         return [*self.encoder_folders(), _models() / "Stable-diffusion", *_given("ckpt_dir", "ckpt_dirs")]
 
     # the model
+
+    def checkpoints(self) -> dict[str, Path]:
+        """All that it lists; the chosen one is first."""
+        listed = {info.name_for_extra: Path(info.filename) for info in sd_models.checkpoints_list.values()}
+        chosen = str(shared.opts.data.get("sd_model_checkpoint") or "")
+        first = self.checkpoint_name() or Path(chosen.split(" [")[0]).stem
+        return dict(sorted(listed.items(), key=lambda item: (item[0] != first, item[0].lower())))
+
+    def checkpoint_config(self, path: Path, context: int) -> str:
+        """As it was loaded; for all of SD1.x the WebUI has one."""
+        model = sd_models.model_data.sd_model
+        used = getattr(model, "used_config", None)
+        if used and getattr(getattr(model, "sd_checkpoint_info", None), "filename", None) == str(path):
+            return str(used)
+        default = getattr(shared, "sd_default_config", None) if context == _SD1 else None
+        return str(default) if default and Path(default).is_file() else ""
+
+    def unload(self) -> None:
+        """Hosts that manage memory load what a job needs by themselves."""
+
+    def load(self) -> None:
+        """Likewise."""
+
+    def training_variables(self) -> dict[str, str]:
+        """The card that ``--device-id`` names."""
+        given = getattr(shared.cmd_opts, "device_id", None)
+        return {} if given is None or "CUDA_VISIBLE_DEVICES" in os.environ else {"CUDA_VISIBLE_DEVICES": str(given)}
 
     def checkpoint_name(self) -> str:
         """The file's name without its extension."""

@@ -1,0 +1,1 @@
+"""The Train tab: trainings are started, followed and stopped from the page and by routes."""
