@@ -8,9 +8,12 @@ what it is, and then it is marked.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import os
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,6 +38,9 @@ _NAMES = {
     **{file: name for name, (file, _) in RECOGNISERS.items()},
 }
 _DEPTH = 3  # folders below a searched one: models/PACK, or models/PACK/PACK as antelopev2's archive unpacks
+# What zipfile and its decompressors raise of damaged archives, beside OSError
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, struct.error, KeyError, ValueError,
+               RuntimeError, OverflowError)  # fmt: skip
 LICENCE = "research and non-commercial use only (InsightFace's terms for its models)"
 
 
@@ -65,14 +71,7 @@ class ModelFile:
                 return _read(self.path)
             with zipfile.ZipFile(self.path) as archive:
                 return _read_member(archive, archive.getinfo(self.member))
-        except (
-            OSError,
-            KeyError,
-            zipfile.BadZipFile,
-            RuntimeError,
-            NotImplementedError,
-            ValueError,
-        ) as error:
+        except (OSError, *_UNREADABLE) as error:
             raise FaceModelError(f"{self.label}: cannot be read ({error})", file=self.label) from None
 
 
@@ -148,7 +147,7 @@ def _identified_once(path: Path, _time: int, _size: int) -> tuple[ModelFile, ...
             roles = [
                 (one.filename, _role(one.filename.rpartition("/")[2], _read_member(archive, one))) for one in members
             ]
-    except (ValueError, zipfile.BadZipFile, RuntimeError, NotImplementedError, IPAdapterError):
+    except (*_UNREADABLE, IPAdapterError):
         return ()
     return tuple(ModelFile(path, role, exact, member) for member, (role, exact) in roles if role)
 

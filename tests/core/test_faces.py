@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from lib_ipadapter.faces import Detector, Face, FaceAnalyser, FacePacks, Recogni
 from lib_ipadapter.faces.align import TEMPLATE, aligned_crop, similarity, template
 from lib_ipadapter.faces.detect import letterboxed, suppressed
 from lib_ipadapter.faces.onnx_graph import read_graph
-from lib_ipadapter.faces.packs import own_folder
+from lib_ipadapter.faces.packs import ModelFile, own_folder
 from lib_ipadapter.training.faces import FaceEncoder
 from lib_ipadapter.training.source import Item
 from tests.core.test_library import denied
@@ -231,6 +232,27 @@ def test_hostile_files_in_the_folders_hurt_nobody(tmp_path):
         FacePacks(lambda: [tmp_path]).find("buffalo_l")
     write_pack(tmp_path / "good")
     assert FacePacks(lambda: [tmp_path]).find("buffalo_l").path.parent.name == "buffalo_l"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_that_is_damaged_anywhere_is_left_out(tmp_path, method):
+    """Each decompressor has errors of its own."""
+    content, made, refused = recogniser()[:50_000], io.BytesIO(), 0
+    with zipfile.ZipFile(made, "w", method) as archive:
+        archive.writestr("w600k_r50.onnx", content)
+    whole, path = made.getvalue(), tmp_path / "buffalo_l.zip"
+    for i in range(30):
+        # Behind the header of its only member, where the content begins, and further behind
+        place = 30 + len("w600k_r50.onnx") + (i if i < 20 else i * len(whole) // 40)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) * 4 + whole[place + 4 :])
+        os.utime(path, ns=(i, i))
+        assert list(FacePacks(lambda: [tmp_path]).files()) == []
+        try:
+            assert ModelFile(path, "buffalo_l", False, "w600k_r50.onnx").read() == content
+        except FaceModelError as error:
+            assert "w600k_r50.onnx in buffalo_l.zip: cannot be read" in str(error)
+            refused += 1
+    assert refused >= 20  # the rest hit bytes that do not count
 
 
 def test_a_replaced_file_is_seen(tmp_path):
