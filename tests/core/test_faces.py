@@ -247,11 +247,10 @@ def test_an_archive_that_is_damaged_anywhere_is_left_out(tmp_path, method):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) * 4 + whole[place + 4 :])
         os.utime(path, ns=(i, i))
         assert list(FacePacks(lambda: [tmp_path]).files()) == []
-        try:
+        refused += 1
+        with contextlib.suppress(FaceModelError):
             assert ModelFile(path, "buffalo_l", False, "w600k_r50.onnx").read() == content
-        except FaceModelError as error:
-            assert "w600k_r50.onnx in buffalo_l.zip: cannot be read" in str(error)
-            refused += 1
+            refused -= 1
     assert refused >= 20  # the rest hit bytes that do not count
 
 
