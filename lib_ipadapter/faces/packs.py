@@ -89,13 +89,18 @@ class FacePacks:
     def find(self, role: str) -> ModelFile:
         """The detector, or the recogniser of that name. Raises FaceModelMissing, which says what was found where."""
         found = list(self.files())
+        folders = self._folders()
         fitting = [file for file in found if file.role == role]
         if fitting:
             return next((file for file in fitting if file.exact), fitting[0])
         names = DETECTOR_NAMES if role == DETECTOR else (RECOGNISERS[role][0],)
         packs = tuple(RECOGNISERS) if role == DETECTOR else (role,)
-        folders = self._folders()
         seen = ", ".join(file.label for file in found) or "none"
+        wanted = {*names, *(f"{pack}.zip" for pack in packs)}
+        paths = [path for folder in folders for path in _files_below(Path(folder)) if path.name.lower() in wanted]
+        useless = dict.fromkeys(path.name for path in paths if all(path != file.path for file in found))
+        if useless:
+            seen += f"; {', '.join(useless)} is there, but cut off, damaged or another file: download it again"
         raise FaceModelMissing(
             f"the face model {' or '.join(names)} (of the pack {' or '.join(packs)}) was not found. Put "
             f"{packs[0]}.zip, or its files, into {folders[0] if folders else 'models/insightface'}. Searched: "

@@ -228,8 +228,9 @@ def test_hostile_files_in_the_folders_hurt_nobody(tmp_path):
     os.mkfifo(tmp_path / "glintr100.onnx")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "buffalo_l.zip").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(FaceModelMissing, match="face models there: none"):
+    with pytest.raises(FaceModelMissing, match="face models there: none; ") as error:
         FacePacks(lambda: [tmp_path]).find("buffalo_l")
+    assert "none; buffalo_l.zip, w600k_r50.onnx is there, but cut off, damaged or another file" in str(error.value)
     write_pack(tmp_path / "good")
     assert FacePacks(lambda: [tmp_path]).find("buffalo_l").path.parent.name == "buffalo_l"
 
