@@ -91,9 +91,11 @@ class FaceParser:
             if self._is(path):
                 return path
         folders = self.folders()
+        useless = ", ".join(dict.fromkeys(path.name for path in self._files() if path.name.lower() == FILE))
+        broken = f". {useless} is there, but cut off, damaged or another file" if useless else ""
         raise FaceModelMissing(
             f"the face parsing model {FILE} was not found. Download it from {SOURCE} and put it into "
-            f"{folders[0] if folders else 'models/insightface'}. Searched: {', '.join(map(str, folders))}",
+            f"{folders[0] if folders else 'models/insightface'}. Searched: {', '.join(map(str, folders))}{broken}",
             role="parsing",
             folders=[str(folder) for folder in folders],
         )

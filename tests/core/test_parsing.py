@@ -147,3 +147,9 @@ def test_the_analyser_looks_into_the_folders_of_the_packs(tmp_path, network):
     analyser.parser.bare(crop())
     analyser.release()
     assert analyser.parser._model is None
+
+
+def test_a_broken_file_is_named_where_the_model_is_said_to_be_missing(tmp_path):
+    (tmp_path / parsing.FILE).write_bytes(b"PK cut off")
+    with pytest.raises(FaceModelMissing, match=r"was not found.*parsing_bisenet.pth is there, but cut off"):
+        FaceParser(lambda: [tmp_path]).find()
