@@ -22,7 +22,7 @@ _SHOWN, _CALLS = {"label", "info", "tooltip"}, {"_button", "Button", "Accordion"
 # Of components that are never seen
 _HIDDEN = {
     "Add", "Checkpoint", "Choose the part", "Crop box", "Download", "Exchange", "Image masks", "Image weights",
-    "IP-Adapter", "List", "Move", "Remove", "Drop, paste or browse",
+    "IP-Adapter", "List", "Move", "Poll", "Remove", "Drop, paste or browse",
 }  # fmt: skip
 _STATEMENT = re.compile(r"[\"'>]([A-Z][^\"'<>`$]*)[\"'<]")
 # Texts of JavaScript that are no words of the page
@@ -58,7 +58,7 @@ def _texts(path: Path, keywords: set[str], calls: set[str]) -> Iterator[str]:
 
 def panel() -> Iterator[str]:
     """Of the panel's Python."""
-    for path in sorted(PANEL.glob("*.py")):
+    for path in sorted([*PANEL.glob("*.py"), PANEL.parent / "train" / "tab.py"]):
         yield from (text for text in _texts(path, _SHOWN, _CALLS) if text[:1].isupper() and text not in _HIDDEN)
     yield from (f"Unit {number}" for number in range(1, UNITS + 1))
 

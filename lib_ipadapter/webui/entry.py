@@ -12,6 +12,7 @@ from .models import Models
 from .panel.panel import Panel, build_panel
 from .panel.send import register_send_buttons
 from .request import requested_units
+from .train.tab import Tab
 from .xyz import add_axes
 
 __all__ = ["TITLE", "panel", "register"]
@@ -25,6 +26,7 @@ def register(script_callbacks: Any) -> Lifecycle:
     _MODELS.register_archs()
     lifecycle = Lifecycle(_MODELS)
     script_callbacks.on_ui_settings(settings.register)
+    script_callbacks.on_ui_tabs(Tab(_MODELS).build)
     script_callbacks.on_app_started(lambda demo, app: api.register(app, _MODELS))
     script_callbacks.on_cfg_denoiser(lifecycle.on_cfg_denoiser)
     for end_of_step in ("on_cfg_denoised", "on_cfg_after_cfg"):  # Forge calls only the second; Neo has no first

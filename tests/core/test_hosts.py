@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND, PATCHED = "backend.memory_management", "ldm_patched.modules.model_management"
-CALLBACKS = ["app_started", "ui_settings", "cfg_denoiser", "cfg_after_cfg", "script_unloaded", "before_ui",
+CALLBACKS = ["app_started", "ui_settings", "ui_tabs", "cfg_denoiser", "cfg_after_cfg", "script_unloaded", "before_ui",
              "after_component"]  # fmt: skip
 HOSTS: dict[str, dict[str, Any]] = {
     "forge": {"manager": BACKEND, "callbacks": [*CALLBACKS, "cfg_denoised"], "also": ["lowvram", "sd_unet"],
