@@ -11,10 +11,25 @@ import pytest
 from tests.webui.forks import FOLDERS, Fork, absent
 
 from .pages import PanelPage, upload
-from .test_generate import generate, pixels, small
+from .test_charts import fine, test_points_are_dragged_added_and_taken_out
+from .test_generate import (
+    generate,
+    pixels,
+    small,
+    test_a_picture_under_the_panel_differs_and_can_be_pasted_back,
+    test_a_result_becomes_a_reference,
+)
 from .test_looks import box, drag, numbers
+from .test_panel import test_a_preset_is_saved_chosen_and_deleted
 
-__all__ = ["small"]
+__all__ = [
+    "fine",
+    "small",
+    "test_a_picture_under_the_panel_differs_and_can_be_pasted_back",
+    "test_a_preset_is_saved_chosen_and_deleted",
+    "test_a_result_becomes_a_reference",
+    "test_points_are_dragged_added_and_taken_out",
+]
 
 
 @pytest.fixture(scope="module", params=sorted(FOLDERS))
@@ -27,6 +42,12 @@ def fork(request: pytest.FixtureRequest) -> Iterator[Fork]:
         while "Startup time" not in running.log and time.monotonic() < deadline:
             time.sleep(0.3)
         yield running
+
+
+@pytest.fixture
+def url(fork: Fork) -> str:
+    """The address of the fork."""
+    return fork.url
 
 
 @pytest.fixture
