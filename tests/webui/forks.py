@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.synthetic import SD1_WIDTHS, SDXL_WIDTHS, adapter_tensors, write_adapter
@@ -167,3 +168,14 @@ def largest(a: Reply, b: Reply) -> int:
     assert (a.status, b.status) == (200, 200), (a.body[:1000], b.body[:1000])
     pairs = zip(a.json["images"], b.json["images"], strict=True)
     return int(max(torch.max((decode(x) - decode(y)).abs()) for x, y in pairs))
+
+
+def full_title(fork: Fork, scripts: dict[str, Any]) -> dict[str, Any]:
+    """Scripts by the titles that this host gives them. Skips the test if it has none of that name."""
+    found = {}
+    for title, content in scripts.items():
+        names = [name for name in fork.titles() if name.startswith(title.lower())]
+        if not names:
+            pytest.skip(f"{fork.host} has no {title}")
+        found[names[0]] = content
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .forks import Fork
+from .forks import Fork, full_title
 from .harness import WebUI, b64, decode, picture
 from .test_generation import (
     one,
@@ -105,7 +105,7 @@ def test_heat_maps_of_a_prompt_in_two_parts(on_sd1: WebUI, shown: dict) -> None:
 
 
 def test_heat_maps_leave_out_the_passes_of_guidance(fork: Fork, shown: dict) -> None:
-    scripts = {next(name for name in fork.titles() if name.startswith(title)): value for title, value in SAG.items()}
+    scripts = full_title(fork, SAG)
     size = {"steps": 1, "width": 128, "height": 128}  # reForge's divides by zero in smaller ones
     plain, guided = Job(fork, shown, **size), Job(fork, shown, **size, scripts=scripts)
     assert guided.means() == pytest.approx(plain.means(), rel=1e-3)

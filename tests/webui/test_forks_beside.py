@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .forks import FOLDERS, Fork, absent, couple, largest
+from .forks import FOLDERS, Fork, absent, couple, full_title, largest
 from .harness import b64, picture
 from .test_generation import LONG
 
@@ -45,17 +45,6 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     "tiles": {**TILES, "scripts": tiles()},
     "mixed tiles": {**TILES, "scripts": tiles("Mixture of Diffusers")},
 }
-
-
-def full_title(fork: Fork, scripts: dict[str, Any]) -> dict[str, Any]:
-    """Scripts by the titles that this host gives them. Skips the test if it has none of that name."""
-    found = {}
-    for title, content in scripts.items():
-        names = [name for name in fork.titles() if name.startswith(title.lower())]
-        if not names:
-            pytest.skip(f"{fork.host} has no {title}")
-        found[names[0]] = content
-    return found
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
@@ -102,14 +91,16 @@ def test_several_tiles_in_a_call_draw_what_one_in_a_call_draws(fork: Fork, metho
     mask = picture(0, (128, 64)).convert("L").point(lambda _: 0)
     mask.paste(255, (0, 0, 64, 64))
     unit = ours() if where == "everywhere" else {**ours(), "mask": b64(mask)}
-    one, several = (fork.draw(unit, scripts=tiles(method, batch), **TILES) for batch in (1, 4))
+    by_one, by_four = (full_title(fork, tiles(method, batch)) for batch in (1, 4))
+    one, several = (fork.draw(unit, scripts=scripts, **TILES) for scripts in (by_one, by_four))
     assert largest(one, several) <= 1
-    assert largest(fork.draw({**unit, "weight": 0}, scripts=tiles(method, 4), **TILES), several) > 10
+    assert largest(fork.draw({**unit, "weight": 0}, scripts=by_four, **TILES), several) > 10
 
 
 def test_tiles_of_a_batch_with_a_reference_each(fork: Fork) -> None:
     unit = {**ours(), "images": [PICTURE, b64(picture(6, (224, 224)))], "distribute": "one per picture"}
-    one, several = (fork.draw(unit, scripts=tiles(batch=batch), batch_size=2, **TILES) for batch in (1, 4))
+    scripts = [full_title(fork, tiles(batch=batch)) for batch in (1, 4)]
+    one, several = (fork.draw(unit, scripts=tiled, batch_size=2, **TILES) for tiled in scripts)
     assert largest(one, several) <= 1
 
 

@@ -81,4 +81,4 @@ def test_sdxl(on_sdxl: Fork) -> None:
 def test_an_adapter_for_sd15_is_refused_on_sdxl(on_sdxl: Fork) -> None:
     reply = on_sdxl.draw(ours(model="sd1-base"))
     assert reply.status == 422
-    assert "was made for Stable Diffusion 1" in reply.json["detail"]["message"]
+    assert "was made for SD1.5, but the loaded model is SDXL" in reply.json["detail"]["message"]
