@@ -196,6 +196,9 @@ class ControlNets:
                     if found.problem:
                         raise BrokenControl(found.path, found.problem)
                     return found
+        for stem, (path, *_) in self._files():
+            if wanted.lower() in (stem.lower(), stem.lower() + path.suffix):
+                _opened(path)  # says what it is: a web page, cut off, another kind of file
         usable = ", ".join(found.name for found in every if found.spec) or "none"
         raise ControlMissing(
             f"control_model: no ControlNet named {name!r}; there are: {usable}. Put the file into one of "

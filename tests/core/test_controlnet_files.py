@@ -10,7 +10,7 @@ from lib_ipadapter.attention.prompt import Timing
 from lib_ipadapter.controlnet import files
 from lib_ipadapter.controlnet.control import Control
 from lib_ipadapter.controlnet.files import ControlNets
-from lib_ipadapter.errors import BrokenControl, ControlMissing, WrongBase
+from lib_ipadapter.errors import BrokenControl, ControlMissing, FileError, WrongBase
 from lib_ipadapter.files import disk
 from tests.controlnets import Noise, ldm_control
 from tests.core.test_controlnet import CONTEXT, World
@@ -88,6 +88,16 @@ def test_what_is_missing_is_said_with_the_places(world):
     assert str(world.folder) in str(caught.value)
     with pytest.raises(ControlMissing, match="no ControlNet named 'depth'; there are: control"):
         world.nets.find("depth", CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "empty"), (b"<html>Not Found</html>", "web page"), (b"\1" * 64, "depth.safetensors")]
+)
+def test_a_chosen_file_that_is_no_controlnet_is_said_to_be_none(world, content, words):
+    (world.folder / "depth.safetensors").write_bytes(content)
+    for name in ("depth", "Depth.safetensors"):
+        with pytest.raises(FileError, match=words):
+            world.nets.find(name, CONTEXT)
 
 
 def test_a_file_that_is_cut_off_is_named_where_none_fits(world):
