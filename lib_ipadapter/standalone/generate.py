@@ -30,7 +30,7 @@ from ..prompts.pipeline import Pipeline
 from ..prompts.resolve import one_per_picture, resolve
 from ..unit import FIELDS, PICTURES, Unit, parse_units
 from ..unit.names import Named
-from .honoured import check_generate, placed
+from .honoured import check_control, check_generate, placed
 from .host import Standalone
 from .options import GenerateOptions, UnitOptions
 from .store import PathStore
@@ -149,6 +149,7 @@ def image_prompts(units: Sequence[Unit], options: GenerateOptions, device: torch
     for unit in units:
         each = [unit] if unit.distribute == "together" else one_per_picture(unit, range(options.batch), store)
         adapter = Adapter.load(unit.model).as_kind(unit.kind)
+        check_control(unit, adapter.spec.posed)
         resolved = [resolve(one, store, pictures) for one in each]
         prompts.append(in_turn([pipeline.prompt(one, adapter) for one in resolved]))
     source.pool.release()

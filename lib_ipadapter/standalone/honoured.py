@@ -13,6 +13,7 @@ from ..errors import UnitError
 from ..pictures import images
 from ..unit import FIELDS, Unit
 
+_NO_CONTROL = "InstantID's ControlNet runs in the WebUI only"
 _NO_SCRIPTS = "there are no other scripts on the command line"
 GENERATE: Mapping[str, str] = {  # what it cannot use, and why
     "maps": "maps are drawn in the WebUI only",
@@ -22,10 +23,7 @@ GENERATE: Mapping[str, str] = {  # what it cannot use, and why
     "in_loopback": _NO_SCRIPTS,
     "region_face": "region face is for the WebUI only",
     "grow": "region face is for the WebUI only",
-    **dict.fromkeys(
-        ("pose", "pose_from", "pose_face", "pose_weight", "pose_start", "pose_end", "control_model"),
-        "InstantID's ControlNet runs in the WebUI only",
-    ),
+    **dict.fromkeys(("pose", "pose_from", "pose_face", "pose_weight", "pose_start", "pose_end"), _NO_CONTROL),
 }
 EMBED = ("enabled", "model", "images", "fit", "position", "box", "sharpen", "focus", "face", "kind")  # what it uses
 
@@ -42,6 +40,13 @@ def check_generate(unit: Unit, inpaints: bool) -> None:
         raise UnitError("region", unit.region, "mask or inpaint: give the face as a mask on the command line")
     if unit.region == "inpaint" and not inpaints:
         raise UnitError("region", unit.region, "mask: without --mask nothing is inpainted")
+
+
+def check_control(unit: Unit, posed: bool) -> None:
+    """posed: whether the adapter comes with a ControlNet, which ``generate`` does not run. Raises UnitError unless that
+    is what the unit says."""
+    if unit.control_model != "none" and (posed or unit.control_model != "auto"):
+        raise UnitError("control_model", unit.control_model, f"none, for the adapter alone: {_NO_CONTROL}")
 
 
 def check_embed(unit: Unit) -> None:

@@ -13,7 +13,7 @@ from lib_ipadapter.attention.region import Region
 from lib_ipadapter.errors import ImageError, UnitError
 from lib_ipadapter.pictures.picture import Pictures
 from lib_ipadapter.prompts.resolve import ResolvedUnit, resolve
-from lib_ipadapter.standalone.honoured import EMBED, GENERATE, check_embed, check_generate, placed
+from lib_ipadapter.standalone.honoured import EMBED, GENERATE, check_control, check_embed, check_generate, placed
 from lib_ipadapter.standalone.store import PathStore
 from lib_ipadapter.unit import FIELDS, Unit
 
@@ -50,7 +50,7 @@ def test_every_field_is_used_or_refused_by_embed() -> None:
 
 def test_what_generate_cannot_use_is_refused() -> None:
     refused = {"maps", "hires_factor", "in_detailer", "in_upscale", "in_loopback", "region_face", "grow"}
-    refused |= {name for name in OTHER if name.startswith("pose")} | {"control_model"}
+    refused |= {name for name in OTHER if name.startswith("pose")}
     assert set(GENERATE) == refused, "what is not refused must act"
     for name in [*GENERATE, "passes"]:
         with pytest.raises(UnitError, match=f"^{name}: got .*expected"):
@@ -58,6 +58,15 @@ def test_what_generate_cannot_use_is_refused() -> None:
     with pytest.raises(UnitError, match=r"^region: .* without --mask"):
         check_generate(unit(region="inpaint"), False)
     check_generate(unit(region="inpaint", passes="first"), True)
+
+
+def test_instant_id_without_its_controlnet_is_asked_for() -> None:
+    """``generate`` runs no ControlNet, so a picture without it is one that was wanted so."""
+    check_control(unit(control_model="none"), True)
+    check_control(unit(), False)
+    for name, posed in (("auto", True), ("mine", True), ("mine", False)):
+        with pytest.raises(UnitError, match=r"^control_model: got .* expected none, for the adapter alone: InstantID"):
+            check_control(unit(control_model=name), posed)
 
 
 @dataclass(frozen=True)
