@@ -66,7 +66,7 @@ def test_evaluate_says_what_is_missing(folder: Path, tmp_path: Path, capsys):
     call = arguments(folder, tmp_path / "out", "--adapter", folder / "faceidv2.safetensors")
     call[call.index(str(folder / "faces"))] = str(tmp_path / "nowhere")
     assert main(call) == 2
-    assert "det_10g.onnx" in capsys.readouterr().err
+    assert "w600k_r50.onnx" in capsys.readouterr().err
     Image.new("RGB", (300, 200), (0, 0, 120)).save(folder / "people" / "wall.png")
     (folder / "people" / "wall.txt").write_text("a wall")
     try:

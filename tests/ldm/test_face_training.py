@@ -194,7 +194,7 @@ def test_configs_that_cannot_be_are_refused(fields, words):
 
 
 def test_missing_models_and_data_without_faces_are_errors(folder, tmp_path):
-    with pytest.raises(FaceModelMissing, match=r"det_10g\.onnx"):
+    with pytest.raises(FaceModelMissing, match=r"w600k_r50\.onnx"):
         train(folder, tmp_path / "a", **{**of(folder), "face_models": str(tmp_path)})
     (tmp_path / "walls").mkdir()
     picture().save(tmp_path / "walls" / "wall.png")
