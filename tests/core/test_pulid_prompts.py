@@ -226,6 +226,6 @@ def test_what_the_panel_shows(jobs):
     found = described("v1.1")
     assert "face parsing: missing" in found["text"]
     shown = html.file_info(found)
-    assert '<span class="ipadapter-chip missing">face parsing missing</span>' in shown
+    assert "face parsing missing \u2197</a>" in shown
     assert '<span class="ipadapter-chip found">face models antelopev2 found</span>' in shown
     assert "parsing_bisenet.pth was not found" in shown
