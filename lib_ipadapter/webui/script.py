@@ -51,7 +51,7 @@ class Run:
         self.boxes: tuple[Box, ...] = (WHOLE,)  # what part of the picture the last step's latents showed
         self.session = Session(())
         self.sheets = Sheets(self.session, ())
-        self.infotext: str | Callable[..., str] | None = None
+        self.infotext: str | None = None
         self._alive = True
         self._refused: nn.Module | None = None
         self._rows = self.host.rows()
@@ -91,15 +91,15 @@ class Run:
         if not self.place.known and any(p.beside or (p.region and p.region.moves) for p in prompts):
             self.host.comment(self.p, PLACE_UNKNOWN)
 
-    def _texts(self, entries: Sequence[Sequence[Entry]]) -> str | Callable[..., str]:
+    def _texts(self, entries: Sequence[Sequence[Entry]]) -> str:
         """The infotext's value. entries: of each unit, what it stands for in each picture in turn; where any has
-        several, the value is a function that gives each picture's."""
+        several, the value gives each picture's."""
 
         def of(picture: int) -> str:
             shown = [in_turn[picture % len(in_turn)] for in_turn in entries]
             return to_infotext([unit for unit, _ in shown], [names for _, names in shown])
 
-        return turns.text_of(of) if any(len(in_turn) > 1 for in_turn in entries) else of(0)
+        return turns.TextByPicture(of) if any(len(in_turn) > 1 for in_turn in entries) else of(0)
 
     def _prepare(self, unit: Unit, passes: Sequence[Pass]) -> tuple[ImagePrompt | None, list[Entry]]:
         """The unit's image prompt, None where its switches are off, and as what it stands in the infotext of each

@@ -83,16 +83,25 @@ def _only(p: Any) -> int | None:
     return None if outer is None else outer.iteration * outer.batch_size + getattr(outer, "batch_index", 0)
 
 
-def text_of(of: Callable[[int], str]) -> Callable[..., str]:
+class TextByPicture(str):
     """A value of ``extra_generation_params`` that differs by picture: ``of`` gives it for each of the job's,
     also for those of prompts that an extension adds later. The WebUI calls it with create_infotext's locals,
-    whose index counts within the batch while a batch is saved, and over the whole job otherwise."""
+    whose index counts within the batch while a batch is saved, and over the whole job otherwise. As text it is that of
+    the first picture: Forge classic writes the parameters as JSON, which has no functions."""
 
-    def text(p: Any, index: int, all_prompts: Any, use_main_prompt: bool, **others: Any) -> str:
+    _of: Callable[[int], str]
+
+    def __new__(cls, of: Callable[[int], str]) -> TextByPicture:
+        made = super().__new__(cls, of(0))
+        made._of = of
+        return made
+
+    def __getnewargs__(self) -> tuple[Any]:  # type: ignore[override]
+        return (self._of,)
+
+    def __call__(self, p: Any, index: int, all_prompts: Any, use_main_prompt: bool, **others: Any) -> str:
         first = p.iteration * p.batch_size if all_prompts is p.prompts and not use_main_prompt else 0
-        return of(first + index)
-
-    return text
+        return self._of(first + index)
 
 
 def rows(p: Any, pictures: Sequence[int], cond: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import weakref
 from collections import namedtuple
 from types import SimpleNamespace
@@ -271,6 +273,14 @@ def test_a_batch_tab_that_does_not_say_which_file(place):
 
 def test_a_prompt_that_is_added_later_has_an_infotext():
     """Extensions make more prompts of one after our process: their pictures take references in turn all the same."""
-    text = turns.text_of(lambda k: f"reference {k % 2}")
+    text = turns.TextByPicture(lambda k: f"reference {k % 2}")
     p = SimpleNamespace(iteration=1, batch_size=3, prompts=["a", "b", "c"])
     assert [text(p, i, p.prompts, False) for i in range(3)] == ["reference 1", "reference 0", "reference 1"]
+
+
+def test_the_text_by_picture_is_that_of_the_first_where_parameters_are_written_as_json():
+    """As Forge classic does; a function ended its job."""
+    text = turns.TextByPicture(lambda k: f"reference {k}")
+    assert json.loads(json.dumps({"IP-Adapter": text})) == {"IP-Adapter": "reference 0"}
+    job = SimpleNamespace(iteration=1, batch_size=2, prompts=["a", "b"])
+    assert copy.deepcopy(text)(p=job, index=1, all_prompts=job.prompts, use_main_prompt=False) == "reference 3"
