@@ -14,7 +14,7 @@
         if (!tab?.getClientRects().length) return;
         if (!listed) {
             byId("ipadapter_train_list")?.click();
-            listed = Boolean(byId("ipadapter_train_text")?.querySelector("textarea")?.value);
+            listed = Boolean(byId("ipadapter_train_text")?.querySelector("textarea")?.value || byId("ipadapter_train_said")?.textContent.trim());
         } else if (runs) {
             byId("ipadapter_train_poll")?.click();
         }

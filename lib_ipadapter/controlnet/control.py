@@ -85,14 +85,16 @@ class Control:
         network = self._loaded.at(device, dtype)
         with torch.no_grad(), without_autocast(device):
             sets = [row.tokens % len(tokens) for row in call.rows]
-            values = tokens if bool((weights == 1).all()) else tokens * weights[..., None].to(tokens)
+            keys = tokens.to(device, dtype)[sets]
+            weighted = not bool((weights == 1).all())
+            values = (tokens * weights[..., None].to(tokens)).to(device, dtype)[sets] if weighted else keys
             found = network(
                 call.latents[:, : network.channels].to(dtype),
                 self._hint(call, network, dtype),
                 _timesteps(call),
-                tokens.to(device, dtype)[sets],
+                keys,
                 _label(self._unet, call.inputs),
-                values.to(device, dtype)[sets],
+                values,
             )
             found = [_masked(one * factor, region, call) for one in found]
         if self.nets.leaves() == "call":

@@ -17,7 +17,7 @@ from ..adapters.variant import VariantSpec
 from ..attention.session import ImagePrompt
 from ..cache import LRU
 from ..encoders import Catalog, EncoderSource, Need
-from ..errors import BrokenEncoder, EncoderMissing, FaceError
+from ..errors import BrokenEncoder, EncoderMissing, FaceError, UnsupportedAdapter
 from ..faces import FaceAnalyser
 from ..faces.packs import DETECTOR
 from ..pictures.picture import Pictures
@@ -258,6 +258,9 @@ def adapter_method(name: str, path: Path, base: BaseModel, encoders: Encoders, f
     concat = is_concat(open_adapter(path))
     load: Callable[[Path], Adapter] = load_concat if concat else Adapter.load
     adapter = load(path)
+    if adapter.spec.posed:
+        reason = "InstantID is drawn with its ControlNet, which evaluate does not run; measure it in a running WebUI"
+        raise UnsupportedAdapter(path, f"{reason} (--webui URL --payload FILE)")
     try:
         encoders.source(adapter.spec)
     except EncoderMissing as error:

@@ -108,8 +108,10 @@ def unpublished(spec: VariantSpec, faces: FaceAnalyser) -> str:
 
 def say_unpublished(p: Any, host: Host, spec: VariantSpec, faces: FaceAnalyser) -> None:
     """``unpublished``, if it says anything, to those who see job ``p``: no error would."""
-    if spec.of_face and (doubt := unpublished(spec, faces)):
-        logger.warning("%s", text := f"{doubt}: with another recogniser it is another person")
+    doubt = unpublished(spec, faces) if spec.of_face else ""
+    if doubt:
+        text = f"{doubt}: with another recogniser it is another person"
+        logger.warning("%s", text)
         host.comment(p, f"IP-Adapter: {text}")
 
 

@@ -33,12 +33,12 @@ class Lifecycle:
 
     def process(self, p: Any, args: Sequence[Any]) -> None:
         """Once per job, checkpoint loaded and options set. Never raises: errors surface from p.init."""
-        self.models.host.load()
         self.disarm()
         self.forget(p)
         p.extra_generation_params.pop(KEY, None)
         run = Run(p, self.models)
         try:
+            self.models.host.load()
             run.place = self.following.place(p, self.run_of)
             given = requested_units(args, self.models.presets().over)
             units = parse_units(self._with_defaults(over_units(cell_values(p), given)))

@@ -86,7 +86,8 @@ class Models:
 
     def refresh(self) -> None:
         """Lists adapters and encoders again; those of trainings that are over are among them."""
-        self.runs().publish()
+        if (self.host.home() / "training").is_dir():  # else the trainer's modules are not imported for nothing
+            self.runs().publish()
         self.library.refresh(self.host.adapter_folders())
         self.catalog.refresh()
         self._listed = True

@@ -82,7 +82,7 @@ def control_stays() -> Keep:
 
 
 def offers_download(serves_others: bool) -> bool:
-    """Whether the panel offers to download what is missing; by the checkbox of earlier versions where that was on."""
+    """Whether the panel offers to download what is missing."""
     return stored.offered(
         get("ipadapter_offer_download"), shared.opts.data.get("ipadapter_allow_download"), serves_others
     )

@@ -31,6 +31,7 @@ def listed(value: Any) -> list[str]:
 
 
 def offered(value: Any, earlier: Any, serves_others: bool) -> bool:
-    """Whether a download is offered: by ``value`` of OFFERS, or where the checkbox of earlier versions was on."""
+    """Whether a download is offered, by ``value`` of OFFERS. The checkbox of earlier versions, where it was on, makes
+    an "always" of the default."""
     chosen = one_of(value, OFFERS[0], OFFERS)
-    return chosen == "always" or earlier is True or (chosen == OFFERS[0] and not serves_others)
+    return chosen == "always" or (chosen == OFFERS[0] and (earlier is True or not serves_others))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import torch
 from PIL import Image
 
 from lib_ipadapter.attention.region import Region
-from lib_ipadapter.errors import ImageError, UnitError
+from lib_ipadapter.errors import ImageError, UnitError, UnsupportedAdapter
+from lib_ipadapter.evaluation.methods import adapter_method
 from lib_ipadapter.pictures.picture import Pictures
 from lib_ipadapter.prompts.resolve import ResolvedUnit, resolve
 from lib_ipadapter.standalone.honoured import EMBED, GENERATE, check_control, check_embed, check_generate, placed
 from lib_ipadapter.standalone.store import PathStore
 from lib_ipadapter.unit import FIELDS, Unit
+from tests.synthetic import adapter_tensors, write_adapter
 
 OTHER: dict[str, Any] = {
     "weight": 0.5, "start": 0.1, "end": 0.9, "combine": "average", "distribute": "one per picture", "noise": 0.3,
@@ -67,6 +70,14 @@ def test_instant_id_without_its_controlnet_is_asked_for() -> None:
     for name, posed in (("auto", True), ("mine", True), ("mine", False)):
         with pytest.raises(UnitError, match=r"^control_model: got .* expected none, for the adapter alone: InstantID"):
             check_control(unit(control_model=name), posed)
+
+
+def test_evaluate_does_not_measure_it_without_its_controlnet(tmp_path: Path) -> None:
+    tensors = adapter_tensors("unnorm", 64, (32,), 16)
+    path = write_adapter(tmp_path / "person.safetensors", tensors, ip_adapter_variant="instantid")
+    nothing: Any = None
+    with pytest.raises(UnsupportedAdapter, match=r"person\.safetensors: InstantID .*--webui URL"):
+        adapter_method("person", path, nothing, nothing)
 
 
 @dataclass(frozen=True)

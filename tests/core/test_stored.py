@@ -43,3 +43,4 @@ def test_a_download_is_offered_to_who_may_start_it():
     assert [offered(value, False, serves_others=True) for value in given] == [False, True, False, False, False]
     assert [offered(value, False, serves_others=False) for value in given] == [True, True, False, True, True]
     assert offered(alone, True, serves_others=True), "the checkbox of earlier versions"
+    assert not offered(never, True, serves_others=False), "it can be switched off"

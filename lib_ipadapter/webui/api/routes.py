@@ -17,7 +17,7 @@ from ..models import Models
 from . import access
 from .answer import answer, mapping
 from .body import PICTURES, SMALL, json_body
-from .train import add_train
+from .train import Add, add_train
 
 _LARGEST = 4096  # side of a keypoint picture, pixels
 
@@ -36,9 +36,6 @@ def register(app: FastAPI, models: Models) -> None:
     _add_references(add, models)
     _add_faces(add, models)
     add_train(add, models)
-
-
-Add = Callable[[str, Callable[..., Any], str], None]
 
 
 def _add_lists(add: Add, models: Models) -> None:
