@@ -25,7 +25,7 @@ IPAdapterError
 │   ├── WrongBase        the adapter was made for another base model
 │   └── UnsupportedModel no cross-attention that can be reached (SD3, compiled UNets, ...)
 ├── ConfigError          a field of a training's config is unknown, of a wrong type or out of range
-├── TrainingError        a training that cannot start or resume
+├── TrainingError        a training or an evaluation that cannot start or resume
 └── RowsError            a UNet call whose rows cannot be told apart into cond and uncond
 
 A message gives the value, what was expected, and the remedy. ``status_code`` and ``detail`` are what

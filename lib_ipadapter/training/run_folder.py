@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FileError
+from ..runs.folder import STOP
 from .config import TrainConfig
 
-ADAPTER, IDENTITY, STOP = "ip_adapter.safetensors", "identity.json", "stop"
+ADAPTER, IDENTITY = "ip_adapter.safetensors", "identity.json"
 _PREFIX = "step-"
 _TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")  # which torch.save's errors on a full disk name
 

@@ -26,7 +26,7 @@ WITHOUT_TORCH = ("lib_ipadapter.errors", "lib_ipadapter.options", "lib_ipadapter
 
 # The rooms in their order: each may import those before it, inside functions too. "" is the package itself.
 ROOMS = (
-    "", "errors", "atomic", "cache", "options", "unit", "pictures", "files", "faces", "encoders", "adapters",
+    "", "errors", "atomic", "cache", "options", "unit", "runs", "pictures", "files", "faces", "encoders", "adapters",
     "attention", "controlnet",
     "prompts", "standalone", "training", "evaluation", "webui", "cli", "__main__",
 )  # fmt: skip

@@ -18,9 +18,11 @@ pytest.importorskip("psutil", reason="psutil is not installed")
 
 from lib_ipadapter.errors import ConfigError, TrainingError, UnitError
 from lib_ipadapter.files.library import Folder, Library
-from lib_ipadapter.training.runs.folder import LOG, PROCESS, Run
-from lib_ipadapter.training.runs.process import Process
-from lib_ipadapter.training.runs.runs import Launch, Runs
+from lib_ipadapter.runs.folder import LOG, PROCESS
+from lib_ipadapter.runs.launch import Launch
+from lib_ipadapter.runs.process import Process
+from lib_ipadapter.training.runs.folder import Run
+from lib_ipadapter.training.runs.runs import Runs
 
 TRAINER = """
 import json, os, sys, time
@@ -59,10 +61,11 @@ class Standing(Launch):
 
     way = "at once"
 
-    def command(self, config: Path) -> list[str]:
+    def command(self, *arguments: str) -> list[str]:
         import yaml
 
-        fields = yaml.safe_load(config.read_text())
+        assert arguments[0] == "train"
+        fields = yaml.safe_load(Path(arguments[1]).read_text())
         return [self.python, "-c", TRAINER, fields["out"], str(fields["steps"]), self.way]
 
 
@@ -193,13 +196,15 @@ def test_a_number_that_another_process_has_now_is_not_ours(runs: Runs, config: d
 
 def test_the_command_is_the_one_of_the_command_line(tmp_path: Path):
     launch = Launch(packages=(tmp_path / "ldm",), variables={"CUDA_VISIBLE_DEVICES": "1"})
-    assert launch.command(tmp_path / "run.yaml") == [
+    assert launch.command("train", str(tmp_path / "run.yaml")) == [
         sys.executable, "-m", "lib_ipadapter", "train", str(tmp_path / "run.yaml")
     ]  # fmt: skip
     env = launch.env()
     assert env["PYTHONPATH"].split(os.pathsep)[1] == str(tmp_path / "ldm")
     assert env["CUDA_VISIBLE_DEVICES"] == "1"
-    run = subprocess.run([*launch.command(tmp_path / "no.yaml")], env=env, cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(
+        [*launch.command("train", str(tmp_path / "no.yaml"))], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
     assert run.returncode == 2
     assert "no.yaml" in run.stderr
 

@@ -1,2 +1,1 @@
-"""Trainings that run in processes of their own: started, followed and stopped by files and by the process's number, so
-that whoever started them may end and find them again."""
+"""Trainings in processes of their own, from a first look at the data to the adapter in the list of models."""

@@ -1,9 +1,6 @@
-"""The folder of one run, as whoever starts it writes and reads it. What the trainer writes into it stands in
-training/run_folder.py.
+"""The folder of one training. What the trainer writes into it stands in training/run_folder.py, what everything that is
+started has, in runs/folder.py.
 
-RUN/run.yaml        the fields that the command runs
-RUN/process.json    the process's number, when it was made, and when it was started
-RUN/log.txt         what the process printed since
 RUN/published.json  the version of the adapter that is in the list of models
 """
 
@@ -14,41 +11,29 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...atomic import replacing
 from ...errors import IPAdapterError
+from ...runs.folder import LOG, SHOWN, STOP, RunFolder, read_json
+from ...runs.log import tail
 from ..config import TrainConfig
-from ..run_folder import ADAPTER, STOP
-from ..yaml_file import read_yaml
-from .ending import ending, tail
-from .process import Process
+from ..run_folder import ADAPTER
+from .ending import ending
 from .progress import Progress
 from .state import RunState
-from .yaml_text import text_of
 
-CONFIG, PROCESS, LOG, PUBLISHED = "run.yaml", "process.json", "log.txt", "published.json"
-_SHOWN = 12  # lines of the log
+PUBLISHED = "published.json"
 
 
-@dataclass
-class Run:
-    """One run. shelf: the folder of adapters, where the finished one goes."""
+class Run(RunFolder):
+    """One training, named as its adapter. shelf: the folder of adapters, where the finished one goes."""
 
-    root: Path
-    shelf: Path
-    progress: Progress = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.progress = Progress(self.root / "log.jsonl")
-
-    @property
-    def name(self) -> str:
-        """That of the folder, and of the adapter."""
-        return self.root.name
+    def __init__(self, root: Path, shelf: Path) -> None:
+        super().__init__(root)
+        self.shelf = shelf
+        self.progress = Progress(root / "log.jsonl")
 
     @property
     def published(self) -> Path:
@@ -60,43 +45,13 @@ class Run:
         """Whether the adapter of its name in the list is its own."""
         return (self.root / PUBLISHED).is_file() or not self.published.exists()
 
-    def write(self, fields: Mapping[str, Any]) -> None:
-        """The fields that the command runs. Raises FileError."""
-        with replacing(self.root / CONFIG) as part:
-            part.write_text(text_of(fields), encoding="utf-8")
-
-    def text(self) -> str:
-        """The YAML text that the command runs, without its folder. Raises ConfigError."""
-        fields = read_yaml(self.root / CONFIG)
-        fields.pop("out", None)
-        return text_of(fields)
-
-    def started(self, process: Process, begun: float) -> None:
-        """Notes the process. Raises FileError."""
-        with replacing(self.root / PROCESS) as part:
-            part.write_text(json.dumps({"pid": process.pid, "made": process.made, "begun": begun}), encoding="utf-8")
-
-    def process(self) -> tuple[Process, float] | None:
-        """The process and when it was started; None where none is noted."""
-        found = _json(self.root / PROCESS)
-        try:
-            return Process(int(found["pid"]), float(found["made"])), float(found["begun"])
-        except (KeyError, TypeError, ValueError, OverflowError):
-            return None
-
-    @property
-    def alive(self) -> bool:
-        """Whether its process runs."""
-        noted = self.process()
-        return noted is not None and noted[0].alive()
-
     def stop(self) -> None:
         """Asks the training to save and to end after the step that it is at; one that has not begun its steps yet, and
         one that was asked before, by SIGTERM, which ends it at once. Raises FileError."""
         noted = self.process()
         if noted is None or not noted[0].alive():
             return
-        asked = (self.root / STOP).exists()
+        asked = self.asked
         with contextlib.suppress(OSError):  # on a full disk the signal is left
             (self.root / STOP).touch()
         if asked or not self.progress.update().since(noted[1]):
@@ -108,12 +63,12 @@ class Run:
         begun = noted[1] if noted else 0.0
         alive = noted is not None and noted[0].alive()
         steps, trouble = self._steps()
-        log, asked = tail(self.root / LOG), (self.root / STOP).exists()
+        log, asked = tail(self.root / LOG), self.asked
         common: dict[str, Any] = {
             "name": self.name, "step": progress.step, "steps": steps, "loss": progress.loss,
             "validation": progress.measured[-1][1] if progress.measured else None, "samples": self.samples(),
             "adapter": self.name if self.published.is_file() and (self.root / PUBLISHED).is_file() else "",
-            "log": tuple(log[-_SHOWN:]),
+            "log": tuple(log[-SHOWN:]),
         }  # fmt: skip
         if not alive:
             ended = ending(self.root / LOG, progress.step, steps, asked)
@@ -130,7 +85,7 @@ class Run:
     def _steps(self) -> tuple[int, str]:
         """Of the training, and what is wrong with its config, "" if nothing is."""
         try:
-            return TrainConfig.parse(read_yaml(self.root / CONFIG)).steps, ""
+            return TrainConfig.parse(self.fields()).steps, ""
         except IPAdapterError as error:
             return 0, str(error)
 
@@ -147,7 +102,7 @@ class Run:
         try:
             stat = made.stat()
             version = {"size": stat.st_size, "time": stat.st_mtime_ns}
-            if not self.owns or _json(self.root / PUBLISHED) == version or self.alive or not self._ended_well():
+            if not self.owns or read_json(self.root / PUBLISHED) == version or self.alive or not self._ended_well():
                 return False
             with replacing(self.published) as part:
                 _copied(made, part)
@@ -168,11 +123,3 @@ def _copied(source: Path, target: Path) -> None:
             os.link(source, target)
             return
     shutil.copy2(source, target)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

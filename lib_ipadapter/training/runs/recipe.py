@@ -12,7 +12,7 @@ from typing import Any
 
 from ...encoders.spec import EncoderSpec
 from ...errors import ConfigError
-from .yaml_text import fields_of, text_of
+from ...runs.yaml_text import fields_of, text_of
 
 _COMMON: dict[str, Any] = {
     "steps": 20_000, "lr": 1e-4, "buckets": True, "cache": True, "cache_text": True, "save_every": 1000,

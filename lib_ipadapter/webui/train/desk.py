@@ -11,9 +11,11 @@ from typing import Any
 from ...encoders.recognise import recognise
 from ...errors import IPAdapterError, TrainingError, UnitError
 from ...files.tensors import open_tensors
-from ...training.runs import look, recipe, yaml_text
+from ...runs import yaml_text
+from ...runs.launch import Launch
+from ...training.runs import look, recipe
 from ...training.runs.recipe import Preset
-from ...training.runs.runs import Launch, Runs
+from ...training.runs.runs import Runs
 from ...training.runs.state import RunState
 from ..models import Models
 

@@ -130,7 +130,7 @@ class Tab:
         return [gr.update() if made is None else made, wrong]
 
     def _look(self, data: str, text: str) -> str:
-        from ...training.runs.yaml_text import fields_of
+        from ...runs.yaml_text import fields_of
         from .show import look_html
 
         def looked() -> str:

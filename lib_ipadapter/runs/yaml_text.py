@@ -1,11 +1,11 @@
-"""A training's config as the YAML text that people see and change."""
+"""A config as the YAML text that people see and change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import ConfigError
+from ..errors import ConfigError
 
 LONGEST = 2**16  # characters
 
@@ -15,7 +15,7 @@ def fields_of(text: Any) -> dict[str, Any]:
     import yaml
 
     if not isinstance(text, str):
-        raise ConfigError("config", text, "the YAML text of a training's fields")
+        raise ConfigError("config", text, "fields, or the YAML text of them")
     if len(text) > LONGEST:
         raise ConfigError("config", f"{len(text)} characters", f"at most {LONGEST}")
     try:

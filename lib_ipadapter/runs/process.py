@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import TrainingError
+from ..errors import TrainingError
 
 _SAME = 2.0  # seconds: the system's clock may be set while a process runs
 _OURS: dict[int, subprocess.Popen[bytes]] = {}  # started by this process: they leave a zombie until they are asked for
@@ -72,7 +72,7 @@ def spawn(command: Sequence[str], folder: Path, env: Mapping[str, str], log: Pat
             )  # fmt: skip
     except OSError as error:
         raise TrainingError(
-            f"the training's process cannot be started ({error.strerror or error}); expected to run {command[0]} in "
+            f"the process cannot be started ({error.strerror or error}); expected to run {command[0]} in "
             f"{folder} and to write {log}"
         ) from None
     _OURS[child.pid] = child
