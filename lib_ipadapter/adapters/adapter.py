@@ -16,7 +16,7 @@ from ..errors import BrokenAdapter
 from .file import open_adapter
 from .lora import lora_key, lora_places
 from .projection import build
-from .variant import LAYERS, PROJECTION, VariantSpec, identify
+from .variant import LAYERS, PROJECTION, VariantSpec, identify_file
 
 _numbers = itertools.count()
 _VALUES = ".to_v_ip.weight"
@@ -41,7 +41,7 @@ class Adapter:
         """Opens, identifies and reads a file; it may be replaced or removed afterwards. Raises FileError."""
         file = open_adapter(path)
         key = identity(file.path)
-        spec = identify(file.shapes, file.path, file.encoder, file.known)
+        spec = identify_file(file)
         # Mapped tensors would follow a file that is overwritten in place, and one that is cut off kills the process.
         own = {name: tensor.clone() for name, tensor in file.tensors().items()}
         values = (tensor for name, tensor in own.items() if name.endswith(_VALUES))

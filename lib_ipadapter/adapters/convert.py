@@ -1,4 +1,5 @@
-"""``convert``: any adapter file to safetensors in the standard layout."""
+"""``convert``: any adapter file to safetensors in the standard layout. An image encoder that was trained along becomes
+a file of its own beside it."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ from pathlib import Path
 import torch
 
 from ..errors import FileError
-from .file import VARIANT, open_adapter, save_adapter
+from .aitoolkit import write_config
+from .file import VARIANT, AdapterFile, open_adapter, save_adapter
 from .variant import identify
 
 DTYPES = ("float16", "bfloat16", "float32")
 
 
 def convert(source: Path, target: Path, dtype: str | None = None, force: bool = False) -> None:
-    """Writes ``source`` as ``target``, in its own dtype unless another is named. Raises FileError."""
+    """Writes ``source`` as ``target``, in its own dtype unless another is named; and, where the file brings an image
+    encoder along, TARGET-encoder.safetensors and its config, which the adapter then names. Raises FileError."""
     if target.suffix != ".safetensors":
         raise FileError(target, "the output's name must end in .safetensors")
     if target.exists() and not force:
@@ -28,7 +31,22 @@ def convert(source: Path, target: Path, dtype: str | None = None, force: bool = 
     if dtype:
         tensors = {key: tensor.to(getattr(torch, dtype)) for key, tensor in tensors.items()}
     told = {VARIANT: spec.kinds[0]} if len(spec.kinds) == 1 else {}  # its hash will not tell any more
+    told |= _split_encoder(file, target, force)
     save_adapter(tensors, target, {**file.metadata, **told})
+
+
+def _split_encoder(file: AdapterFile, target: Path, force: bool) -> dict[str, str]:
+    """Writes the encoder that was trained along, if any; what the adapter's header says of it."""
+    found = file.trained_encoder()
+    if found is None:
+        return {}
+    spec, weights = found
+    own = target.with_name(f"{target.stem}-encoder.safetensors")
+    if own.exists() and not force:
+        raise FileError(own, "exists already; pass --force to replace it")
+    save_adapter(weights, own)
+    write_config(own.with_suffix(".json"), spec)
+    return {"encoder": own.stem, "trained_with": "ai-toolkit"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,4 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Converts one file."""
     convert(args.source, args.target, args.dtype, args.force)
     print(f"{args.target}: {args.target.stat().st_size / 1e6:.1f} MB")
+    encoder = open_adapter(args.target).encoder
+    if encoder == f"{args.target.stem}-encoder":
+        print(f"{args.target.with_name(encoder)}.safetensors: its image encoder; put it and the .json beside it into "
+              "models/clip_vision")  # fmt: skip
     return 0

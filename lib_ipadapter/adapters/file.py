@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..encoders.spec import EncoderSpec
 from ..errors import BrokenAdapter
 from ..files.disk import sha256, short_hash
 from ..files.tensors import TensorFile, open_tensors
 from ..files.tensors import save_tensors as save_adapter
+from .aitoolkit import layer_of, scaled, split, trained_encoder
 from .layout import LAYERS, PROJECTION, Shape, standard_layout
 
 __all__ = ["AdapterFile", "open_adapter", "save_adapter", "sha256"]
@@ -38,6 +40,7 @@ class AdapterFile:
     unused: dict[str, list[str]]
     _source: dict[str, tuple[str, ...]] = field(repr=False)  # standard key to the file's keys
     _file: TensorFile = field(repr=False)
+    _factors: dict[str, str] = field(repr=False)  # standard key of a layer's factor to the file's
 
     @property
     def encoder(self) -> str:
@@ -50,13 +53,20 @@ class AdapterFile:
         return self.metadata.get(VARIANT, "") or _SHORT_HASHES.get(short_hash(self.path), "")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The adapter's tensors by standard key, in the file's dtype, mapped where the file has them whole. Raises
-        UnsafeFile."""
-        read = self._file.tensors([own for owns in self._source.values() for own in owns])
-        return {
+        """The adapter's tensors by standard key, in the file's dtype, mapped where the file has them whole, the factors
+        of layers in their K' and V'. Raises UnsafeFile."""
+        read = self._file.tensors([*(own for owns in self._source.values() for own in owns), *self._factors.values()])
+        joined = {
             key: read[owns[0]] if len(owns) == 1 else torch.cat([read[own] for own in owns])
             for key, owns in self._source.items()
         }
+        return scaled(joined, {layer_of(key): float(read[own]) for key, own in self._factors.items()})
+
+    def trained_encoder(self) -> tuple[EncoderSpec, dict[str, Tensor]] | None:
+        """The image encoder that was trained along with the adapter, and its weights; None where the file has none.
+        Raises UnsupportedAdapter, UnsafeFile."""
+        found = trained_encoder(self._file.shapes, self.path)
+        return None if found is None else (found[1], split(found[0], self._file.read))
 
 
 def open_adapter(path: Path | str) -> AdapterFile:
@@ -72,6 +82,7 @@ def open_adapter(path: Path | str) -> AdapterFile:
         unused=layout.unused,
         _source=layout.source,
         _file=file,
+        _factors=layout.factors,
     )
 
 

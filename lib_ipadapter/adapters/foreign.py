@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .layout import Shape
+from .layout import LAYERS, Shape
 
 Shapes = Mapping[str, Shape]
 Test = Callable[[Shapes], bool]
@@ -33,13 +33,39 @@ def _is_kolors_face_id(shapes: Shapes) -> bool:
     return _has("image_proj.perceiver_resampler.")(shapes) and bool(layers) and norm != layers[0] and norm == 4096
 
 
+def _is_clip_face(shapes: Shapes) -> bool:
+    """Its norm stands in front of the MLP and is as wide as the embedding; FaceID's is as wide as a token."""
+    norm, first = shapes.get("image_proj.norm.weight", (0,)), shapes.get("image_proj.proj.0.weight", (0, 0))
+    return first == (2 * norm[0], norm[0]) and "image_proj.proj.2.weight" in shapes and norm[0] > 0
+
+
+def _is_of_transformer(shapes: Shapes) -> bool:
+    """A UNet's cross-attention layers have odd numbers only."""
+    return all(f"{LAYERS}{number}.to_k_ip.weight" in shapes for number in (0, 1))
+
+
+def _has_token_factors(shapes: Shapes) -> bool:
+    """One factor a layer is merged as the file is read (aitoolkit.py)."""
+    return any(key.startswith(LAYERS) and key.endswith(".ip_scaler") for key in shapes)
+
+
 UNSUPPORTED: tuple[tuple[Test, str, str], ...] = (
     (_starts("pulid_encoder.", "pulid_ca."), "PuLID for Flux", "a Flux model, which the WebUI does not run"),
     (_has("double_blocks."), "an IP-Adapter for Flux", "a Flux model, which the WebUI does not run"),
     (_has("norm_ip.linear"), "an IP-Adapter for SD3", "a model with joint attention and a SigLIP encoder"),
     (_is_kolors_face_id, "an IP-Adapter FaceID for Kolors", "the Kolors model, which the WebUI does not run"),
     (_is_kolors, "an IP-Adapter for Kolors", "the Kolors model, which the WebUI does not run"),
-)
+    (_starts("ip_scale."), "a set of factors that ai-toolkit trained for another adapter (train_scaler)",
+     "that adapter's file, with the factors in it: train with merge_scaler: true"),
+    (_has_token_factors, "an adapter of ai-toolkit with a factor for each token (ip_scaler)",
+     "these factors at each step; save it with merge_scaler: true"),
+    (_has("image_proj.ctx_alpha."), "an adapter of ai-toolkit's kind ipz", "ai-toolkit's own projection"),
+    (_starts("preprocessor."), "an adapter of ai-toolkit's encoder clip+",
+     "the preprocessor in it, which sees a square of four times the side"),
+    (_is_clip_face, "an adapter of ai-toolkit's kind ip_clip_face", "ai-toolkit's own projection"),
+    (_is_of_transformer, "an adapter of ai-toolkit for a transformer (PixArt, Flux)",
+     "such a model, which the WebUI does not run"),
+)  # fmt: skip
 
 FOREIGN: tuple[tuple[Test, str], ...] = (
     (_has("lora_"), "a LoRA"),

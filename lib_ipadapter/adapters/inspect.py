@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import FileError
 from .file import open_adapter, sha256
-from .variant import identify
+from .variant import identify_file
 
 
 def report(path: Path | str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def report(path: Path | str) -> dict[str, Any]:
     FileError."""
     path = Path(path)
     file = open_adapter(path)
-    spec = asdict(identify(file.shapes, path, file.encoder, file.known))
+    spec = asdict(identify_file(file))
     spec["layers"] = len(spec["widths"])
     spec["widths"] = list(spec["widths"])
     return {

@@ -77,11 +77,13 @@ _SCALES = ("scale", "scaler")  # endings of the names of a layer's or the projec
 
 @dataclass(frozen=True)
 class Layout:
-    """``source``: standard key to the file's keys, whose rows are joined if there are several. ``unused``: keys of the
-    file by what they are, such as "image encoder". Every key of the file is in one of the two."""
+    """``source``: standard key to the file's keys, whose rows are joined if there are several. ``factors``: standard
+    key of a layer's factor to the file's (aitoolkit.py). ``unused``: keys of the file by what they are, such as "image
+    encoder". Every key of the file is in one of the three."""
 
     source: dict[str, tuple[str, ...]]
     unused: dict[str, list[str]]
+    factors: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ def standard_layout(shapes: Mapping[str, Shape], path: Path | str) -> Layout:
         return Layout({key: (key,) for key in shapes}, {})
     source: dict[str, tuple[str, ...]] = {key: (own,) for key, own in keys.standard.items()}
     unused: dict[str, list[str]] = defaultdict(list)
+    factors: dict[str, str] = {}
     for more in (_of_diffusers(keys.hidden, shapes), _numbered(keys)):
         for key, owns in more.items():
             if key in source:
@@ -112,12 +115,15 @@ def standard_layout(shapes: Mapping[str, Shape], path: Path | str) -> Layout:
                 source[key] = owns
     for name, own in [*keys.standard.items(), *keys.rest.items()]:
         kind = _kind(name, shapes[own])
-        if kind:
+        if kind == "factor":
+            factors[name] = own
+            source.pop(name, None)
+        elif kind:
             unused[kind].append(own)
             source.pop(name, None)
         else:
             source.setdefault(name, (own,))
-    return Layout(source, dict(unused))
+    return Layout(source, dict(unused), factors)
 
 
 def _sorted(shapes: Mapping[str, Shape], path: Path | str) -> _Sorted:
@@ -202,6 +208,8 @@ def perceiver_layer(number: int, dim: int, inner: int, hidden: int) -> dict[str,
 
 def _kind(name: str, shape: Shape) -> str:
     """What a key is that stands beside an adapter, or "" for one that may belong to it."""
+    if math.prod(shape) == 1 and name.startswith(LAYERS) and name.endswith(".ip_scaler"):
+        return "factor"
     if math.prod(shape) == 1 and (not name.startswith((PROJECTION, LAYERS)) or name.endswith(_SCALES)):
         return "scalar"
     if name.startswith((PROJECTION, LAYERS)):

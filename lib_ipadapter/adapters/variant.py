@@ -17,6 +17,8 @@ from ..encoders.spec import FACE_FEATURES, Feature, Need
 from ..errors import BrokenAdapter, NotAnAdapter, UnitError, UnsupportedAdapter
 from . import pulid
 from .account import account_for_all, layer_shapes, refuse_empty
+from .aitoolkit import refuse_trained_encoder
+from .file import AdapterFile
 from .foreign import UNSUPPORTED, foreign
 from .layout import DIM_HEAD, FACE_WIDTH, LAYERS, PROJECTION, Shape, perceiver_layer
 from .lora import lora_shapes
@@ -282,6 +284,13 @@ def identify(shapes: Shapes, path: Path | str, encoder: str = "", known: str = "
     spec = _spec(variant, projection, context, widths)
     spec = replace(_told(spec, path, known), lora_rank=rank)
     return replace(spec, encoder=encoder) if encoder and not spec.of_face else spec
+
+
+def identify_file(file: AdapterFile) -> VariantSpec:
+    """The spec of an opened file. Raises as ``identify`` does, and UnsupportedAdapter for one that brings along an
+    image encoder of its own."""
+    refuse_trained_encoder(file.unused.get("image encoder", []), file.path)
+    return identify(file.shapes, file.path, file.encoder, file.known)
 
 
 def _is(variant: Variant, projection: Shapes, context: int, encoder: str, known: str) -> bool:

@@ -13,7 +13,7 @@ from ..adapters.adapter import Adapter
 from ..adapters.file import open_adapter
 from ..adapters.lora import TARGETS, lora_key
 from ..adapters.projection import FacePlusProjection, FaceProjection, LinearProjection, MLPProjection, Resampler
-from ..adapters.variant import DIM_HEAD, LAYERS, PROJECTION, VariantSpec, identify
+from ..adapters.variant import DIM_HEAD, LAYERS, PROJECTION, VariantSpec, identify, identify_file
 from ..attention.layers import Layer, check_fit
 from ..attention.lowrank import Place
 from ..encoders.spec import Feature
@@ -178,7 +178,7 @@ def _loaded(config: TrainConfig, layers: Sequence[Layer], encoder: _Widths) -> T
 
 def _opened(path: Path, layers: Sequence[Layer]) -> Adapter:
     file = open_adapter(path)
-    adapter = Adapter(identify(file.shapes, path, file.encoder, file.known), file.tensors(), path)
+    adapter = Adapter(identify_file(file), file.tensors(), path)
     check_fit(adapter.spec, layers, path.name)
     return adapter
 

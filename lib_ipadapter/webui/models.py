@@ -17,7 +17,7 @@ from torch import nn
 from ..adapters import inspect as inspection
 from ..adapters.adapter import Adapter
 from ..adapters.file import open_adapter
-from ..adapters.variant import VariantSpec, identify
+from ..adapters.variant import VariantSpec, identify_file
 from ..attention.keyvalue import Projected
 from ..attention.layers import Layer, check_fit, cross_attention_layers
 from ..cache import LRU, Cache
@@ -146,7 +146,7 @@ class Models:
 
         def read() -> VariantSpec:
             file = open_adapter(path)
-            return identify(file.shapes, path, file.encoder, file.known)
+            return identify_file(file)
 
         return self._specs.get(identity(path), read)
 
