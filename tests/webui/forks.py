@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -141,7 +141,11 @@ class ForkXL(Fork):
 
 
 class ForkGGUF(Fork):
-    """Forge with SD1.5's UNet quantised as GGUF and the rest of the checkpoint beside it."""
+    """Forge with SD1.5's UNet quantised as GGUF and the rest of the checkpoint beside it. Forge takes the shapes
+    of tensors from the file as numpy.uint64, and before numpy 2 halves of those are floats, which make no layer;
+    numpy 1.25 and 1.26 have the rules of numpy 2 behind a switch."""
+
+    variables: ClassVar[dict[str, str]] = {"NPY_PROMOTION_STATE": "weak"}
 
     def checkpoint(self, kind: str) -> Path:
         """1 GB; ``rest`` is another file."""

@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -153,6 +153,7 @@ class WebUI:
     """A running WebUI; a context manager. ``extra`` are further command line flags."""
 
     loaded = "Model loaded in"  # what the log says when a model is there
+    variables: ClassVar[dict[str, str]] = {}  # of its environment
 
     def __init__(
         self,
@@ -247,11 +248,9 @@ class WebUI:
         ]  # fmt: skip
         env = {
             **os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
-            "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONDONTWRITEBYTECODE": "1",
+            "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONDONTWRITEBYTECODE": "1", **self.variables,
         }  # fmt: skip
-        env.pop("PYTHONPATH", None)
-        if self.path:
-            env["PYTHONPATH"] = str(self.path)
+        env["PYTHONPATH"] = str(self.path or "")
         started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
