@@ -98,7 +98,8 @@
     let checkpoint = null;
 
     function watchCheckpoint() {
-        const value = byId("setting_sd_model_checkpoint")?.querySelector("input")?.value;
+        const box = byId("setting_sd_model_checkpoint") ?? gradioApp().querySelector(".model_selection"); // Forge's has no id
+        const value = box?.querySelector("input")?.value;
         if (!value || value === checkpoint) return;
         if (checkpoint !== null) TABS.forEach(tab => byId(`ipadapter_${tab}_checkpoint`)?.click());
         checkpoint = value;

@@ -45,6 +45,7 @@ from .bounds import check_pixels
 from .describe import control_of, description_of
 from .hosts import Host
 from .log import logger
+from .passes import layers_in
 from .pictures import as_base64
 from .store import HostStore
 
@@ -72,6 +73,7 @@ class Models:
         self._last = ""  # adapter that the panel showed
         self._layers: tuple[Callable[[], nn.Module | None], list[Layer]] = (lambda: None, [])  # of the loaded UNet
         self._adapters: LRU[Adapter] = LRU(lambda: max(settings.cached_adapters(), self._units))
+        self._coming: LRU[list[Layer]] = LRU(lambda: 8)  # of checkpoints' files
         self._specs: LRU[VariantSpec] = LRU(lambda: 256)
 
     # names and files
@@ -157,18 +159,24 @@ class Models:
         return inspection.report(path) | ({} if spec.of_face else {"encoder": self._encoder_name(spec)})
 
     def fits(self, model: str) -> bool | None:
-        """Whether an adapter fits the loaded checkpoint; None if none is loaded, or the file cannot be used."""
-        unet = self.host.loaded_unet()
-        if unet is None:
-            return None
+        """Whether an adapter fits the checkpoint of the next job; None if that or the file is not known."""
         try:
-            spec = self.spec(self.find(model))
-            check_fit(spec, self._layers_of(unet), model)
+            layers = self._layers_of_next()
+            if not layers:
+                return None
+            check_fit(self.spec(self.find(model)), layers, model)
         except (WrongBase, UnsupportedModel):
             return False
         except (IPAdapterError, OSError):
             return None
         return True
+
+    def _layers_of_next(self) -> list[Layer]:
+        """Of the next job's UNet, [] if it is not known."""
+        if coming := self.host.coming():
+            return self._coming.get(identity(coming.path), lambda: layers_in(coming.shapes() or {}))
+        unet = self.host.loaded_unet()
+        return [] if unet is None else self._layers_of(unet)
 
     def _layers_of(self, unet: nn.Module) -> list[Layer]:
         if self._layers[0]() is not unet:
@@ -179,7 +187,7 @@ class Models:
         return self._layers[1]
 
     def by_fit(self) -> list[str]:
-        """The adapters' names, those that do not fit the loaded checkpoint last."""
+        """The adapters' names, those that do not fit the checkpoint last."""
         return sorted(self.model_names(), key=lambda name: self.fits(name) is False)
 
     def used(self, model: str) -> None:
@@ -212,7 +220,7 @@ class Models:
             **found,
             **control_of(spec, self.controls),
             "fits": self.fits(model),
-            "checkpoint": self.host.checkpoint_name(),
+            "checkpoint": coming.name if (coming := self.host.coming()) else self.host.checkpoint_name(),
         }
 
     def _encoder_name(self, spec: VariantSpec) -> str:

@@ -37,7 +37,8 @@ class Pass:
 def passes_of(p: Any, host: Host) -> tuple[Pass, ...]:
     """The passes that ``p`` will sample. To be called before it begins. Raises UnsupportedModel."""
     host.check(p, sampling=False)
-    layers = cross_attention_layers(host.unet())
+    coming = host.coming()  # not loaded yet where Forge upscales a finished picture
+    layers = (layers_in(coming.shapes() or {}) or None) if coming else cross_attention_layers(host.unet())
     first = () if only_hires(p) else (Pass(False, layers),)
     if not getattr(p, "enable_hr", False):
         return first

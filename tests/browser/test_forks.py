@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.webui.forks import FOLDERS, Fork, absent
+from tests.webui.harness import checkpoint
 
 from .pages import PanelPage, upload
 from .test_charts import fine, test_points_are_dragged_added_and_taken_out
@@ -32,12 +33,20 @@ __all__ = [
 ]
 
 
+class WithSmallCheckpoint(Fork):
+    """With a second checkpoint, of other widths."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        (self.data / "models" / "Stable-diffusion" / "tiny.safetensors").symlink_to(checkpoint("sdxl"))
+
+
 @pytest.fixture(scope="module", params=sorted(FOLDERS))
 def fork(request: pytest.FixtureRequest) -> Iterator[Fork]:
     """A running fork with its page."""
     if reason := absent(request.param):
         pytest.skip(reason)
-    with Fork(request.param, extra=()) as running:
+    with WithSmallCheckpoint(request.param, extra=()) as running:
         deadline = time.monotonic() + 120
         while "Startup time" not in running.log and time.monotonic() < deadline:
             time.sleep(0.3)
@@ -90,6 +99,21 @@ def test_from_a_picture_to_a_picture(small: Any) -> None:
     assert pixels(small, generate(small)) not in (plain, prompted)
     panel.unit(0, "thumbnails").locator(".ipadapter-remove").click()
     panel.until(panel.thumbs, 0)
+
+
+def test_a_checkpoint_that_is_chosen_is_what_adapters_have_to_fit(page: Any, fork: Fork) -> None:
+    """Before a job loads it, on Forge too."""
+    if fork.host != "forge":
+        pytest.skip("the others load a checkpoint when it is chosen, as the WebUI does")
+    panel = opened(page)
+    panel.choose_model(0, "sd1-base")
+    panel.until(lambda: "fits sd1" in panel.info(), True)
+    page.locator(".model_selection input").first.click()
+    page.locator('ul.options li[aria-label^="tiny"]').first.click()
+    panel.until(lambda: "not for tiny" in panel.info(), True)
+    page.locator(".model_selection input").first.click()
+    page.locator('ul.options li[aria-label^="sd1"]').first.click()
+    panel.until(lambda: "fits sd1" in panel.info(), True)
 
 
 def test_an_error_reaches_the_eye(small: Any) -> None:

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
+
+from tests.synthetic import adapter_tensors, write_adapter
+from tests.tiny import CONTEXT, UNet
 
 ROOT = Path(__file__).resolve().parents[2]
 BACKEND, PATCHED = "backend.memory_management", "ldm_patched.modules.model_management"
@@ -56,7 +60,7 @@ for name in ("FormRow", "InputAccordion", "ToolButton"):
     setattr(sys.modules["modules.ui_components"], name, object)
 sys.modules["modules.sd_models"].model_data = types.SimpleNamespace(sd_model=None)
 stand("modules.call_queue", queue_lock=contextlib.nullcontext())
-stand("modules.paths", models_path="/models", extensions_dir="/extensions")
+stand("modules.paths", models_path=told.get("models", "/models"), extensions_dir="/extensions")
 stand("modules.shared", cmd_opts=types.SimpleNamespace(**told["options"]), state=types.SimpleNamespace(),
       opts=types.SimpleNamespace(data={}), sd_model=types.SimpleNamespace())
 registered = []
@@ -73,6 +77,12 @@ progress = []
 for text in ("loading the image encoder", ""):
     host.say(text)
     progress.append(sys.modules["modules.shared"].state.textinfo)
+chosen = None
+if "chosen" in told:  # in the page, and not loaded yet
+    info = types.SimpleNamespace(filename=told["chosen"], name_for_extra="chosen")
+    sys.modules["modules.sd_models"].model_data.forge_loading_parameters = {"checkpoint_info": info}
+    chosen = {name: entry._MODELS.describe(name) for name in entry._MODELS.by_fit()}
+    chosen = [[name, said["fits"], said["checkpoint"]] for name, said in chosen.items()] + [entry._MODELS.suggested()]
 from lib_ipadapter.errors import UnsupportedModel
 try:
     host.unet()
@@ -83,19 +93,23 @@ print(json.dumps({
     "said": said, "loaded": host.loaded_unet(), "name": host.checkpoint_name(), "half": str(host.device_and_dtype()[1]),
     "adapters": [str(folder.path) for folder in host.adapter_folders()],
     "encoders": [str(path) for path in host.encoder_folders()],
-    "towers": [str(path) for path in host.text_tower_folders()],
+    "chosen": chosen, "towers": [str(path) for path in host.text_tower_folders()],
 }))
 """
 
 
-@pytest.fixture(scope="module", params=sorted(HOSTS))
-def host(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What the extension does in this host."""
-    told = HOSTS[request.param]
+def probed(told: dict[str, Any]) -> dict[str, Any]:
+    """What the extension does in a host."""
     command = [sys.executable, "-c", PROBE, str(ROOT), json.dumps(told)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     return {**json.loads(run.stdout.splitlines()[-1]), "told": told}
+
+
+@pytest.fixture(scope="module", params=sorted(HOSTS))
+def host(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Each of them."""
+    return probed(HOSTS[request.param])
 
 
 def test_it_loads_and_knows_the_host(host):
@@ -122,3 +136,15 @@ def test_room_is_made_by_its_memory_manager(host):
 def test_what_takes_time_stands_in_the_pages_progress(host):
     """F19."""
     assert host["progress"] == ["IP-Adapter: loading the image encoder", None]
+
+
+def test_a_checkpoint_that_is_chosen_and_not_loaded_yet_is_what_adapters_have_to_fit(tmp_path):
+    """Forge loads it when a job begins; until then the model at hand is the last job's, or none."""
+    (tmp_path / "ipadapter").mkdir()
+    for name, width in (("a-other", 32), ("b-fits", 16)):
+        tensors = adapter_tensors("base", CONTEXT, [width] * 6)
+        write_adapter(tmp_path / "ipadapter" / f"{name}.safetensors", tensors)
+    file = tmp_path / "chosen.safetensors"
+    save_file({f"model.diffusion_model.{key}": value for key, value in UNet(width=16).state_dict().items()}, file)
+    found = probed({**HOSTS["forge"], "models": str(tmp_path), "chosen": str(file)})
+    assert found["chosen"] == [["b-fits", True, "chosen"], ["a-other", False, "chosen"], "b-fits"]

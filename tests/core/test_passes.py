@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from lib_ipadapter.attention.layers import cross_attention_layers
 from lib_ipadapter.errors import WrongBase
 from lib_ipadapter.unit import Unit
 from lib_ipadapter.unit.fields import Reference
+from lib_ipadapter.webui.hosts.base import Coming
 from lib_ipadapter.webui.passes import Pass, idle, layers_in, passes_of
 from tests.tiny import FakeAdapter, UNet
 
@@ -40,8 +42,11 @@ def test_a_header_of_another_layout_tells_nothing():
 
 
 class Host:
-    def __init__(self, unet: UNet, other: UNet | None = None, told: bool = True) -> None:
-        self.model, self.other, self.told = unet, other, told
+    def __init__(self, unet: UNet, other: UNet | None = None, told: bool = True, chosen: Coming | None = None) -> None:
+        self.model, self.other, self.told, self.chosen = unet, other, told, chosen
+
+    def coming(self) -> Coming | None:
+        return self.chosen
 
     def check(self, p: Any, sampling: bool = True) -> None:
         assert not sampling  # the job has not begun
@@ -79,6 +84,15 @@ def test_a_unit_must_fit_the_passes_in_which_it_acts():
         assert refused(Unit(**unit, **fields), hires, host) is of_hires, fields
     assert not refused(Unit(**unit), first, Host(first))  # the same checkpoint
     assert not refused(Unit(**unit), first, Host(first, hires, told=False))  # checked when it is loaded
+
+
+def test_a_checkpoint_that_the_job_loads_itself_counts_in_place_of_the_loaded_one():
+    """Forge's upscaling of a finished picture begins before the chosen checkpoint is loaded."""
+    unit, loaded, chosen = Unit(images=(Reference("x"),), model="a"), UNet(16), UNet(32)
+    for told in (lambda: shapes(chosen), lambda: None):
+        host = Host(loaded, chosen=Coming("chosen", Path("chosen.safetensors"), told))
+        assert not refused(unit, chosen, host)
+        assert refused(unit, loaded, host) is (told() is not None)
 
 
 def test_the_passes_of_a_job():

@@ -40,6 +40,7 @@ class Host:
     check = staticmethod(lambda p, sampling=True: None)
     rows = staticmethod(TracedRows)
     plan = staticmethod(lambda p, params: StepPlan((0,) * params.text_cond.shape[0] + (1,), lambda needed: []))
+    coming = staticmethod(lambda: None)
     in_refiner = staticmethod(lambda p: False)
     surface = staticmethod(lambda error: None)
     comment = staticmethod(lambda p, text: None)

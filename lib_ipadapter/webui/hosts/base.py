@@ -26,6 +26,16 @@ class StepPlan:
     pictures: Callable[[bool], list[int]]
 
 
+@dataclass(frozen=True)
+class Coming:
+    """A checkpoint that is not loaded yet. name: for people; shapes: reads names and shapes of its tensors, None if the
+    file does not tell without being loaded."""
+
+    name: str
+    path: Path
+    shapes: Callable[[], Shapes | None]
+
+
 class Host(Protocol):
     """``p`` is a processing job of the WebUI family."""
 
@@ -55,6 +65,9 @@ class Host(Protocol):
 
     def loaded_unet(self) -> nn.Module | None:
         """As ``unet``, without loading a model: None if none is loaded."""
+
+    def coming(self) -> Coming | None:
+        """The checkpoint that the next job loads in place of the loaded one; None if that stays."""
 
     def checkpoints(self) -> dict[str, Path]:
         """The files of checkpoints by their names for people, the one in use first."""

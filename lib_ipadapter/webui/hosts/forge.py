@@ -8,6 +8,7 @@ import html
 import importlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from ...attention.rows import LabelledRows
 from ...attention.session import COND, UNCOND
 from ...errors import UnsupportedModel
 from ..stack import callers, is_in, variable
-from .base import StepPlan
-from .webui import WebUI
+from .base import Coming, StepPlan
+from .webui import WebUI, header
 
 # Where the memory manager is: Forge, reForge and classic
 _MANAGERS = ("backend.memory_management", "ldm_patched.modules.model_management")
@@ -48,6 +49,15 @@ class Forge(WebUI):
     def loaded_unet(self) -> nn.Module | None:
         """Before the first job a stand-in is there, which has no model."""
         return _unet_of(getattr(sd_models.model_data, "sd_model", None))
+
+    def coming(self) -> Coming | None:
+        """Forge notes what is chosen, and loads it when a job begins; reForge and classic load it at once."""
+        data = sd_models.model_data
+        info = (getattr(data, "forge_loading_parameters", None) or {}).get("checkpoint_info")
+        loaded = getattr(getattr(data, "sd_model", None), "sd_checkpoint_info", None)
+        if info is None or info.filename == getattr(loaded, "filename", None):
+            return None
+        return Coming(str(info.name_for_extra), Path(info.filename), partial(header, Path(info.filename)))
 
     def check(self, p: Any, sampling: bool = True) -> None:
         """Nothing stands in for the UNet; a model without cross-attention is refused by its layers."""

@@ -12,7 +12,7 @@ from modules import paths, sd_models, shared
 from ...faces.packs import own_folder
 from ...files.library import Folder
 from .. import settings
-from .base import Shapes
+from .base import Coming, Shapes
 
 _ENCODERS = ("clip_vision", "image_encoder", "ipadapter")
 _SD1 = 768  # numbers of a token of SD1.x's text
@@ -105,6 +105,10 @@ class WebUI:
         info = getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None)
         return str(getattr(info, "name_for_extra", "") or "")
 
+    def coming(self) -> Coming | None:
+        """A checkpoint is loaded when it is chosen."""
+        return None
+
     def hires_differs(self, p: Any) -> bool:
         """By the name that the job gives; the WebUI looks the checkpoint up later, in ``p.init``."""
         return _hires_checkpoint(p) is not None
@@ -112,7 +116,7 @@ class WebUI:
     def hires_shapes(self, p: Any) -> Shapes | None:
         """From the header of a safetensors file; pickles are not opened."""
         info = _hires_checkpoint(p)
-        return None if info is None else _header(Path(info.filename))
+        return None if info is None else header(Path(info.filename))
 
     def in_refiner(self, p: Any) -> bool:
         """By the checkpoint that is loaded."""
@@ -206,7 +210,8 @@ def _hires_checkpoint(p: Any) -> Any:
     return None if info is None or info == shared.sd_model.sd_checkpoint_info else info
 
 
-def _header(path: Path) -> Shapes | None:
+def header(path: Path) -> Shapes | None:
+    """Names and shapes of a safetensors file's tensors; None for another file, or one that cannot be read."""
     if path.suffix.lower() != ".safetensors":
         return None
     try:
