@@ -37,6 +37,7 @@ class Lifecycle:
         self.forget(p)
         p.extra_generation_params.pop(KEY, None)
         run = Run(p, self.models)
+        run.stopped = self.left
         try:
             self.models.host.load()
             run.place = self.following.place(p, self.run_of)
@@ -97,9 +98,13 @@ class Lifecycle:
         run = vars(p).pop(RUN, None)
         # A shallow copy of p carries the Run of the p that it was made of.
         if run is not None and run.p is p:
-            if self.armed is run:
-                self.disarm()  # else it keeps the job and what is on the device
             run.restore()
+
+    def left(self, run: Run) -> None:
+        """A job's hooks are off: it is not kept, nor the model with which it sampled, also where no callback follows
+        an error."""
+        if self.armed is run:
+            self.disarm()
 
     def disarm(self) -> None:
         """No hook acts any more."""

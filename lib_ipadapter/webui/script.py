@@ -50,6 +50,7 @@ class Run:
         self.place = Place()
         self.boxes: tuple[Box, ...] = (WHOLE,)  # what part of the picture the last step's latents showed
         self.session = Session(())
+        self.stopped: Callable[[Run], None] = lambda run: None  # told when its hooks are off
         self.sheets = Sheets(self.session, ())
         self.infotext: str | None = None
         self._alive = True
@@ -185,8 +186,7 @@ class Run:
         setattr(self.p, name, Replacement(function, original))
 
     def restore(self) -> None:
-        """Takes everything off ``p`` and off the model. Where another extension's wrapper still holds our
-        replacement, it passes through from now on."""
+        """Takes everything off ``p`` and the model. A replacement that another extension still holds passes through."""
         self._alive = False
         self.stop()
         self.restore_methods()
@@ -221,8 +221,7 @@ class Run:
         except Exception as error:
             if isinstance(error, IPAdapterError):
                 self._name_unit(error)
-            if isinstance(error, IPAdapterError) or error is self._inner.error:
-                self.host.surface(error)
+            self.host.surface(error)
             raise
         finally:
             self.restore_methods()
@@ -282,6 +281,7 @@ class Run:
         if self._break is not None:
             self._break.remove()
             self._break = None
+        self.stopped(self)
 
     def step(self, params: Any) -> None:
         """A denoiser step begins: ``params`` are CFGDenoiserParams."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PROBE = """
-import contextlib, sys, types
+import contextlib, gc, sys, types, weakref
 sys.path.insert(0, {root!r})
 
 def module(name, **content):
@@ -42,7 +42,7 @@ class Host:
     plan = staticmethod(lambda p, params: StepPlan((0,) * params.text_cond.shape[0] + (1,), lambda needed: []))
     coming = staticmethod(lambda: None)
     in_refiner = staticmethod(lambda p: False)
-    surface = staticmethod(lambda error: None)
+    surface = staticmethod(lambda error: told.append(type(error).__name__))
     comment = staticmethod(lambda p, text: None)
 
 class Inner(nn.Module):
@@ -71,10 +71,12 @@ class Job:
         latents, text = torch.randn(2, 4, width), torch.randn(2, 3, context)
         x = torch.zeros(2, 4, 8, 8)
         params = types.SimpleNamespace(denoiser=denoiser, x=x, text_cond=text[:1], text_uncond=text[1:], sigma=None)
-        if self.broken:
+        if self.broken == "step":
             params.text_cond = None  # whatever a step may stumble over
         life.on_cfg_denoiser(params)
         shown.append(hooks())
+        if self.broken == "host":
+            raise MemoryError
         denoiser.inner(latents, None, {{"c_crossattn": [text]}})
         life.on_cfg_denoised(params)
         return "sampled"
@@ -84,19 +86,25 @@ hooks = lambda: sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in u
 life = Lifecycle(types.SimpleNamespace(host=Host()))
 models = types.SimpleNamespace(host=Host())
 for inner in (Inner(), NoModule()):
-    for broken in (False, True):
-        p, shown = Job(), []
+    for broken in ("", "step", "host"):
+        p, shown, told = Job(), [], []
         p.broken = broken
         denoiser = Denoiser(p, inner)
         run = Run(p, models)
         run.session = Session([ImagePrompt(adapter, tokens, torch.ones(4))], latent_tiles, run._rows)
+        run.stopped = life.left
         setattr(p, RUN, run)
         life.process_batch(p)
         try:
             ended = p.sample()
         except Exception as error:
             ended = type(error).__name__
-        print(type(inner).__name__, broken, ended, shown[0] > 0, hooks(), "sample" in vars(p))
+            assert told == [ended]  # so that the page shows it
+        print(type(inner).__name__, broken or "not", ended, shown[0] > 0, hooks(), "sample" in vars(p), end=" ")
+        gone = weakref.ref(p)
+        del p, run, denoiser  # after an error no callback follows in which we could forget the job
+        gc.collect()
+        print(gone() is None)
 
 class Beside:
     attach = pause = detach = lambda self, *given: None
@@ -128,7 +136,7 @@ def test_the_hooks_go_and_an_error_stops_the_job():
     assert acted == ""
     assert silent.startswith("IP-Adapter unit 1: its ControlNet acted in no step")
     lines = [line.split() for line in shown]
-    assert len(lines) == 4
-    for inner, broken, ended, shown, left, replaced in lines:
-        assert (ended == "sampled") is (broken == "False"), (inner, broken, ended)
-        assert (shown, left, replaced) == ("True", "0", "False"), (inner, broken)
+    assert len(lines) == 6
+    for inner, broken, ended, shown, left, replaced, gone in lines:
+        assert (ended == "sampled") is (broken == "not"), (inner, broken, ended)
+        assert (shown, left, replaced, gone) == ("True", "0", "False", "True"), (inner, broken)
