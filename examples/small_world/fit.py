@@ -26,9 +26,10 @@ from lib_ipadapter.encoders.spec import Feature
 from lib_ipadapter.errors import ConfigError, DataError
 from lib_ipadapter.pictures import images
 from lib_ipadapter.training.adapter import projection_of
-from lib_ipadapter.training.config import TrainConfig, read_yaml
+from lib_ipadapter.training.config import TrainConfig
 from lib_ipadapter.training.source import BrokenPicture, Source
 from lib_ipadapter.training.sources import open_source
+from lib_ipadapter.training.yaml_file import read_yaml
 
 from . import loop, models
 

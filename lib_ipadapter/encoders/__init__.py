@@ -1,6 +1,6 @@
 """Image encoders: a picture to the features that adapters take."""
 
-from .catalog import Catalog, find_encoder
+from .catalog import Catalog, find_encoder, weight_file
 from .clip import Features, ImageEncoder
 from .configs import register_archs
 from .recognise import identify_encoder
@@ -24,4 +24,5 @@ __all__ = [
     "identify_encoder",
     "register",
     "register_archs",
+    "weight_file",
 ]

@@ -9,6 +9,7 @@ from ..errors import BrokenEncoder, EncoderMissing
 from .configs import forget_configs
 from .files import SUFFIXES
 from .listing import Listing, walk
+from .named import hub, looks_named, named_spec
 from .recognise import Recognised, forget, recognise
 from .spec import ENCODERS, EncoderSpec, Need, for_feature
 
@@ -29,6 +30,7 @@ class Catalog:
         self._listings.clear()
         forget()
         forget_configs()
+        named_spec.cache_clear()
 
     def find(self, name: str) -> Recognised:
         """The file of an encoder. Raises BrokenEncoder if it is there with a config that cannot be used,
@@ -88,6 +90,8 @@ class Catalog:
                 f"the adapter takes {need}, which no known image encoder gives; known are {known}. Put the weights of "
                 f"the one that it was trained with, and their open_clip config, into the folder of the encoders{also}"
             )
+        if looks_named(need.encoder):
+            return f"the adapter was trained with the image encoder {need.encoder}. {self._put(need.encoder)}"
         return (
             f"the adapter was trained with the image encoder {need.encoder}, which is not among the known ones "
             f"({known}); "
@@ -95,8 +99,16 @@ class Catalog:
             "encoders"
         )
 
+    def _put(self, name: str) -> str:
+        """What to do for a tower by its published name."""
+        repo, folders = hub(name), self._folders()
+        where = f" (huggingface.co: {repo}, file model.safetensors)" if repo else ""
+        return f"Put its weights{where} as {name}.safetensors into {folders[0] if folders else 'the encoders folder'}"
+
     def _missing(self, name: str, seen: Sequence[str], most: int = 12) -> str:
         spec, folders = ENCODERS.get(name), self._folders()
+        if spec is None and looks_named(name):
+            return f"the image encoder {name} was not found. {self._put(name)}"
         if spec is None:
             return f"no encoder named {name!r} is known; known are {', '.join(ENCODERS)}"
         places = ", ".join(str(folder) for folder in folders) or "no folder"
@@ -112,9 +124,13 @@ class Catalog:
         return (recognise(path) for path in self._weights())
 
     def _custom(self) -> list[Recognised]:
-        """Files that have a config of their name; no other file is opened."""
+        """Files that have a config of their name, or a published tower's name; no other file is opened."""
         configs = {path for path in self._files() if path.suffix == ".json"}
-        found = (recognise(path) for path in self._weights() if path.with_suffix(".json") in configs)
+        found = (
+            recognise(path)
+            for path in self._weights()
+            if path.with_suffix(".json") in configs or looks_named(path.stem)
+        )
         return [entry for entry in found if entry.custom]
 
     def _custom_stems(self) -> set[str]:
@@ -135,6 +151,17 @@ class Catalog:
         if listing is None or not listing.is_current():
             listing = self._listings[folder] = walk(folder)
         return listing
+
+
+def weight_file(given: Path | str) -> Path:
+    """The file of an encoder that a path or a name names; names are looked for in ``models/clip_vision`` of the working
+    folder, and of the WebUI that this package is an extension of. Raises EncoderMissing, BrokenEncoder."""
+    path = Path(given)
+    if path.exists() or path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
+        return path
+    extensions = Path(__file__).resolve().parents[3]
+    roots = [Path.cwd(), *([extensions.parent] if extensions.name == "extensions" else [])]
+    return Catalog([root / "models" / "clip_vision" for root in roots]).find(str(given)).path
 
 
 def find_encoder(name: str, folders: Sequence[Path]) -> Path:

@@ -1,4 +1,4 @@
-"""What a weight file is: by the config beside it, else by its shapes."""
+"""What a weight file is: by the config beside it, else by its shapes, else by its name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .configs import config_identities, custom_spec, stated
 from .eva import eva_keys, eva_shape
 from .files import opened
 from .layout import TowerKeys, tower_keys
+from .named import looks_named, named_spec
 from .spec import ENCODERS, EncoderSpec, TowerShape
 
 
@@ -55,7 +56,8 @@ def _recognised(path: Path) -> Recognised:
         spec = spec_of(path)
     except IPAdapterError as error:
         problem = error.detail.get("kind", str(error).removeprefix(f"{path.name}: "))
-        return Recognised(path, problem=problem, custom=custom)
+        return Recognised(path, problem=problem, custom=custom or looks_named(path.stem))
+    custom = custom or (spec.name == path.stem and spec.name not in ENCODERS)
     return Recognised(path, spec, custom=custom, note="" if custom else _assumed(path, spec))
 
 
@@ -63,7 +65,7 @@ def identify_encoder(path: Path | str) -> EncoderSpec | None:
     """The encoder in a file; None when it is something else. Raises BrokenEncoder or UnsafeFile when the file or its
     config cannot be read."""
     path = Path(path)
-    if custom_spec(path) is None:
+    if custom_spec(path) is None and not looks_named(path.stem):
         shape = _tower(path)[1]
         if shape is None or not any(spec.shape == shape for spec in ENCODERS.values()):
             return None
@@ -77,7 +79,7 @@ def spec_of(path: Path) -> EncoderSpec:
         raise EncoderMissing(f"{path.name}: no such file in {path.parent}; choose another encoder file")
     custom = custom_spec(path)
     if custom is None:
-        return _by_shape(path)
+        return _by_shape(path) if not looks_named(path.stem) else _by_shape_or_name(path)
     known = ENCODERS.get(custom.name)
     if known is not None and (differing := _differing(custom, known)):
         raise BrokenEncoder(
@@ -88,6 +90,14 @@ def spec_of(path: Path) -> EncoderSpec:
     if not custom.timm[0]:
         _whole(_tower(path)[0], custom, path)
     return known or custom
+
+
+def _by_shape_or_name(path: Path) -> EncoderSpec:
+    """Known shapes tell more than a name does."""
+    try:
+        return _by_shape(path)
+    except BrokenEncoder:
+        return named_spec(path.stem)
 
 
 def _by_shape(path: Path) -> EncoderSpec:

@@ -121,7 +121,7 @@ class EncoderSpec:
 
     def gives(self, feature: Feature) -> bool:
         """Whether it has this feature: levels are those of towers from timm."""
-        return feature != "levels" or bool(self.timm[0])
+        return feature != "levels" or (bool(self.timm[0]) and not self.timm[0].startswith("convnext"))
 
     def checked(self) -> EncoderSpec:
         """Raises EncoderError for sizes that make no tower."""

@@ -1,4 +1,5 @@
-"""Vision towers that open_clip takes from timm (SigLIP, EVA02, ...), by the open_clip config beside the weights.
+"""Vision towers that open_clip takes from timm (SigLIP, EVA02, ...), by the open_clip config beside the weights, and
+those of timm itself, by their name (named.py).
 
 ``mine.json`` names the tower (``vision_cfg.timm_model_name``, ``timm_pool``, ``timm_proj``), ``mine.safetensors``
 has its weights under open_clip's names (``visual.trunk.*``, ``visual.head.*``). Shapes alone do not identify them.
@@ -42,8 +43,8 @@ class TimmTower(nn.Module):
         timm = imported(name)
         if name not in timm.list_models():
             raise BrokenEncoder(f"timm {timm.__version__} has no tower {name}; run: pip install -U timm", value=name)
-        if projection not in ("", "none", "linear"):
-            raise BrokenEncoder(f"timm_proj is {projection!r}, expected none, linear or null", value=projection)
+        if projection not in ("", "none", "linear", "mlp"):
+            raise BrokenEncoder(f"timm_proj is {projection!r}, expected none, linear, mlp or null", value=projection)
         # Without a projection in open_clip's head, timm's classifier is the projection.
         options: dict[str, Any] = {"num_classes": 0 if projection else embed_dim}
         options |= {"global_pool": pool} if pool else {}
@@ -59,6 +60,9 @@ class TimmTower(nn.Module):
         self.head = nn.Sequential()
         if projection == "linear":
             self.head.add_module("proj", nn.Linear(self.trunk.num_features, embed_dim, bias=False))
+        elif projection == "mlp":
+            self.head.add_module("mlp", timm.layers.Mlp(self.trunk.num_features, 2 * embed_dim, embed_dim,
+                                                        bias=(True, False)))  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, S, S] to the embedding [B, E]."""
@@ -66,9 +70,10 @@ class TimmTower(nn.Module):
         return embedding
 
     def penultimate(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(hidden state before the last block [B, T, W], embedding [B, E])."""
-        (state,), embedding = self._before([self.trunk.blocks[-1]], pixels)
-        return state, embedding
+        """(hidden state before the last block [B, T, W], embedding [B, E]). Of a ConvNeXt the places of the map are the
+        tokens, row by row."""
+        (state,), embedding = self._before([blocks_of(self.trunk)[-1]], pixels)
+        return state.flatten(2).transpose(1, 2) if state.ndim == 4 else state, embedding
 
     def levels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(hidden states before the blocks at one to five sixths of the depth [B, 5, T, W], embedding [B, E]).
@@ -92,34 +97,41 @@ class TimmTower(nn.Module):
         return states, embedding
 
 
+def blocks_of(trunk: Any) -> list[nn.Module]:
+    """The blocks of a transformer, or of a ConvNeXt's stages; empty for another network."""
+    stages = getattr(trunk, "stages", [])
+    return list(getattr(trunk, "blocks", [])) or [block for stage in stages for block in getattr(stage, "blocks", [])]
+
+
 def timm_spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
     """The spec of a config with ``timm_model_name``; sizes are read off the tower. Raises BrokenEncoder."""
     vision, pixels = config["vision_cfg"], config.get("preprocess_cfg", {})
     model, pool, projection = _names(vision)
-    size, embed_dim = int(vision["image_size"]), int(config["embed_dim"])
+    size, embed_dim = int(vision["image_size"]), int(config["embed_dim"] or 0)
     try:
         with torch.device("meta"):  # only its shapes are needed
             trunk = TimmTower(model, pool, projection, embed_dim, size).trunk
     except BrokenEncoder:  # timm before 1.0 reads numbers off tensors, which meta has not
         trunk = TimmTower(model, pool, projection, embed_dim, size).trunk
-    blocks = list(getattr(trunk, "blocks", []))
-    if not blocks or not hasattr(trunk, "patch_embed"):
-        raise BrokenEncoder(f"{name}: the tower {model} is not a vision transformer", value=model)
-    hidden = next(p.shape[0] for p in blocks[0].mlp.parameters() if p.ndim == 2)
+    blocks: list[Any] = blocks_of(trunk)
+    convolutional = hasattr(trunk, "stem") and not hasattr(trunk, "patch_embed")
+    if not blocks or not (hasattr(trunk, "patch_embed") or convolutional):
+        raise BrokenEncoder(f"{name}: the tower {model} is neither a vision transformer nor a ConvNeXt", value=model)
+    hidden = max(p.shape[0] for p in blocks[-1].mlp.parameters() if p.ndim > 1)
     width = int(trunk.num_features)
     mean, std = (tuple(pixels.get(key, default)) for key, default in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
     return EncoderSpec(
         name=name,
         image_size=size,
-        patch=int(trunk.patch_embed.patch_size[0]),
+        patch=int(trunk.feature_info[-1]["reduction"] if convolutional else trunk.patch_embed.patch_size[0]),
         width=width,
         layers=len(blocks),
-        heads=int(blocks[0].attn.num_heads),
-        embed_dim=embed_dim,
+        heads=1 if convolutional else int(blocks[0].attn.num_heads),
+        embed_dim=embed_dim or int(getattr(trunk, "head_hidden_size", width)),
         mlp_ratio=hidden / width,
         mean=(float(mean[0]), float(mean[1]), float(mean[2])),
         std=(float(std[0]), float(std[1]), float(std[2])),
-        prefix=int(getattr(trunk, "num_prefix_tokens", 1)),
+        prefix=0 if convolutional else int(getattr(trunk, "num_prefix_tokens", 1)),
         timm=(model, pool, projection),
     )
 
@@ -137,6 +149,8 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
     with opened(path) as (shapes, read):
         prefix = PREFIX if any(key.startswith(PREFIX) for key in shapes) else ""
         names = eva_keys(shapes) or {key[len(prefix) :]: key for key in shapes if key.startswith(prefix)}
+        if not any(key.startswith("trunk.") for key in names):  # a file of timm's own
+            names = {f"trunk.{key}": own for key, own in names.items()}
         wanted = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
         wrong = [key for key, shape in wanted.items() if shapes.get(names.get(key, "")) != shape]
         if wrong or (prefix and set(names) - set(wanted)):
@@ -144,7 +158,8 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
             raise BrokenEncoder(
                 f"{path.name}: not a whole {spec.timm[0]}: {len(wrong)} keys missing or misshapen, {len(left)} "
                 "left over "
-                f"({', '.join([*wrong, *left][:4])}, ...); use the file that open_clip publishes"
+                f"({', '.join([*wrong, *left][:4])}, ...); use the file that {'timm' if not prefix else 'open_clip'} "
+                "publishes"
                 f"{f', or {spec.pretrained_hint}' if spec.pretrained_hint else ''}"
             )
         tower.load_state_dict({key: read(names[key]) for key in wanted})

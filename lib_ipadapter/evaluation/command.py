@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..encoders import weight_file
 from ..errors import ConfigError, IPAdapterError
 from ..faces import FaceAnalyser
 from ..options import add_flags, from_flags
@@ -95,7 +96,7 @@ def standalone_methods(options: EvaluateOptions, faces: FaceAnalyser | None = No
     config = options.config or options.checkpoint.with_suffix(".yaml")
     base = BaseModel(Studio.load(options.checkpoint, config, device, dtype, options.prediction, **sampling))
     files = [_named(text) for text in options.adapter]
-    folders = options.encoder or list(dict.fromkeys(path.parent for _, path in files))
+    folders = [weight_file(path) for path in options.encoder] or list(dict.fromkeys(path.parent for _, path in files))
     encoders = Encoders(folders, device, faces or face_analyser(options))
     methods: list[Method] = [adapter_method(name, path, base, encoders, options.fit) for name, path in files]
     if options.text_baseline:

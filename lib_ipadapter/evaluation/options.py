@@ -137,7 +137,7 @@ class EvaluateOptions(Options):
     config: Path | None = path(CONFIG_HELP, group=ADAPTERS)
     prediction: str = same_as(GenerateOptions, "prediction", group=ADAPTERS)
     encoder: tuple[Path, ...] = path(
-        "Image encoder of the adapters, or a folder to look in; may be repeated.",
+        "Image encoder of the adapters, its file or name, or a folder to look in; may be repeated.",
         (),
         many="repeat",
         group=ADAPTERS,

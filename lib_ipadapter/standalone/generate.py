@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..adapters.adapter import Adapter
 from ..attention.session import COND, UNCOND, ImagePrompt
-from ..encoders import EncoderSource, Need, identify_encoder
+from ..encoders import EncoderSource, Need, identify_encoder, weight_file
 from ..encoders.recognise import Recognised
 from ..errors import BrokenEncoder, FileError, ModelError, UnitError
 from ..faces import FaceAnalyser, FacePacks
@@ -158,10 +158,11 @@ def image_prompts(units: Sequence[Unit], options: GenerateOptions, device: torch
 
 def encoder_source(units: Sequence[Unit], options: UnitOptions, device: torch.device | str = "cpu") -> EncoderSource:
     """Where features come from, by --encoder and --encoder-dir."""
-    folders = [*options.encoder_dir, *([options.encoder.parent] if options.encoder else [])]
-    folders = folders or list(dict.fromkeys(Path(unit.model).parent for unit in units))
     device = torch.device(device)
-    return _OneEncoder(options.encoder, device) if options.encoder else EncoderSource(folders, device=device)
+    if options.encoder:
+        return _OneEncoder(weight_file(options.encoder), device)
+    folders = options.encoder_dir or list(dict.fromkeys(Path(unit.model).parent for unit in units))
+    return EncoderSource(folders, device=device)
 
 
 def face_analyser(options: Any) -> FaceAnalyser:

@@ -25,7 +25,9 @@ class UnitOptions:
     """One unit by flags, and any number as JSON."""
 
     adapter: Path | None = path("Adapter file; without it, the base model alone.", group=UNIT)
-    encoder: Path | None = path("Weight file of the image encoder.", group=UNIT)
+    encoder: Path | None = path(
+        "Weight file of the image encoder, or its name, of a file in models/clip_vision.", group=UNIT
+    )
     encoder_dir: tuple[Path, ...] = path(
         "Folder to look for the image encoder in; may be repeated.",
         (),

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-from .config import add_arguments, from_arguments
+from .. import options
+from .config import TrainConfig
+from .yaml_file import read_yaml
 
-__all__ = ["add_arguments", "run"]
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """CONFIG.yaml, and every field as a flag."""
+    parser.add_argument(
+        "config",
+        nargs="?",
+        type=Path,
+        metavar="CONFIG.yaml",
+        help="YAML file of the fields; flags override it",
+    )
+    options.add_flags(parser, TrainConfig)
+
+
+def from_arguments(args: argparse.Namespace) -> TrainConfig:
+    """The file's fields, overridden by the flags. Raises ConfigError."""
+    values = read_yaml(args.config) if args.config else {}
+    return TrainConfig.parse({**values, **options.given_flags(TrainConfig, args)})
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,13 +5,11 @@ Each field is declared once; the flags, the checks, the resolved file, its hash 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .. import options
@@ -19,7 +17,6 @@ from ..errors import ConfigError
 from ..options import choice, number, string, switch, whole
 from ..standalone.options import PREDICTION_HELP, PREDICTIONS
 from . import stages
-from .yaml_file import read_yaml
 
 FILES, ADAPTER, TRAINING, AUGMENTATION, LOADING, OUTPUT = (
     "Files", "Adapter", "Training", "Augmentation", "Loading", "Checkpoints and samples",
@@ -56,7 +53,8 @@ class TrainConfig:
     )
     encoder: str = string(
         "",
-        "Weight file of the image encoder; variant faceid has none, faceid-plus and -plusv2 have ViT-H.",
+        "Weight file of the image encoder, or its name, of a file in models/clip_vision; variant faceid has none, "
+        "faceid-plus and -plusv2 have ViT-H.",
         hint="the weight file of an image encoder",
         metavar="FILE",
         group=FILES,
@@ -330,21 +328,3 @@ _LATER = frozenset({
     "storage", "prediction", "reference_crop", "reference_flip", "reference_colour", "reference_background",
 })  # fmt: skip
 _DEFAULTS = {row.name: row.default for row in dataclasses.fields(TrainConfig)}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """CONFIG.yaml, and every field as a flag."""
-    parser.add_argument(
-        "config",
-        nargs="?",
-        type=Path,
-        metavar="CONFIG.yaml",
-        help="YAML file of the fields; flags override it",
-    )
-    options.add_flags(parser, TrainConfig)
-
-
-def from_arguments(args: argparse.Namespace) -> TrainConfig:
-    """The file's fields, overridden by the flags. Raises ConfigError."""
-    values = read_yaml(args.config) if args.config else {}
-    return TrainConfig.parse({**values, **options.given_flags(TrainConfig, args)})

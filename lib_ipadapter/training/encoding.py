@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.file import sha256
+from ..encoders import weight_file
 from ..encoders.clip import ImageEncoder
 from ..faces.packs import own_folder
 from .adapter import FEATURES
@@ -27,17 +28,19 @@ class Encoding:
         self.feature = FEATURES[config.variant]
         # In float32: features decide what is learned, and cost little beside the UNet.
         self.kept: str = self.feature
+        file = weight_file(config.encoder) if config.encoder else None
         if config.of_face:
             folder = Path(config.face_models) if config.face_models else own_folder()
-            if config.encoder:
-                faces: FaceEncoder = FacePlusEncoder([folder], ImageEncoder.load(Path(config.encoder), base.device))
+            if file:
+                faces: FaceEncoder = FacePlusEncoder([folder], ImageEncoder.load(file, base.device))
                 self.kept = "face and penultimate"
             else:
                 faces = FaceEncoder([folder])
             self.encoder, self.nothing, self.digest = faces, faces.nothing(), faces.digest
         else:
-            encoder = ImageEncoder.load(Path(config.encoder), base.device)
-            self.encoder, self.digest = encoder, sha256(config.encoder)
+            assert file is not None  # the config has checked it
+            encoder = ImageEncoder.load(file, base.device)
+            self.encoder, self.digest = encoder, sha256(file)
             self.nothing = encoder.unconditional(self.feature).of(self.feature)
 
     def features(self, references: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.file import sha256
+from ..encoders import weight_file
 from ..errors import ConfigError, TrainingError
 from .config import TrainConfig
 from .run_folder import RunFolder
@@ -22,7 +23,10 @@ _FILES = {
 
 def identity_of(config: TrainConfig, data: str, processes: int) -> dict[str, Any]:
     """JSON-safe. data: the source's identity; processes: their number, which decides the order of the pictures."""
-    files = {name: _content(getattr(config, name)) for name in _FILES}
+    paths = {name: getattr(config, name) for name in _FILES}
+    if config.encoder:
+        paths["encoder"] = str(weight_file(config.encoder))
+    files = {name: _content(path) for name, path in paths.items()}
     return {"processes": processes, "data": data, **files}
 
 

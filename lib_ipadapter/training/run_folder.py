@@ -51,7 +51,7 @@ class RunFolder:
                 _replace(config, _as_yaml(self.config))
 
     def _check_settings(self, path: Path) -> None:
-        from .config import read_yaml
+        from .yaml_file import read_yaml
 
         other = TrainConfig.parse(read_yaml(path))
         if other.hash != self.config.hash:

@@ -99,8 +99,8 @@ def test_what_is_wrong_is_said(tmp_path):
     config = json.loads(path.with_suffix(".json").read_text())
     for key, value, said in (
         ("timm_model_name", "vit_of_tomorrow", "has no tower vit_of_tomorrow"),
-        ("timm_proj", "mlp", "timm_proj is 'mlp'"),
-        ("timm_model_name", "resnet18", "not a vision transformer"),
+        ("timm_proj", "attn", "timm_proj is 'attn'"),
+        ("timm_model_name", "resnet18", "neither a vision transformer nor a ConvNeXt"),
     ):
         changed = {**config, "vision_cfg": {**config["vision_cfg"], "timm_pool": "avg", key: value}}
         path.with_suffix(".json").write_text(json.dumps(changed))

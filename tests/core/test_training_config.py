@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from lib_ipadapter.errors import ConfigError
 from lib_ipadapter.options import fields_of
-from lib_ipadapter.training.config import TrainConfig, add_arguments, from_arguments, read_yaml
+from lib_ipadapter.training.command import add_arguments, from_arguments
+from lib_ipadapter.training.config import TrainConfig
+from lib_ipadapter.training.yaml_file import read_yaml
 
 LEAST = {"base": "base.safetensors", "data": "pictures", "encoder": "clip.safetensors", "out": "run"}
 ROWS = {row.name: row for row in fields_of(TrainConfig)}

@@ -23,7 +23,8 @@ from lib_ipadapter.encoders.clip import ImageEncoder
 from lib_ipadapter.errors import ConfigError, DataError, TrainingError
 from lib_ipadapter.evaluation.items import read_items
 from lib_ipadapter.standalone.text import tokenize
-from lib_ipadapter.training.config import TrainConfig, read_yaml
+from lib_ipadapter.training.config import TrainConfig
+from lib_ipadapter.training.yaml_file import read_yaml
 from tests.small_world import write_stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
