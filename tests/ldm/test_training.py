@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from lib_ipadapter.errors import WrongBase
 from lib_ipadapter.training import objective
 from lib_ipadapter.training.trainer import Trainer
 from tests.ldm.trainings import PICTURES, ROOT, config, losses, tensors, train, write_data
+from tests.training_pictures import tar
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,45 @@ def test_two_processes_do_what_one_with_twice_the_batch_does(folder, tmp_path):
     )
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_uneven_shards_a_slow_process_and_a_lost_one_change_no_loss(folder, tmp_path):
+    """Three processes over shards of 6, 1 and 3 samples, two of which are broken: one is slow, another is killed in
+    step 4; all are started again, and go on from step 2. The losses are those of one process with their batches
+    together."""
+    held = [(folder / "data" / f"{i:02}.png", f"picture {i}") for i in range(PICTURES)]
+    files = [{f"{i}.png": path.read_bytes(), f"{i}.txt": text} for i, (path, text) in enumerate(held)]
+    files[8] = {"8.png": files[8]["8.png"][:200], "8.txt": "cut short"}  # the other broken one is picture 3
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name, part in (("a", files[:6]), ("b", files[6:7]), ("c", files[7:])):
+        tar(shards / f"{name}.tar", {key: value for sample in part for key, value in sample.items()})
+    own = {"data": str(shards), "steps": 5, "save_every": 2}
+    one = config(folder, tmp_path / "one", batch=3, **own).as_dict()
+    many = config(folder, tmp_path / "many", batch=1, **own).as_dict()
+    runs = [
+        {"config": one, "world": 1},
+        {"config": many, "world": 3, "slow": 2, "lost": [1, 4]},
+        {"config": many, "world": 3, "slow": 0},
+    ]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ldm.processes", str(tmp_path / "runs.json")], cwd=ROOT, capture_output=True,
+        text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    single, lost, again = json.loads(done.stdout.splitlines()[-1])
+    assert single == [0]
+    assert lost[1] == -signal.SIGKILL
+    assert 0 not in lost, "a process trained on without the one that was lost"
+    assert again == [0, 0, 0], done.stderr[-3000:]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "many" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=1e-5)
+    a, b = (tensors(tmp_path / name / "ip_adapter.safetensors") for name in ("many", "one"))
+    # Adam divides by the gradient's size, so that rounding may turn a step where there is hardly any gradient.
+    assert all((a[key] - b[key]).abs().mean() < 1e-6 for key in a)
 
 
 def test_going_on_from_a_file(folder, tmp_path):
