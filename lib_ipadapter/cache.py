@@ -50,6 +50,12 @@ class Cache(Generic[T]):
             self.size = 0
             self._cleared += 1
 
+    def drop(self, stale: Callable[[Any], bool]) -> None:
+        """Drops the entries of whose keys ``stale`` is true."""
+        with self._lock:
+            for key in [key for key in self._entries if stale(key)]:
+                self._drop(key)
+
     def __len__(self) -> int:
         return len(self._entries)
 

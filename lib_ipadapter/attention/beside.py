@@ -45,6 +45,10 @@ class UNetCall:
 class Beside(Protocol):
     """What a prompt brings along."""
 
+    @property
+    def file(self) -> str:
+        """The name of the file that it is read from, as errors about it have it."""
+
     def attach(self, unet: nn.Module, layers: Sequence[Layer]) -> None:
         """It will run beside this UNet with these layers. Raises WrongBase, FileError."""
 

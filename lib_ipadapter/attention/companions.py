@@ -35,6 +35,11 @@ class Companions:
     def call(self, call: UNetCall | None) -> None:
         self._call, self._known = call, None  # the last one's take hundreds of MB of the device
 
+    @property
+    def any(self) -> bool:
+        """Whether any prompt brings something along."""
+        return bool(self._prompts)
+
     def attach(self, unet: nn.Module, layers: Sequence[Layer]) -> None:
         """On this UNet. Raises as ``Beside.attach``, and then nothing is attached."""
         if not self._prompts:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_CHANNELS = 4  # of latents
+
 
 def same_text(a: Tensor, b: Tensor) -> bool:
     """Whether text tokens [..., L, D] are equal as far as both go (a host may pad or cut them), in the coarser of
@@ -20,12 +22,19 @@ def same_text(a: Tensor, b: Tensor) -> bool:
 def same_pass(latents: Tensor, text: Tensor | None, hidden: Tensor, context: Tensor | None) -> bool:
     """Whether a pass through the blocks with ``hidden`` and ``context`` is that of the UNet call with ``latents`` and
     ``text``. Extensions strip a marker from the text, which leaves a view of it; some give the text on and replace the
-    latents (ControlNet's reference-only), and their pass counts as the call's."""
+    latents (ControlNet's reference-only), and their pass counts as the call's, but for what runs beside the UNet
+    (``same_latents``)."""
     if len(hidden) != len(latents):
         return False
     if text is None or context is None or _shared(text, context):
         return True
     return same_text(text, context) and (_shared(latents, hidden) or _equal(latents, hidden))
+
+
+def same_latents(latents: Tensor, hidden: Tensor) -> bool:
+    """Whether a pass through the blocks with ``hidden`` shows the latents of the UNet call. Only their own channels
+    count: for an inpainting model an extension may replace those that it has beside them."""
+    return _shared(latents, hidden) or _equal(latents[:, :_CHANNELS], hidden[:, :_CHANNELS])
 
 
 def _shared(a: Tensor, b: Tensor) -> bool:

@@ -31,7 +31,7 @@ from .lowrank import Place
 from .prompt import ImagePrompt, Timing, acting
 from .region import WHOLE, Box, Size
 from .rows import COND, UNCOND, CursorRows, Row, RowSource, rows_of_view, tiled
-from .same import same_pass
+from .same import same_latents, same_pass
 from .term import Term, image_attention
 
 __all__ = ["COND", "UNCOND", "ImagePrompt", "Observer", "Session", "StepInfo", "Timing"]
@@ -105,6 +105,7 @@ class Session:
         self._active: list[KeyValue] = []  # those that act in the step
         self._current: tuple[Row, ...] | None = None  # rows of the running call; None: not to be changed
         self._foreign = False  # the running pass through the UNet's blocks is of another picture
+        self._replaced = False  # it has the call's text, but other latents
         self._asked: dict[int, tuple[Row, ...]] = {}  # of it, those of the last to_q by the layer's number, for LoRAs
         self._call: tuple[Tensor, Tensor | None] | None = None  # its latents and text
         self._size: Size | None = None  # of the step's latents; None: of each call's
@@ -165,7 +166,7 @@ class Session:
 
     def _companions(self, fitted: Sequence[KeyValue]) -> Companions:
         def active() -> Sequence[KeyValue]:
-            return () if self._current is None or self._foreign else self._active
+            return () if self._current is None or self._foreign or self._replaced else self._active
 
         return Companions(fitted, active, self._noting, self.acted)
 
@@ -227,7 +228,7 @@ class Session:
 
     def call(self, latents: Tensor, kwargs: Mapping[str, Any]) -> None:
         """Hooks: the UNet is called. Raises RowsError where rows or a region cannot be followed."""
-        self._current, self._foreign = None, False
+        self._current, self._foreign, self._replaced = None, False, False
         self._asked.clear()
         self._beside.call = None
         if not self._active:
@@ -258,9 +259,11 @@ class Session:
 
     def enter(self, hidden: Tensor, context: Tensor | None) -> None:
         """Hooks: a pass through the UNet's blocks begins. One with other pictures and other text than the call's
-        (FABRIC's, for liked pictures) is left alone."""
+        (FABRIC's, for liked pictures) is left alone. One with other latents only (ControlNet's reference-only) gets the
+        terms, but nothing of what runs beside the UNet, which was computed from the call's latents."""
         if self._call is not None:
             self._foreign = not same_pass(*self._call, hidden, context)
+            self._replaced = self._beside.any and not self._foreign and not same_latents(self._call[0], hidden)
 
     def _on_tiles(self, rows: tuple[Row, ...], size: Size) -> tuple[Row, ...]:
         """The rows, which show tiles of latents of this size. Raises RowsError."""

@@ -50,6 +50,11 @@ class Control:
         self._features: dict[tuple[int, Box, Box], Tensor] = {}  # of the hints of calls like the last one
         self._like: tuple[Any, ...] = ()
 
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return self.path.name
+
     def attach(self, unet: nn.Module, layers: Sequence[Layer]) -> None:
         """Reads the file, if it is not in memory. Raises WrongBase, FileError."""
         first = [layer for part in ("input", "middle") for layer in layers if layer.part == part]
@@ -148,7 +153,7 @@ def check_fit(spec: ControlSpec, layers: Sequence[Layer], name: str) -> None:
     raise WrongBase(
         f"the ControlNet {name} was made for {base_of_context(spec.context)}, but the loaded model is "
         f"{base_of_context(context)}: {reason}. Choose another under control_model, or none for the adapter alone",
-        expected=f"a ControlNet for {base_of_context(context)}", value=name, field="control_model",
+        expected=f"a ControlNet for {base_of_context(context)}", value=name, field="control_model", file=name,
     )  # fmt: skip
 
 

@@ -161,7 +161,9 @@ class ControlNets:
         return named or short_hash(found.path) in _INSTANT_ID
 
     def load(self, path: Path) -> Loaded:
-        """The file's network, read once. Raises FileError."""
+        """The file's network, read once. One whose file was replaced or removed since is dropped first: each takes
+        gigabytes. Raises FileError."""
+        self._loaded.drop(_is_stale)
         return self._loaded.get(_version(path), lambda: self._read(path))
 
     def _read(self, path: Path) -> Loaded:
@@ -272,3 +274,10 @@ def _version(path: Path) -> Version:
     except OSError as error:
         raise FileError(path, f"cannot be opened: {error.strerror}; press refresh") from None
     return path, stat.st_mtime_ns, stat.st_size
+
+
+def _is_stale(version: Version) -> bool:
+    try:
+        return _version(version[0]) != version
+    except FileError:
+        return True

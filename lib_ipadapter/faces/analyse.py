@@ -155,6 +155,7 @@ class FaceAnalyser:
             self._recognisers.clear()
             self._faces.clear()
             self._embeddings.clear()
+            self._kept.clear()
             self.parser.release()
 
 

@@ -140,7 +140,7 @@ def _identified(path: Path) -> tuple[ModelFile, ...]:
         return ()
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=8192)  # a few hundred bytes each; fewer than there are files, and each look reads them all
 def _identified_once(path: Path, _time: int, _size: int) -> tuple[ModelFile, ...]:
     """What one version of a file is: hashing 260 MB takes a second, so it is done once. Raises OSError."""
     try:

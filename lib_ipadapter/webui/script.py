@@ -330,10 +330,11 @@ class Run:
             raise
 
     def _name_unit(self, error: IPAdapterError) -> None:
-        """The error names the unit, where it names the unit's file."""
+        """The error names the unit, where it names the unit's file, or that of its ControlNet."""
         model, file = error.detail.get("model"), error.detail.get("file")
         for index, unit, prompt in self._units:
-            if unit.model == model or prompt.adapter.path.name == file:
+            files = [prompt.adapter.path.name, *([prompt.beside.file] if prompt.beside else [])]
+            if unit.model == model or file in files:
                 error.in_unit(index)
                 return
 

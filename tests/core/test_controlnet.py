@@ -128,6 +128,27 @@ def test_where_blocks_are_not_called_but_what_is_in_them(world, monkeypatch):
     assert torch.equal(world.draw(world.prompt(world.control())), posed)
 
 
+def test_a_pass_of_other_latents_beside_the_call_s_own(world, monkeypatch):
+    """sd-webui-controlnet's reference-only sends another picture through the blocks first, with the call's text: the
+    hint and the outputs are not that picture's, as the extension's own ControlNets leave it alone too."""
+    off = world.prompt(world.control(), rule=LayerRule("linear", 1.0, layers_table("0:0")))
+    posed, other = world.draw(off), torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(8))
+    forward, first = world.unet.forward, []
+
+    def twice(x, timesteps, context):
+        first.append(forward(other, timesteps, context=context[:]))
+        return forward(torch.cat([x[:, :4], x[:, 4:] + 1], 1), timesteps, context=context)
+
+    monkeypatch.setattr(world.unet, "forward", twice)
+    base = world.draw()
+    assert torch.equal(world.draw(off), posed)
+    assert torch.equal(world.draw(off, x=world.x.clone()), posed)
+    assert torch.equal(world.draw(), base)
+    assert all(torch.equal(one, first[0]) for one in first)
+    world.draw(world.prompt())
+    assert not torch.equal(first[-1], first[0])  # the terms act in it
+
+
 def test_its_timing_lies_within_the_prompt_s(world):
     alone, posed = world.draw(world.prompt()), world.draw(world.prompt(world.control()))
     late = world.control(timing=Timing(0.5))
@@ -320,3 +341,23 @@ def test_weights_that_are_not_finite_are_told(world):
     with pytest.raises(BrokenControl, match=rf"NaN or infinite weights in {key}"):
         world.draw(world.prompt(world.control()))
     assert torch.equal(world.draw(world.prompt()), before)
+
+
+def test_a_file_that_is_replaced_leaves_memory_at_once(world):
+    """Each takes gigabytes, and the new one is not read before the old one is gone."""
+    path = world.folder / "control.safetensors"
+    loaded = world.nets.load(path)
+    old = weakref.ref(loaded)
+    del loaded
+    gone: list[bool] = []
+    world.nets.tell = lambda text: gone.append(old() is None)
+    path.unlink()
+    world.write("control", seed=9)
+    world.write("second", seed=10)
+    world.nets.load(path)
+    assert gone == [True, True]
+    kept = weakref.ref(world.nets.load(path))
+    assert world.nets.load(world.folder / "second.safetensors") is not kept() is not None
+    path.unlink()
+    world.nets.load(world.folder / "second.safetensors")
+    assert kept() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lib_ipadapter.controlnet.files import ControlNets
 from lib_ipadapter.encoders import EncoderSource
 from lib_ipadapter.errors import FaceMissing, FaceModelMissing, UnitError
 from lib_ipadapter.faces import FaceAnalyser, FacePacks
+from lib_ipadapter.pictures.preprocess import Preprocess
 from lib_ipadapter.webui.describe import control_of, description_of
 from lib_ipadapter.webui.panel import faces as panel_faces
 from lib_ipadapter.webui.panel import html
@@ -183,3 +185,19 @@ def test_instant_id_s_pose_and_controlnet(tmp_path, analyser):
     assert control_of(Adapter.load(write_adapter(tmp_path / "b.safetensors", adapter_tensors())).spec, None) == {
         "control": "", "control_error": ""
     }  # fmt: skip
+
+
+def test_masks_are_not_kept_as_they_were_given(tmp_path, analyser):
+    """A mask may take megabytes, and hundreds of thumbnails are kept."""
+    path, uri = saved(tmp_path, ONE), html.data_uri(Image.new("L", ONE.size, 255), 512)
+    held = sys.getrefcount(uri)
+    seen = panel_faces.view(path, None, "largest", uri, analyser)
+    square = html.square(path, 224, Preprocess(), None, uri)
+    pad = html.pad("mask", uri)
+    assert sys.getrefcount(uri) == held
+    half = Image.new("L", ONE.size, 255)
+    half.paste(0, (0, 0, ONE.width // 2, ONE.height))
+    other = html.data_uri(half, 512)
+    assert html.square(path, 224, Preprocess(), None, other) != square
+    assert html.pad("mask", other) != pad
+    assert panel_faces.view(path, None, "largest", uri, analyser) is seen

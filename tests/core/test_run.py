@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from lib_ipadapter.attention.session import ImagePrompt, Session
 from lib_ipadapter.attention.traced import TracedRows
+from lib_ipadapter.errors import BrokenControl
 from lib_ipadapter.webui.following import latent_tiles
 from lib_ipadapter.webui.hosts.base import StepPlan
 from lib_ipadapter.webui.lifecycle import RUN, Lifecycle
@@ -107,6 +108,7 @@ for inner in (Inner(), NoModule()):
         print(gone() is None)
 
 class Beside:
+    file = "net.safetensors"
     attach = pause = detach = lambda self, *given: None
     def __init__(self, *added):
         self.added = added
@@ -126,14 +128,32 @@ for acts in (True, False):
     life.process_batch(p)
     p.sample()
     print(*run.never_acted())
+
+class Unreadable(Beside):
+    def attach(self, *given):
+        raise BrokenControl(self.file, "cut off")
+
+p, shown = Job(), []
+denoiser = Denoiser(p, Inner())
+run = Run(p, models)
+prompts = [ImagePrompt(adapter, tokens, torch.ones(4), beside=beside) for beside in (None, Unreadable())]
+run.session = Session(prompts, rows=run._rows)
+run._units = [(i, types.SimpleNamespace(model=""), prompt) for i, prompt in enumerate(prompts)]
+setattr(p, RUN, run)
+life.process_batch(p)
+try:
+    p.sample()
+except BrokenControl as error:
+    print(error)
 """
 
 
 def test_the_hooks_go_and_an_error_stops_the_job():
     run = subprocess.run([sys.executable, "-c", PROBE.format(root=str(ROOT))], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    *shown, acted, silent = run.stdout.splitlines()
+    *shown, acted, silent, unreadable = run.stdout.splitlines()
     assert acted == ""
+    assert unreadable == "IP-Adapter unit 2: net.safetensors: cut off"
     assert silent.startswith("IP-Adapter unit 1: its ControlNet acted in no step")
     lines = [line.split() for line in shown]
     assert len(lines) == 6

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ...cache import LRU
 from ...errors import FaceError, FaceModelMissing, FacesUnavailable, IPAdapterError
 from ...faces import Face, FaceAnalyser, choose
 from ...faces.align import aligned_crop
@@ -21,10 +21,11 @@ from ...prompts.pose import drawn, points_in
 from ...unit import crops
 from ...unit.crops import Box
 from ...unit.face import ALL, parse_face, parse_pose_face
-from .html import Seen, data_uri, face_buttons, failure, note, square
+from .html import Seen, by_content, data_uri, face_buttons, failure, note, square
 from .values import MASKS, parse_masks
 
 _PICTURES = Pictures()  # whose content is known
+_VIEWS: LRU[Seen] = LRU(lambda: 128)
 _SIDE = 224  # of the crop, pixels
 _MAP = 96  # of the picture in its corner, at most
 _SMALL, _MOST = 64, 16  # of the crops that are buttons: pixels, and how many
@@ -35,7 +36,9 @@ def view(path: str, box: Box | None, choice: Any, focus: str, faces: FaceAnalyse
     """The face that counts: its aligned crop. If there are several, all that were found are framed in its corner, and
     stand below as buttons. ``path`` names its content; focus: the reference mask. Raises ImageError, FaceError,
     UnitError."""
-    return _view(path, box, parse_face(choice or ""), focus, faces, faces.identity(DETECTOR))
+    which = parse_face(choice or "")
+    key = path, box, which, by_content(focus), faces.identity(DETECTOR)
+    return _VIEWS.get(key, lambda: _view(path, box, which, focus, faces))
 
 
 def view_or_picture(path: str, box: Box | None, choice: Any, focus: str, faces: FaceAnalyser) -> Seen:
@@ -48,8 +51,7 @@ def view_or_picture(path: str, box: Box | None, choice: Any, focus: str, faces: 
         return Seen(square(path, _SIDE, Preprocess(), box, focus), "whose face is not found", below)
 
 
-@lru_cache(maxsize=128)
-def _view(path: str, box: Box | None, choice: str, focus: str, faces: FaceAnalyser, _version: Any) -> Seen:
+def _view(path: str, box: Box | None, choice: str, focus: str, faces: FaceAnalyser) -> Seen:
     from ...pictures.images import load, load_mask
 
     picture = preprocess.cut(load(Path(path)), box, load_mask(focus) if focus else None)

@@ -6,6 +6,7 @@ Pure: no gradio and no ``modules``. Every text that comes from outside is escape
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
+from ...cache import LRU
 from ...errors import IPAdapterError
 from ...pictures import preprocess
 from ...pictures.preprocess import Preprocess
@@ -34,6 +36,8 @@ class Seen(NamedTuple):
 
 See = Callable[[str, "Box | None", str], Seen]  # of a picture (its path), cut to a box, under a mask (a data URI)
 NON_COMMERCIAL = "research, non-commercial use only"  # of InsightFace's models, said before they are downloaded
+_SQUARES: LRU[str] = LRU(lambda: 512)  # data URIs of what encoders see, and of masks
+_MASKS: LRU[str] = LRU(lambda: 32)
 _PATHS: dict[str, Path] = {}  # of pictures that were shown, by hash
 INPUT_TEXT = f"input: {INPUT}"  # the reference that is img2img's own picture, among the saved ones
 INPUT_SHOWN = "the img2img image, as it is when you generate"
@@ -45,10 +49,19 @@ NONE_THERE = "There is no adapter yet: put one into models/ipadapter and press \
 _THUMB = 224  # pixels of the side at most; shown smaller, sharp on dense screens
 
 
-@lru_cache(maxsize=512)
+def by_content(uri: str) -> bytes:
+    """What stands for a mask in the key of a cache: the whole of it may take megabytes."""
+    return hashlib.sha256(uri.encode("utf-8", "backslashreplace")).digest()
+
+
 def square(path: str, size: int, how: Preprocess, box: Box | None, focus: str = "") -> str:
     """What the encoder will see, as a data URI. ``path`` names its content: gradio puts each upload under the hash of
     its bytes. focus: the reference mask. Raises ImageError."""
+    key = path, size, how, box, by_content(focus)
+    return _SQUARES.get(key, lambda: _square(path, size, how, box, focus))
+
+
+def _square(path: str, size: int, how: Preprocess, box: Box | None, focus: str) -> str:
     from ...pictures.images import load, load_mask
 
     mask = load_mask(focus) if focus else None
@@ -94,9 +107,12 @@ def pad(name: str, uri: str) -> str:
     return f'<div class="ipadapter-pad">{image}<div>{buttons}</div></div>'
 
 
-@lru_cache(maxsize=32)
 def _mask_preview(uri: str) -> str:
     """A small picture of a mask; "" for one that cannot be read, which is refused when it is used."""
+    return _MASKS.get(by_content(uri), lambda: _preview_of(uri))
+
+
+def _preview_of(uri: str) -> str:
     from ...pictures.images import load
 
     try:
