@@ -75,6 +75,11 @@ class ImagePrompt:
     lora: float = 1.0
     beside: Beside | None = None
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files that it is read from, as errors have them."""
+        return (self.adapter.path.name, *((self.beside.file,) if self.beside else ()))
+
 
 def acting(prompts: Sequence[ImagePrompt]) -> tuple[ImagePrompt, ...]:
     """Those whose weight is not 0, with which the base model is unchanged."""

@@ -330,11 +330,10 @@ class Run:
             raise
 
     def _name_unit(self, error: IPAdapterError) -> None:
-        """The error names the unit, where it names the unit's file, or that of its ControlNet."""
+        """The error names the unit, where it names a file of the unit's."""
         model, file = error.detail.get("model"), error.detail.get("file")
         for index, unit, prompt in self._units:
-            files = [prompt.adapter.path.name, *([prompt.beside.file] if prompt.beside else [])]
-            if unit.model == model or file in files:
+            if unit.model == model or file in prompt.files:
                 error.in_unit(index)
                 return
 

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from lib_ipadapter.errors import FaceModelError, FaceModelMissing, IPAdapterError
-from lib_ipadapter.faces import FaceAnalyser, FacePacks, Recogniser
+from lib_ipadapter.faces import FaceAnalyser, FacePacks, Recogniser, packs
 from lib_ipadapter.faces.align import TEMPLATE, aligned_crop
 from lib_ipadapter.faces.onnx_graph import refuse_hostile
 from lib_ipadapter.pictures import images
@@ -258,3 +258,12 @@ def test_a_picture_longer_than_opencv_warps(size: tuple[int, int]) -> None:
 
 def test_there_are_enough_of_them() -> None:
     assert len(PICTURES) + len(DETECTORS) + len(RECOGNISERS) >= 30
+
+
+def test_many_files_are_read_once(tmp_path, monkeypatch):
+    for i in range(300):
+        (tmp_path / f"{i}.onnx").write_bytes(b"no model")
+    read, found = [], FacePacks(lambda: [tmp_path])
+    monkeypatch.setattr(packs, "_read", lambda path: read.append(path) or path.read_bytes())
+    assert [*found.files(), *found.files()] == []
+    assert len(read) == 300

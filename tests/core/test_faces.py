@@ -194,15 +194,6 @@ def test_packs_are_found_nested_and_in_archives(tmp_path):
     assert zipped.read() == recogniser(0)
 
 
-def test_many_files_are_read_once(tmp_path, monkeypatch):
-    for i in range(300):
-        (tmp_path / f"{i}.onnx").write_bytes(b"no model")
-    read, found = [], FacePacks(lambda: [tmp_path])
-    monkeypatch.setattr(packs, "_read", lambda path: read.append(path) or path.read_bytes())
-    assert [*found.files(), *found.files()] == []
-    assert len(read) == 300
-
-
 def test_unknown_hashes_are_marked(tmp_path, monkeypatch):
     write_pack(tmp_path)
     assert not FacePacks(lambda: [tmp_path]).find("buffalo_l").exact
