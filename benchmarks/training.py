@@ -7,6 +7,7 @@ width) from the same latents, text tokens and image features, with AdamW: forwar
 must agree first. Time: rounds alternate, and each one's is its fastest; the parts are the fastest of each, so
 their sum may be less. Beside them the base's forward alone, without gradients. Memory: the peak of all tensors
 above what the models take, as the allocator counts them, each in a process of its own. Needs diffusers.
+With --compile ours is also timed over a compiled copy of the UNet, and after how many steps compiling it has paid.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from benchmarks.bare import Bare
 from lib_ipadapter.adapters.projection import LinearProjection
 from lib_ipadapter.training.adapter import TrainableAdapter
 from lib_ipadapter.training.base import Sizes, Text
+from lib_ipadapter.training.compiled import compile_blocks
 from lib_ipadapter.training.objective import Denoiser
 
 CONTEXT, EMBED, TOKENS = 768, 1024, 4
@@ -187,11 +189,21 @@ def times(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     if abs(first["ours"] - first["plain"]) > (1e-4 if args.precision == "no" else 2e-2) * first["plain"]:
         raise SystemExit(f"the losses differ: {first}")
     steps["base"] = alone(args, unet)
+    begun = time.perf_counter()
+    if args.compile:
+        compiled = make_unet(args)
+        compile_blocks(compiled, torch.device(args.device))
+        steps["compiled"] = contestant("ours", args, compiled)
+        first["compiled"] = steps["compiled"]()
+        if abs(first["compiled"] - first["ours"]) > 1e-2 * first["ours"]:
+            raise SystemExit(f"the losses differ: {first}")
+    took = time.perf_counter() - begun
     found = {name: dict.fromkeys(("step", *PARTS), math.inf) for name in steps}
     for _ in range(args.rounds):
         for name, step in steps.items():
             for part, seconds in timed(step, args.device).items():
                 found[name][part] = min(found[name][part], seconds)
+    found["compiling"] = {"step": took}
     return found
 
 
@@ -218,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--side", type=int, default=32, help="of the latents")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=16, help="fewer differ by hundredths")
+    parser.add_argument("--compile", action="store_true", help="also over a compiled copy of the UNet")
     parser.add_argument("--peak", choices=("ours", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.peak:
@@ -234,6 +247,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows["peak MiB above the models"] = memory["plain"], memory["ours"]
     for what, (plain, ours) in rows.items():
         print(f"| {what} | {plain:.4g} | {ours:.4g} | {ours / plain:.3f} |")
+    if args.compile:
+        plain, compiled, took = (seconds[name]["step"] for name in ("ours", "compiled", "compiling"))
+        won = f"pays after {took / (plain - compiled):.0f} steps" if compiled < plain else "never pays"
+        print(
+            f"\nCompiled: {compiled:.4g} s a step, {compiled / plain:.3f} of ours; compiling took {took:.0f} s: {won}."
+        )
     print(f"\nThe base's forward alone, without gradients: {seconds['base']['forward']:.3g} s.")
 
 

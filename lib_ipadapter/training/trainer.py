@@ -25,6 +25,7 @@ from ..files.tensors import check_states, load_state
 from . import ema, objective
 from .adapter import TrainableAdapter, make
 from .base import open_base
+from .compiled import compile_blocks
 from .config import TrainConfig
 from .feed import Batch, Feed
 from .identity import agreed_step, check_same, identity_of
@@ -79,6 +80,8 @@ class Trainer:
         self.feed.fill_cache()
         adapter = make(config, layers, self.feed.encoder.spec).to(device)
         self.denoiser = objective.Denoiser(self.base, adapter, config.attention == "concat")
+        if config.compile:
+            compile_blocks(self.base.unet, device)
         if config.checkpointing:
             self.base.checkpoint_gradients()
         self.ema = copy.deepcopy(adapter).requires_grad_(False) if config.ema else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,10 @@ import torch
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 pytest.importorskip("accelerate", reason="accelerate is not installed")
 
+from lib_ipadapter.errors import ConfigError, TrainingError
+from lib_ipadapter.standalone.checkpoint import load_parts
+from lib_ipadapter.training import compiled
+from lib_ipadapter.training import trainer as trainer_module
 from lib_ipadapter.training.trainer import Trainer
 from tests.ldm.trainings import config, losses, tensors, train, write_data
 
@@ -86,3 +91,76 @@ def test_prodigy_goes_on_bitwise(folder, tmp_path):
     train(folder, tmp_path / "parts", steps=3, **own)
     train(folder, tmp_path / "parts", steps=5, **own)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+# compile
+
+
+@pytest.fixture
+def fresh():
+    """torch keeps what was compiled by a function's code."""
+    dynamo = pytest.importorskip("torch._dynamo", reason="torch has no compiler")
+    dynamo.reset()
+    yield
+    dynamo.reset()
+
+
+def test_compiled_blocks_train_the_same(folder, tmp_path, monkeypatch, fresh):
+    """By a backend that runs each graph as it is: that all of a kind become graphs, and nothing else is changed. Of one
+    kind, since tracing takes its time."""
+    graphs = []
+
+    def as_it_is(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    plain = compiled.compile_blocks
+    monkeypatch.setattr(trainer_module, "compile_blocks", lambda unet, device: plain(unet, device, as_it_is))
+    monkeypatch.setattr(compiled, "lacking", lambda device: "")
+    monkeypatch.setattr(compiled, "BLOCKS", ("FeedForward",))
+    train(folder, tmp_path / "plain", steps=1)
+    train(folder, tmp_path / "compiled", steps=1, compile=True)
+    assert losses(tmp_path / "compiled") == losses(tmp_path / "plain")
+    assert len(graphs) > 16, "torch gave up compiling after some of the 16 blocks"
+
+
+def test_a_residual_block_is_compiled_whole(folder, fresh):
+    unet = load_parts(
+        folder / "small-eps.safetensors", folder / "small-eps.yaml", torch.device("cpu"), torch.float32
+    ).unet.requires_grad_(False)
+    block = next(module for module in unet.modules() if type(module).__name__ == "ResBlock")
+    graphs = []
+
+    def as_it_is(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    x = torch.randn(1, block.channels, 8, 8, requires_grad=True)
+    emb = torch.randn(1, block.emb_channels)
+    expected = block(x, emb)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), x)
+    assert compiled.compile_blocks(block, torch.device("cpu"), as_it_is) == 1
+    found = block(x, emb)
+    (gradient,) = torch.autograd.grad(found.square().sum(), x)
+    assert torch.equal(found, expected)
+    assert torch.equal(gradient, wanted)
+    assert len(graphs) == 2, "the trial, and the block as one graph"
+
+
+def test_a_compiler_that_is_missing_or_fails_is_said(folder, tmp_path, monkeypatch, fresh):
+    with monkeypatch.context() as absent:
+        absent.setenv("PATH", str(tmp_path))
+        absent.delenv("CXX", raising=False)
+        with pytest.raises(TrainingError, match=r"a C\+\+ compiler .* leave compile off"):
+            train(folder, tmp_path / "absent", compile=True)
+
+    def broken(graph: Any, inputs: Any) -> Any:
+        raise OSError("no space left for objects")
+
+    monkeypatch.setattr(compiled, "lacking", lambda device: "")
+    with pytest.raises(TrainingError, match=r"does not work here .*no space left for objects"):
+        compiled.compile_blocks(torch.nn.Linear(2, 2), torch.device("cpu"), broken)
+    with pytest.raises(ConfigError, match=r"storage: got 'fp8', expected auto with compile"):
+        config(folder, tmp_path, compile=True, storage="fp8")
+    with pytest.raises(ConfigError, match=r"checkpointing: got True, expected nothing with compile"):
+        config(folder, tmp_path, compile=True, checkpointing=True)
