@@ -155,3 +155,27 @@ def test_each_half_shows_the_reference_of_its_region(server: SmallWorld, drawers
                     other += seen.agrees(things[1 - side], name)
     assert own >= 6, (own, other)
     assert other <= own / 4, (own, other)
+
+
+def test_the_table_draws_each_method_once_and_asks_for_what_there_is(tmp_path: Path):
+    """tests/webui/table.py: one column each, our units as a job checks them, the full caption for the text alone."""
+    from lib_ipadapter.evaluation.items import read_items
+    from lib_ipadapter.evaluation.remote import fill
+    from lib_ipadapter.evaluation.run import plan_columns
+    from lib_ipadapter.unit import Unit
+
+    from . import table
+
+    methods = table.methods("http://127.0.0.1:1")
+    columns = [(column.method.name, column.weight) for column in plan_columns(methods, (0.0, 1.0), lambda line: None)]
+    names = ["reference-only", "reference-adain-attn", "text"]
+    assert columns == [("base", 0.0), ("base", 1.0), ("plus", 1.0), *((name, None) for name in names)]
+    table.write_held_out(tmp_path, 1)
+    (item,) = read_items(tmp_path)
+    prompts = {method.name: method.prompt(item, "") for method in methods}
+    assert prompts.pop("text") == item.fields["full"] != ""
+    assert set(prompts.values()) == {""}
+    values = {"reference": b64(REFERENCES[0].picture), "caption": "", "seed": 3, "weight": 1.0}
+    for method in methods[:2]:
+        (unit,) = fill(method.payload, values)["alwayson_scripts"]["IP-Adapter"]["args"]
+        assert f"{Unit.parse(unit).model}.safetensors" in ADAPTERS
