@@ -61,6 +61,9 @@ class Beside(Protocol):
     def pause(self) -> None:
         """No call follows for a while, and the host may want the memory."""
 
+    def resume(self) -> None:
+        """Calls follow soon, and the host has not filled the device yet."""
+
     def detach(self) -> None:
         """The UNet is no longer sampled with."""
 

@@ -70,6 +70,12 @@ class Companions:
             assert kv.prompt.beside is not None
             kv.prompt.beside.pause()
 
+    def resume(self) -> None:
+        """Calls follow soon."""
+        for kv in self._prompts if self._hooks else ():
+            assert kv.prompt.beside is not None
+            kv.prompt.beside.resume()
+
     def _residuals(self) -> Residuals:
         """What is added to the UNet's blocks in this call, of all prompts that act: computed once."""
         if self.call is None or not self._active():

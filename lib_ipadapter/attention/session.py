@@ -221,6 +221,10 @@ class Session:
         """No call follows for a while: what runs beside the UNet may leave the device."""
         self._beside.pause()
 
+    def resume(self) -> None:
+        """Calls follow soon, and the host has not filled the device yet."""
+        self._beside.resume()
+
     def rest(self) -> None:
         """The hooks do nothing until the next step."""
         self.end_step()

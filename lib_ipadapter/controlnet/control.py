@@ -62,6 +62,12 @@ class Control:
         check_fit(loaded.spec, first, self.path.name)  # the file's as it is now
         self._unet, self._loaded = unet, loaded
         self._loaded.network.with_heads([layer.heads for layer in first])
+        self.resume()
+
+    def resume(self) -> None:
+        """Onto the device, where the host gives its memory away before it samples."""
+        if self._loaded is None or self._loaded.device is not None:
+            return
         device = self.nets.reserve(self._loaded.nbytes)
         if device is not None:
             self._loaded.early(device)

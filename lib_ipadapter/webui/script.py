@@ -23,7 +23,7 @@ from ..errors import IPAdapterError, WrongBase
 from ..prompts.image_prompt import in_turn
 from ..prompts.resolve import ResolvedUnit
 from ..unit import Unit
-from . import poses, regions, turns
+from . import poses, regions, remarks, turns
 from .describe import say_unpublished
 from .doubles import brings_lora, twice
 from .following import PLACE_UNKNOWN, Place, boxes_of, latent_tiles
@@ -205,11 +205,10 @@ class Run:
         try:
             for region, unit in self._redrawn:
                 region.show(regions.redrawn(self.p, unit))
-            if self._in_hires:
+            if hasattr(self.p, "sample_hr_pass"):
                 self._replace("sample_hr_pass", self._hires_pass)
-            # A hires pass alone loads its model first, and attaches at its first step.
-            if not only_hires(self.p):
-                self._attach(self._unet())
+            if not only_hires(self.p):  # a hires pass alone loads its model first
+                self._attach(self._unet(), hires=False)
                 self._say_doubles()
             self.sheets.begin()
             samples = original(*args, **kwargs)
@@ -236,12 +235,16 @@ class Run:
             self.host.comment(self.p, remark)
 
     def _hires_pass(self, original: Callable[..., Any], samples: Any, decoded: Any, *args: Any, **kwargs: Any) -> Any:
-        """The hires pass begins, with the first pass's latents or, if an upscaler of pictures follows, its picture."""
-        pixels = self.host.decode(self.p, samples) if decoded is None else decoded
-        values = ((pixels[0].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
-        picture = Image.fromarray(values.permute(1, 2, 0).numpy())
+        """The hires pass begins, with the first pass's latents or, if an upscaler of pictures follows, its picture. Its
+        model is loaded, and the host has not filled the device with it yet."""
+        if self._in_hires:
+            pixels = self.host.decode(self.p, samples) if decoded is None else decoded
+            values = ((pixels[0].detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).byte()
+            picture = Image.fromarray(values.permute(1, 2, 0).numpy())
         for region, unit in self._in_hires:
             region.show(regions.face_in_hires(self.p, picture, unit, self.models.faces))
+        self._follow(hires=True)
+        self.session.resume()
         return original(samples, decoded, *args, **kwargs)
 
     def next_detail(self) -> int:
@@ -252,27 +255,8 @@ class Run:
 
     def never_acted(self) -> list[str]:
         """Remarks on units of which no step computed a term, after the job: pictures never lack one in silence."""
-        remarks = []
-        if self._elsewhere and not self._details:
-            remarks.append(
-                "IP-Adapter: a unit acts in details only, and no detail was drawn with it. Switch a detailer on that "
-                "finds something, and list ip_adapter among its script names"
-            )
-        if not self._sampled:
-            return remarks
-        acted = self.session.acted
-        remarks += [
-            f"IP-Adapter unit {index + 1}: its ControlNet acted in no step, so nothing held the pose: see its pose "
-            "start and pose end, which count within the unit's own start and end"
-            for index, _, prompt in self._units
-            if prompt.beside and id(prompt) in acted and id(prompt.beside) not in acted
-        ]
-        return remarks + [
-            f"IP-Adapter unit {index + 1} acted in no step, so the pictures are without it: see its start, end, "
-            "curve and layers; or another extension replaces the attention that it acts in"
-            for index, _, prompt in self._units
-            if prompt.weight and index not in self._idle and id(prompt) not in acted
-        ]
+        found = [remarks.NO_DETAIL] if self._elsewhere and not self._details else []
+        return found + (remarks.never_acted(self._units, self._idle, self.session.acted) if self._sampled else [])
 
     def stop(self) -> None:
         """The hooks are off, and nothing is watched."""
@@ -285,14 +269,15 @@ class Run:
 
     def step(self, params: Any) -> None:
         """A denoiser step begins: ``params`` are CFGDenoiserParams."""
-        self._follow()
+        hires = bool(getattr(self.p, "is_hr_pass", False))
+        self._follow(hires)
         self._ends = params.denoiser.step + 1 >= (params.denoiser.total_steps or 1)
         self._inner.watch(params.denoiser)
         self.boxes = boxes_of(self.p, self.place.boxes)
         turning = any(len(prompt.tokens) > 2 for prompt in self.session.prompts)
         plan = self.host.plan(self.p, params)
         step = StepRows.of(self.p, plan, self.boxes, turning, self.session.observer is not None)
-        begin(self.session, self._rows, step, params, bool(getattr(self.p, "is_hr_pass", False)))
+        begin(self.session, self._rows, step, params, hires)
 
     def step_done(self) -> None:
         """The step's announced calls are over; behind the last step, the host may want the memory."""
@@ -300,13 +285,13 @@ class Run:
         if self._ends:
             self.session.pause()
 
-    def _follow(self) -> None:
+    def _follow(self, hires: bool) -> None:
         """The model may have changed: hires fix with another checkpoint, the refiner."""
         unet = self._unet()
         if unet is self._refused or not self.session.prompts:
             return
         try:
-            self._attach(unet)
+            self._attach(unet, hires)
         except WrongBase as error:
             self.session.detach()
             if not self.host.in_refiner(self.p):
@@ -321,10 +306,10 @@ class Run:
         self.host.check(self.p)
         return self.host.unet()
 
-    def _attach(self, unet: nn.Module) -> None:
+    def _attach(self, unet: nn.Module, hires: bool) -> None:
         """The hooks are on ``unet`` for the units that act in this pass. Raises WrongBase, naming the unit."""
         try:
-            self.session.attach(unet, hires=bool(getattr(self.p, "is_hr_pass", False)))
+            self.session.attach(unet, hires)
         except WrongBase as error:
             self._name_unit(error)
             raise

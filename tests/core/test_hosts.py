@@ -73,6 +73,13 @@ entry.register(sys.modules["modules.script_callbacks"])
 host = entry._MODELS.host
 with host.room() as short:
     pass
+before = len(freed)
+reserved = [str(host.reserve(1000)), freed[before:]]
+# of the host's denoiser
+scope = {"__name__": "modules.sd_samplers_cfg_denoiser", "host": host}
+exec("def forward(): return host.reserve(1000)", scope)
+reserved += [scope["forward"](), freed[before + 1:]]
+del freed[before:]
 progress = []
 for text in ("loading the image encoder", ""):
     host.say(text)
@@ -93,7 +100,7 @@ print(json.dumps({
     "said": said, "loaded": host.loaded_unet(), "name": host.checkpoint_name(), "half": str(host.device_and_dtype()[1]),
     "adapters": [str(folder.path) for folder in host.adapter_folders()],
     "encoders": [str(path) for path in host.encoder_folders()],
-    "chosen": chosen, "towers": [str(path) for path in host.text_tower_folders()],
+    "reserved": reserved, "chosen": chosen, "towers": [str(path) for path in host.text_tower_folders()],
 }))
 """
 
@@ -131,6 +138,12 @@ def test_room_is_made_by_its_memory_manager(host):
     ((count, device),) = host["freed"]
     assert count >= 3.7e9
     assert (device, host["short"], host["half"]) == ("cuda", True, "torch.float16")
+
+
+def test_room_beside_the_unet_is_made_before_it_samples(host):
+    """And never in a step: the manager would take away the UNet that samples."""
+    device, ((count, _),), within, freed = host["reserved"]
+    assert (device, count > 1000, within, freed) == ("cuda", True, None, [])
 
 
 def test_what_takes_time_stands_in_the_pages_progress(host):

@@ -22,7 +22,7 @@ for name in ("devices", "lowvram", "sd_models", "sd_unet", "paths", "shared"):
 module("call_queue", queue_lock=contextlib.nullcontext())
 import torch
 from torch import nn
-from lib_ipadapter.attention.session import ImagePrompt, Session
+from lib_ipadapter.attention.session import ImagePrompt, Session, Timing
 from lib_ipadapter.attention.traced import TracedRows
 from lib_ipadapter.errors import BrokenControl
 from lib_ipadapter.webui.following import latent_tiles
@@ -109,14 +109,16 @@ for inner in (Inner(), NoModule()):
 
 class Beside:
     file = "net.safetensors"
-    attach = pause = detach = lambda self, *given: None
+    attach, pause, resume, detach = (
+        lambda self, *given, name=name: order.append(name) for name in ("attach", "pause", "resume", "detach")
+    )
     def __init__(self, *added):
         self.added = added
     def residuals(self, call, *given):
         return self.added
 
 for acts in (True, False):
-    p, shown = Job(), []
+    p, shown, order = Job(), [], []
     p.broken = False
     denoiser = Denoiser(p, Inner())
     run = Run(p, models)
@@ -133,7 +135,7 @@ class Unreadable(Beside):
     def attach(self, *given):
         raise BrokenControl(self.file, "cut off")
 
-p, shown = Job(), []
+p, shown, order = Job(), [], []
 denoiser = Denoiser(p, Inner())
 run = Run(p, models)
 prompts = [ImagePrompt(adapter, tokens, torch.ones(4), beside=beside) for beside in (None, Unreadable())]
@@ -145,13 +147,37 @@ try:
     p.sample()
 except BrokenControl as error:
     print(error)
+
+class Hires(Job):
+    broken, enable_hr, truncate_x, truncate_y = "", True, 0, 0
+    def sample(self):
+        Job.sample(self)
+        self.sample_hr_pass(None, None)
+    def sample_hr_pass(self, samples, decoded):
+        order.append("the host fills the device")
+        self.is_hr_pass = True
+        Job.sample(self)
+
+for first in (1.0, 0.0):
+    p, shown, order = Hires(), [], []
+    denoiser = Denoiser(p, Inner())
+    denoiser.total_steps = 1
+    run = Run(p, models)
+    prompt = ImagePrompt(adapter, tokens, torch.ones(4), timing=Timing(first=first), beside=Beside())
+    run.session = Session([prompt], lambda whole, tile: [(0.0, 0.0, 1.0, 1.0)], run._rows)
+    setattr(p, RUN, run)
+    life.process_batch(p)
+    p.sample()
+    print(*order, sep=", ")
 """
 
 
 def test_the_hooks_go_and_an_error_stops_the_job():
     run = subprocess.run([sys.executable, "-c", PROBE.format(root=str(ROOT))], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode == 0, run.stderr
-    *shown, acted, silent, unreadable = run.stdout.splitlines()
+    *shown, acted, silent, unreadable, both, only_hires = run.stdout.splitlines()
+    assert both == "attach, pause, resume, the host fills the device, pause, detach"
+    assert only_hires == "attach, resume, the host fills the device, pause, detach"
     assert acted == ""
     assert unreadable == "IP-Adapter unit 2: net.safetensors: cut off"
     assert silent.startswith("IP-Adapter unit 1: its ControlNet acted in no step")

@@ -125,7 +125,7 @@ class Host(Protocol):
         stay."""
 
     def reserve(self, size: int) -> torch.device | None:
-        """Before sampling: makes room for so many bytes beside the UNet. The device, if they are put there now."""
+        """Makes room for so many bytes beside the UNet, before it samples. The device, if they are put there now."""
 
     def surface(self, error: BaseException) -> None:
         """An error of ours is raised next in the job: makes sure that the page shows it."""

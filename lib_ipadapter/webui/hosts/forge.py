@@ -124,7 +124,10 @@ class Forge(WebUI):
         return "" if _manager().get_torch_device().type == "cpu" else "pass"
 
     def reserve(self, size: int) -> torch.device | None:
-        """Its manager gives all that is free to the UNet: what runs beside it comes first."""
+        """Its manager gives all that is free to the UNet: what runs beside it comes first. In a step (of a refiner) it
+        would take the UNet away that samples."""
+        if any(is_in(frame, "modules.sd_samplers_cfg_denoiser", "forward") for frame in callers()):
+            return None
         manager = _manager()
         device: torch.device = manager.get_torch_device()
         if device.type == "cpu":
