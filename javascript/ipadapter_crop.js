@@ -135,8 +135,10 @@
 
     // masks: ipadapter_mask.js edits them; the result goes into a hidden text
 
+    // Forge's canvas has an empty one where there is no picture.
     function shownPicture(selector) {
-        return gradioApp().querySelector(selector)?.src;
+        const image = gradioApp().querySelector(selector);
+        return image?.naturalWidth ? image.src : "";
     }
 
     // What can be shown below the mask of a region, the most telling first.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -114,6 +115,28 @@ def test_a_checkpoint_that_is_chosen_is_what_adapters_have_to_fit(page: Any, for
     page.locator(".model_selection input").first.click()
     page.locator('ul.options li[aria-label^="sd1"]').first.click()
     panel.until(lambda: "fits sd1" in panel.info(), True)
+
+
+def test_below_a_mask_are_pictures_that_are_there(page: Any) -> None:
+    """Forge's canvases have empty ones. Nothing of the drop zone beside it is cut off."""
+    page.locator("#tabs > .tab-nav button", has_text=re.compile("^img2img$", re.IGNORECASE)).first.click()
+    page.locator("#ipadapter_img2img .label-wrap > span").first.click()
+    panel = PanelPage(page, "img2img")
+    panel.unfold(0, "look")
+    zone = panel.unit(0, "negative")
+    zone.locator(".center").wait_for(state="visible")
+    inner, outer = (part.bounding_box() for part in (zone.locator(".center"), zone))
+    assert inner["y"] + inner["height"] <= outer["y"] + outer["height"] + 1
+    panel.unfold(0, "where")
+    for pictures, offered in ((0, []), (1, ["Nothing", "img2img image"])):
+        if pictures:
+            page.locator("#img2img_image input[type=file]").first.set_input_files([upload(3)])
+            page.wait_for_function("document.querySelector('#img2img_image img')?.naturalWidth > 0")
+        panel.unit(0, "mask_pad").locator(".ipadapter-paint").click()
+        page.wait_for_selector("dialog.ipadapter-mask[open]")
+        shown = page.locator('dialog.ipadapter-mask button[data-group="backdrop"]').all_inner_texts()
+        assert shown == offered
+        page.keyboard.press("Escape")
 
 
 def test_an_error_reaches_the_eye(small: Any) -> None:
