@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import hashlib
+import operator
 import os
 import re
 import shutil
@@ -32,8 +34,9 @@ TESTS = ROOT / "tests"
 PYTHONS = ((3, 10), (3, 11))
 # lint and types are commands; the others run tests.
 SUITES = ("lint", "types", "core", "ldm", "parity", "webui", "browser", "current", "forks")
-# Two suites run at once; those that take longest begin first.
-ORDER = ("webui", "ldm", "core", "browser", "parity", "current", "forks", "types", "lint")
+# Several suites run at once; those that take longest begin first, and the longest in parts.
+ORDER = ("webui", "browser", "ldm", "core", "parity", "current", "forks", "types", "lint")
+PARTS = {"webui": 2, "browser": 2}
 QUICK = ("lint", "types", "core", "ldm", "parity", "webui")
 # What the suite "current" runs: what depends on torch's, open_clip's and diffusers' releases.
 CURRENT = (
@@ -43,7 +46,8 @@ CURRENT = (
 )  # fmt: skip
 # Tests of the suite "forks", which lie beside those of the WebUI and of its page that they repeat.
 FORKS = "test_forks*.py"
-GIBIBYTES_FOR_TWO = 12
+# One more than there are cores, as a test of the WebUI waits for it a third of the time; each with this much memory.
+GIBIBYTES_EACH = 7
 COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
 
@@ -78,7 +82,7 @@ class CannotMake(Exception):
 
 @dataclass
 class Result:
-    """The outcome of a suite."""
+    """The outcome of a suite, or of a part of one. Parts add up."""
 
     name: str
     passed: int = 0
@@ -86,6 +90,16 @@ class Result:
     skipped: int = 0
     seconds: float = 0.0
     reasons: list[str] = field(default_factory=list)
+
+    def __add__(self, other: Result) -> Result:
+        return Result(
+            self.name,
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+            self.seconds + other.seconds,
+            self.reasons + other.reasons,
+        )
 
 
 def candidates() -> list[list[str]]:
@@ -208,10 +222,12 @@ def run_tests(
     return result
 
 
-def run_suite(name: str, python: Path, quick: bool = False, shown: str = "", wanted: bool = False) -> Result:
+def run_suite(
+    name: str, python: Path, quick: bool = False, shown: str = "", wanted: bool = False, part: tuple[int, int] = (0, 1)
+) -> Result:
     """One suite, with a heading; ``shown`` stands before its lines when others run beside it; ``wanted``: it was asked
-    for by name."""
-    print(f"\n== {name}", flush=True)
+    for by name; ``part``: which of how many parts of it."""
+    print(f"\n== {name}" + (f", part {part[0] + 1} of {part[1]}" if part[1] > 1 else ""), flush=True)
     if name == "lint":
         commands = [[str(python), "-m", "ruff", *args] for args in (["check", "."], ["format", "--check", "."])]
         return run_command(name, commands, shown)
@@ -222,8 +238,7 @@ def run_suite(name: str, python: Path, quick: bool = False, shown: str = "", wan
         if not wanted:
             reason = "an hour and 20 GB, as forks only know models of real shapes: dev.py test --only forks runs it"
             return Result(name, skipped=1, reasons=[f"SKIPPED {name}: {reason}"])
-        files = tuple(str(path.relative_to(TESTS)) for path in sorted(TESTS.glob(f"*/{FORKS}")))
-        return run_tests(name, python, files, options, shown)
+        return run_tests(name, python, files(f"*/{FORKS}"), options, shown)
     if name == "current":
         if not wanted and not os.environ.get("CI") and not NOW.python.is_file():
             reason = "its environment is not made (some gigabytes): dev.py test --only current makes it"
@@ -233,28 +248,49 @@ def run_suite(name: str, python: Path, quick: bool = False, shown: str = "", wan
             return run_tests(name, environment(NOW), CURRENT, (*options, *plugin), shown)
         except CannotMake as error:
             return Result(name, skipped=1, reasons=[f"SKIPPED {name}: {error}"])
-    return run_tests(name, python, (), (*options, f"--ignore-glob=*/{FORKS}"), shown)
+    return run_tests(name, python, files_of(name, part), options, shown)
+
+
+def files(pattern: str) -> tuple[str, ...]:
+    """Files below the tests' folder, sorted."""
+    return tuple(path.relative_to(TESTS).as_posix() for path in sorted(TESTS.glob(pattern)))
+
+
+def files_of(name: str, part: tuple[int, int] = (0, 1)) -> tuple[str, ...]:
+    """A suite's files, without those of the suite "forks", or one of so many parts of them. Neighbours stay together,
+    as they share what they start."""
+    own = [path for path in files(f"{name}/test_*.py") if not Path(path).match(FORKS)]
+    index, parts = part
+    return tuple(own[len(own) * index // parts : len(own) * (index + 1) // parts])
 
 
 def at_once() -> int:
-    """How many suites run at once: two, where there are two cores and the memory for it."""
+    """How many suites run at once, by cores and memory."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 1
-    return 2 if (os.cpu_count() or 1) > 1 and memory >= GIBIBYTES_FOR_TWO << 30 else 1
+    return max(1, min((os.cpu_count() or 1) + 1, memory // (GIBIBYTES_EACH << 30)))
 
 
 def run_suites(chosen: list[str], python: Path, quick: bool, wanted: bool = False) -> list[Result]:
     """The suites' results, in the order of SUITES."""
-    lanes = min(at_once(), len(chosen))
-    if lanes < 2:
+    lanes = at_once()
+    if lanes < 2 or len(chosen) < 2:
         return [run_suite(name, python, quick, "", wanted) for name in SUITES if name in chosen]
     waiting = [name for name in ORDER if name in chosen]
-    width = max(map(len, chosen))
+    width = max(map(len, chosen)) + 2
+    running: dict[str, list[concurrent.futures.Future[Result]]] = {}
     with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
-        running = {n: pool.submit(run_suite, n, python, quick, f"{n:{width}} | ", wanted) for n in waiting}
-        return [running[name].result() for name in SUITES if name in chosen]
+        for name in waiting:
+            parts = 1 if quick else PARTS.get(name, 1)
+            running[name] = []
+            for index in range(parts):
+                said = name if parts == 1 else f"{name} {index + 1}"
+                shown = f"{said:{width}} | "
+                running[name].append(pool.submit(run_suite, name, python, quick, shown, wanted, (index, parts)))
+        results = {name: [future.result() for future in futures] for name, futures in running.items()}
+    return [functools.reduce(operator.add, results[name]) for name in SUITES if name in chosen]
 
 
 def report(results: list[Result], seconds: float) -> int:

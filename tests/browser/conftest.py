@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,23 +17,11 @@ from lib_ipadapter.pictures.images import content_hash
 from lib_ipadapter.pictures.images import load as load_picture
 from tests.webui import harness
 
+from . import reuse
 from .pages import ARGS, PanelPage
 
 # The page asks other hosts for fonts; after a generation gradio misses a component, without us as well.
 _HARMLESS = ("net::ERR", "Failed to load resource", "reading 'props'")
-
-
-# A slow server: answers to the panel's events come window.slow milliseconds later.
-SLOW = """
-const real = window.fetch;
-window.slow = 0;
-window.fetch = async (...given) => {
-    const ms = String(given[0]?.url ?? given[0]).includes("predict") ? window.slow : 0;
-    const answer = await real(...given);
-    if (ms) await new Promise(resolve => setTimeout(resolve, ms));
-    return answer;
-};
-"""
 
 
 # A seventh of the page; each test loads it.
@@ -84,20 +73,59 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture(scope="session")
+def described(url: str) -> str:
+    """What gradio answers each page that asks for its description of all endpoints: always the same, after a second
+    of work."""
+    with urllib.request.urlopen(f"{url}/info", timeout=60) as reply:
+        return reply.read().decode()
+
+
+class Page:
+    """The page that tests share as long as it can be put back."""
+
+    def __init__(self, browser: Any, url: str, described: str) -> None:
+        self.context = browser.new_context(viewport=reuse.SIZE)
+        self.context.route(f"{url}/info", lambda route: route.fulfill(body=described, content_type="application/json"))
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(30_000)
+        self.page.add_init_script(reuse.WAITING)
+        self.errors: list[str] = []
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        load(self.page, url)
+        self.new = reuse.settled(self.page)
+
+    def is_as_new(self) -> bool:
+        """Puts the page back; False where that cannot be done."""
+        try:
+            return not reuse.put_back(self.page, self.new) and not self.errors
+        except Exception:  # whatever a test left behind, the next one gets another page
+            return False
+
+
+@pytest.fixture(scope="session")
+def pages(browser: Any, url: str, described: str) -> Iterator[list[Page]]:
+    """The page that the last test left, if any."""
+    kept: list[Page] = []
+    yield kept
+    for one in kept:
+        one.context.close()
+
+
 @pytest.fixture
-def page(browser: Any, url: str) -> Iterator[Any]:
-    """The WebUI's page, fully loaded. The test fails when the page reported an error of its own."""
-    context = browser.new_context(viewport={"width": 1400, "height": 1500})
-    page = context.new_page()
-    page.set_default_timeout(30_000)
-    page.add_init_script(SLOW)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    load(page, url)
-    yield page
-    context.close()
-    assert [text for text in errors if not any(part in text for part in _HARMLESS)] == []
+def page(browser: Any, url: str, described: str, pages: list[Page]) -> Iterator[Any]:
+    """The WebUI's page, fully loaded, as new. The test fails when the page reported an error of its own."""
+    if not pages:
+        pages.append(Page(browser, url, described))
+    (one,) = pages
+    yield one.page
+    errors = [text for text in one.errors if not any(part in text for part in _HARMLESS)]
+    one.errors.clear()
+    if errors or not one.is_as_new():
+        pages.clear()
+        one.context.close()
+    assert errors == []
 
 
 def load(page: Any, url: str, query: str = "") -> None:

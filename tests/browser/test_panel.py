@@ -308,6 +308,7 @@ def test_a_preset_is_saved_chosen_and_deleted(panel: PanelPage, url: str):
     again.unit(0, "delete_preset").click()
     again.until(lambda: "Deleted" in again.unit(0, "preset_note").inner_text(), True)
     assert "from the page" not in presets(again, 1)
+    again.page.remove_listener("dialog", answer)
 
 
 def presets(panel: PanelPage, index: int) -> list[str]:

@@ -51,6 +51,6 @@ def test_embeds_are_saved_chosen_and_pasted(page: Any, panel: PanelPage):
     panel.until(lambda: saved(panel), [])
     panel.until(panel.weights_text, "0.25")
     assert panel.note() == ""
-    page.on("dialog", lambda dialog: dialog.accept())
+    page.once("dialog", lambda dialog: dialog.accept())
     panel.unit(0, "delete_embeds").click()
     panel.until(lambda: 'Deleted embeds "a face"' in panel.unit(0, "saved_note").inner_text(), True)

@@ -75,23 +75,45 @@ def test_every_suite_of_tests_has_its_folder_and_its_turn():
     assert sorted(dev.ORDER) == sorted(dev.SUITES)
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_suites_run_alone_or_two_at_once_with_the_same_results(monkeypatch, lanes):
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_suites_run_alone_or_several_at_once_with_the_same_results(monkeypatch, lanes):
     running, most = [0], [0]
 
-    def suite(name: str, python: Path, quick: bool, shown: str, wanted: bool) -> dev.Result:
+    def suite(name, python, quick, shown, wanted, part=(0, 1)) -> dev.Result:
         running[0] += 1
         most[0] = max(most[0], running[0])
         time.sleep(0.05)
         running[0] -= 1
         assert bool(shown) == (lanes > 1)
-        return dev.Result(name, passed=len(name))
+        return dev.Result(name, passed=len(dev.files_of(name, part)), reasons=[name])
 
     monkeypatch.setattr(dev, "run_suite", suite)
     monkeypatch.setattr(dev, "at_once", lambda: lanes)
     results = dev.run_suites(["webui", "core", "lint", "ldm"], Path(), False)
-    assert [(r.name, r.passed) for r in results] == [("lint", 4), ("core", 4), ("ldm", 3), ("webui", 5)]
+    assert [(r.name, r.passed) for r in results] == [
+        (n, len(dev.files_of(n))) for n in ("lint", "core", "ldm", "webui")
+    ]
+    assert len(results[-1].reasons) == (dev.PARTS["webui"] if lanes > 1 else 1)
     assert most == [lanes]
+
+
+@pytest.mark.parametrize(
+    ("cores", "gibibytes", "lanes"), [(1, 64, 2), (2, 23.5, 3), (2, 15.5, 2), (8, 8, 1), (2, 4, 1)]
+)
+def test_how_many_run_at_once(monkeypatch, cores, gibibytes, lanes):
+    monkeypatch.setattr(dev.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(
+        dev.os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096}.get(name, int(gibibytes * 2**30) // 4096)
+    )
+    assert dev.at_once() == lanes
+
+
+def test_every_file_of_tests_is_in_one_suite_and_one_part():
+    suites = [name for name in dev.SUITES[2:] if name not in ("current", "forks")]
+    parts = [dev.files_of(name, (i, n)) for name in suites for n in [dev.PARTS.get(name, 1)] for i in range(n)]
+    assert all(parts)
+    together = sorted(path for part in parts for path in part) + list(dev.files(f"*/{dev.FORKS}"))
+    assert sorted(together) == sorted(dev.files("*/test_*.py"))
 
 
 def test_a_suite_beside_another_is_counted_alike_and_its_lines_say_whose_they_are(suite, capsys):
@@ -125,10 +147,11 @@ def test_forks_run_when_asked_for_and_in_no_other_suite(monkeypatch):
     assert not ran
     dev.run_suite("forks", Path(), wanted=True)
     dev.run_suite("webui", Path())
-    (forks, files, _), (webui, none, options) = ran
-    assert (forks, webui, none) == ("forks", "webui", ())
+    (forks, files, _), (webui, own, _) = ran
+    assert (forks, webui) == ("forks", "webui")
     assert {"webui/test_forks.py", "browser/test_forks.py"} <= set(files)
-    assert options == ("--ignore-glob=*/test_forks*.py",)
+    assert "webui/test_api.py" in own
+    assert not set(files) & set(own)
 
 
 def test_a_wrong_python_is_told_which_ones_fit(monkeypatch):

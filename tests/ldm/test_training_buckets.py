@@ -112,7 +112,7 @@ def test_stages_go_on_across_their_border(folder, tmp_path, fields):
 def test_two_processes_take_what_one_with_twice_the_batch_takes(folder, tmp_path):
     fields = both(folder, steps=4)
     launch(folder, tmp_path / "two", 2, **{**fields, "batch": 1})
-    launch(folder, tmp_path / "one", 1, **{**fields, "batch": 2})
+    train(folder, tmp_path / "one", **{**fields, "batch": 2})
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,9 +122,8 @@ class Patches(torch.nn.Module):
         return SimpleNamespace(hidden_states=[torch.zeros_like(state), state, torch.zeros_like(state)])
 
 
-@pytest.mark.parametrize("shortcut", [1.0, 0.4])
-@pytest.mark.parametrize(("context", "kind"), [(768, "faceid-plus"), (768, "faceid-plusv2"), (2048, "faceid-plusv2")])
-def test_tokens_of_face_id_plus(context, kind, shortcut, tmp_path):
+@pytest.mark.parametrize(("context", "kinds"), [(768, ("faceid-plus", "faceid-plusv2")), (2048, ("faceid-plusv2",))])
+def test_tokens_of_face_id_plus(context, kinds, tmp_path):
     """Their own way from the aligned crop on: the processor, the state of the encoder, and that of zero pixels."""
     from ip_adapter.ip_adapter_faceid import IPAdapterFaceIDPlus
     from transformers import CLIPImageProcessor
@@ -133,13 +133,14 @@ def test_tokens_of_face_id_plus(context, kind, shortcut, tmp_path):
     crop = Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8))
     theirs = theirs_of(IPAdapterFaceIDPlus, context, flat, num_tokens=4, image_encoder=encoder,
                        clip_image_processor=CLIPImageProcessor())  # fmt: skip
-    cond, uncond = theirs.get_image_embeds(face, crop, shortcut, kind == "faceid-plusv2")
     pixels = normalised(crop, ENCODERS["ViT-H-14"])
     seen, empty = (encoder(one, True).hidden_states[-2] for one in (pixels, torch.zeros_like(pixels)))
-    adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat)).as_kind(kind)
+    held = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat))
     nothing = {"face": torch.zeros(1, 512), "penultimate": empty}
-    mine = ours_of(adapter, [{"face": face, "penultimate": seen}], nothing, shortcut=shortcut)
-    check(mine, cond, uncond, f"{kind}, {context}, s = {shortcut}")
+    for kind, shortcut in product(kinds, (1.0, 0.4)):
+        cond, uncond = theirs.get_image_embeds(face, crop, shortcut, kind == "faceid-plusv2")
+        mine = ours_of(held.as_kind(kind), [{"face": face, "penultimate": seen}], nothing, shortcut=shortcut)
+        check(mine, cond, uncond, f"{kind}, {context}, s = {shortcut}")
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

@@ -1,0 +1,115 @@
+"""A loaded page for several tests: loading takes longer than most tests do. Behind a test its page is put back by what
+a user has for that, and is used again only where it then looks as it did when it was new."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from .pages import PanelPage
+
+TABS = ("txt2img", "img2img")
+SECONDS = 3.0
+SIZE = {"width": 1400, "height": 1500}
+
+# Counts what the page waits for, and is a slow server: answers to the panel's events come window.slow milliseconds
+# later. Says whether a panel's box was clicked: the WebUI folds it no more when it is switched off then.
+WAITING = """
+const real = window.fetch;
+window.slow = window.waiting = 0;
+window.fetch = async (...given) => {
+    if (!String(given[0]?.url ?? given[0]).includes("predict")) return real(...given);
+    window.waiting += 1;
+    try {
+        const answer = await real(...given);
+        if (window.slow) await new Promise(resolve => setTimeout(resolve, window.slow));
+        return answer;
+    } finally {
+        window.waiting -= 1;
+    }
+};
+const apart = event => { window.apart ||= Boolean(event.target.id?.endsWith("-visible-checkbox")); };
+window.apart = false;
+document.addEventListener("click", apart, true);
+"""
+
+# All that a test may have left behind, by place: values, texts, what is open, selected or stored
+LOOK = """tabs => {
+    const seen = {};
+    const inputs = root => [...root.querySelectorAll("input, textarea, select")]
+        .map(input => input.type === "file" ? input.files.length : [input.value, input.checked]);
+    const marks = (root, query) => [...root.querySelectorAll(query)].map(one => one.className);
+    const look = root => JSON.stringify([root.textContent, inputs(root), marks(root, ".label-wrap, .tab-nav button"),
+        [...root.querySelectorAll("img")].map(image => image.src), marks(root, "[class*=ipadapter-]")]);
+    for (const tab of tabs) {
+        const units = document.querySelectorAll(`#ipadapter_${tab}_units > .tabitem`);
+        units.forEach((unit, index) => { seen[`${tab} ${index}`] = look(unit); });
+        const panel = document.querySelector(`#ipadapter_${tab}`).cloneNode(true);
+        panel.querySelectorAll(".tabitem").forEach(unit => unit.remove());
+        seen[tab] = look(panel);
+        seen[`${tab} on`] = document.querySelector(`#ipadapter_${tab}-visible-checkbox`).checked;
+        seen[`${tab} gallery`] = document.querySelectorAll(`#${tab}_gallery img`).length;
+        seen[`${tab} settings`] = JSON.stringify(inputs(document.querySelector(`#tab_${tab}`)));
+    }
+    seen.dialogs = document.querySelectorAll("dialog, .ipadapter-page-note, ul.options").length;
+    seen.tabs = [...document.querySelectorAll("#tabs > .tab-nav button")].map(tab => tab.className).join();
+    seen.stored = JSON.stringify({...localStorage});
+    seen.address = location.href;
+    seen.waiting = [window.slow, window.waiting, window.apart].join();
+    return seen;
+}"""
+# What needs no server
+FOLD = """tabs => {
+    window.slow = 0;
+    document.querySelectorAll("dialog[open]").forEach(dialog => dialog.close());
+    for (const tab of tabs) {
+        const units = document.querySelector(`#ipadapter_${tab}_units`);
+        units.querySelectorAll(".label-wrap.open").forEach(label => label.click());
+        units.querySelector(".tab-nav button").click();
+        // Folded and off go together until the box in the title is clicked
+        const title = document.querySelector(`#ipadapter_${tab} > .label-wrap`);
+        if (title.classList.contains("open")) title.click();
+    }
+    document.querySelector("#tabs > .tab-nav button").click();
+    window.scrollTo(0, 0);
+}"""
+
+
+def look(page: Any) -> dict[str, Any]:
+    """How the page looks, by place."""
+    return dict(page.evaluate(LOOK, list(TABS)))
+
+
+def settled(page: Any) -> dict[str, Any]:
+    """How a new page looks when nothing in it changes any more."""
+    last: dict[str, Any] = {}
+    for _ in range(50):
+        page.wait_for_function("window.waiting === 0")
+        if (seen := look(page)) == last:
+            break
+        last = seen
+        page.wait_for_timeout(200)
+    return last
+
+
+def put_back(page: Any, new: dict[str, Any]) -> list[str]:
+    """Puts the page back; the places that still differ from how they looked when it was ``new``."""
+    page.set_viewport_size(SIZE)
+    page.evaluate(FOLD, list(TABS))
+    page.wait_for_function("window.waiting === 0")
+    seen = look(page)
+    for tab in TABS:
+        for index in range(sum(name.startswith(f"{tab} ") and name[-1].isdigit() for name in new)):
+            if seen.get(f"{tab} {index}") != new[f"{tab} {index}"]:
+                page.locator("#tabs > .tab-nav button", has_text=tab).first.click()
+                panel = PanelPage(page, tab).open()
+                panel.show_unit(index)
+                panel.from_menu(index, "Reset this unit")
+    page.evaluate(FOLD, list(TABS))
+    until = time.monotonic() + SECONDS
+    while True:
+        seen = look(page)
+        differ = [name for name in new if seen.get(name) != new[name]]
+        if not differ or time.monotonic() > until:
+            return differ
+        page.wait_for_timeout(100)
