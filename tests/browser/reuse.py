@@ -58,9 +58,19 @@ LOOK = """tabs => {
     seen.waiting = [window.slow, window.waiting, window.apart].join();
     return seen;
 }"""
-# What needs no server
-FOLD = """tabs => {
+# What needs no server: texts of the WebUI's own, what is unfolded, selected and switched on
+FOLD = """([tabs, settings]) => {
     window.slow = 0;
+    for (const tab of tabs) {
+        const inputs = document.querySelector(`#tab_${tab}`).querySelectorAll("input, textarea, select");
+        JSON.parse(settings[tab]).forEach(([value], index) => {
+            const input = inputs[index];
+            if (!input || value === undefined || input.value === value || input.closest("[id^=ipadapter_]")) return;
+            if (input.type === "file" || input.type === "checkbox" || input.type === "radio") return;
+            input.value = value;
+            input.dispatchEvent(new Event("input", {bubbles: true}));
+        });
+    }
     document.querySelectorAll("dialog[open]").forEach(dialog => dialog.close());
     for (const tab of tabs) {
         const units = document.querySelector(`#ipadapter_${tab}_units`);
@@ -95,7 +105,8 @@ def settled(page: Any) -> dict[str, Any]:
 def put_back(page: Any, new: dict[str, Any]) -> list[str]:
     """Puts the page back; the places that still differ from how they looked when it was ``new``."""
     page.set_viewport_size(SIZE)
-    page.evaluate(FOLD, list(TABS))
+    fold = [list(TABS), {tab: new[f"{tab} settings"] for tab in TABS}]
+    page.evaluate(FOLD, fold)
     page.wait_for_function("window.waiting === 0")
     seen = look(page)
     for tab in TABS:
@@ -105,7 +116,7 @@ def put_back(page: Any, new: dict[str, Any]) -> list[str]:
                 panel = PanelPage(page, tab).open()
                 panel.show_unit(index)
                 panel.from_menu(index, "Reset this unit")
-    page.evaluate(FOLD, list(TABS))
+    page.evaluate(FOLD, fold)
     until = time.monotonic() + SECONDS
     while True:
         seen = look(page)

@@ -50,7 +50,7 @@ def test_embeds_are_saved_chosen_and_pasted(page: Any, panel: PanelPage):
     panel.unit(0, "saved_references").locator(".token-remove").first.click()
     panel.until(lambda: saved(panel), [])
     panel.until(panel.weights_text, "0.25")
-    assert panel.note() == ""
+    panel.until(panel.note, "")
     page.once("dialog", lambda dialog: dialog.accept())
     panel.unit(0, "delete_embeds").click()
     panel.until(lambda: 'Deleted embeds "a face"' in panel.unit(0, "saved_note").inner_text(), True)

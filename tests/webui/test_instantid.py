@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tests.controlnets import ldm_control
 from tests.synthetic import adapter_tensors, write_adapter
 
-from .harness import WebUI, absent, b64, checkpoint, decode, python, refused, without
+from .harness import WebUI, b64, checkpoint, decode, python, refused, without
 from .networks import CONTEXT, SD1_WIDTHS, SDXL_WIDTHS
 from .test_generation import one, same
 from .test_xyz import AXES, label, plot
@@ -215,19 +215,6 @@ def test_ten_generations_take_no_more_memory(on_person, person):
     with on_person.set(ipadapter_control_stays="nowhere"):
         first = on_person.images(person)
     assert on_person.images(person) == first
-
-
-@pytest.mark.parametrize("flag", ["--lowvram", "--medvram"])
-def test_little_memory(person, flag):
-    if reason := absent():
-        pytest.skip(reason)
-    with WebUI(("sdxl",), extra=("--nowebui", flag)) as webui:
-        write_all(webui)
-        base, drawn = webui.images(), webui.images(person)
-        assert base != drawn
-        assert webui.images({**person, "pose_weight": 0}) not in (base, drawn)
-        assert webui.images(person) == drawn
-        assert webui.images() == base
 
 
 def test_beside_units_of_the_controlnet_extension(webui_with_controlnet):

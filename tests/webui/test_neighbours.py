@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .harness import WebUI, absent
+from .harness import WebUI
 
 
 @pytest.mark.parametrize("tag", ["<lora:probe:1>", "<hypernet:probe:1>"])
@@ -50,21 +50,3 @@ def test_the_option_of_one_request_counts_as_the_setting(on_sd1: WebUI, unit):
     assert on_sd1.images(unit) == drawn
     assert on_sd1.draw(**compiled).status == 200
     assert on_sd1.images(unit) == drawn
-
-
-@pytest.mark.parametrize("flag", ["--lowvram", "--medvram"])
-def test_little_memory(unit, flag):
-    """With modules moved about between calls, and two models kept."""
-    if reason := absent():
-        pytest.skip(reason)
-    with WebUI(("sd1", "sd1-other"), extra=("--nowebui", flag), config={"sd_checkpoints_limit": 2}) as webui:
-        base, drawn = webui.images(), webui.images(unit)
-        assert base != drawn
-        webui.options(sd_model_checkpoint="sd1-other.safetensors")
-        other = webui.images(unit)
-        assert other not in (base, drawn)
-        webui.options(sd_model_checkpoint="sd1.safetensors")
-        assert webui.images() == base
-        assert webui.images(unit) == drawn
-        plus = {**unit, "model": "sd1-plus"}
-        assert webui.images(plus) == webui.images(plus)
