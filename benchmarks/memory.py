@@ -1,11 +1,15 @@
 """What a training step holds in memory at its peak, by setting: computed, not measured.
 
     python benchmarks/memory.py [--base sd15|sdxl] [--resolution 512] [--batch 1]
+    python benchmarks/memory.py --measure [--channels 320] [--resolution 256]     SD1.5's UNet on the CPU, both ways
 
 Everything is made on the meta device in its real shape, bfloat16 as on a GPU: the frozen UNet, the base adapter with
 its gradients and the optimizer's state, and what a forward pass keeps for the backward pass (each tensor once, found by
 torch's saved-tensor hooks). Models whose output is not cached are added. Work space of kernels, the allocator's slack
 and the context of CUDA are not in it. Needs stable-diffusion-sdkit.
+
+--measure takes real steps on the CPU in float32, and sets the most that torch's allocator held of tensors beside what
+is computed for the same step.
 """
 
 from __future__ import annotations
@@ -15,11 +19,14 @@ import contextlib
 import io
 import sys
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, not installed
 
@@ -37,16 +44,16 @@ BESIDE = {"sd15": (84, 123, 632), "sdxl": (84, 123 + 695, 632)}
 STATE = {"adamw": 8, "adamw8bit": 2}  # bytes a parameter
 
 
-class OnMeta(Bare):
-    """A UNet on the meta device that computes in bfloat16."""
+class Alone(Bare):
+    """A UNet that computes in ``number``, bfloat16 on the meta device. adm: width of its further conditions."""
 
-    def __init__(self, unet: Any, adm: int) -> None:
-        self.unet, self.adm = unet, adm
-        self.device, self.dtype, self.sdxl = torch.device("meta"), torch.float32, False
+    def __init__(self, unet: Any, adm: int, device: str = "meta", number: torch.dtype = torch.bfloat16) -> None:
+        self.unet, self.adm, self.number = unet, adm, number
+        self.device, self.dtype, self.sdxl = torch.device(device), torch.float32, False
 
     def _call(self, x: Tensor, t: Tensor, text: Text, sizes: Sizes | None) -> Tensor:
-        own = {"y": torch.empty(len(x), self.adm, device="meta", dtype=torch.bfloat16)} if self.adm else {}
-        output: Tensor = self.unet(x.bfloat16(), t, context=text.tokens.bfloat16(), **own)
+        own = {"y": torch.empty(len(x), self.adm, device=self.device, dtype=self.number)} if self.adm else {}
+        output: Tensor = self.unet(x.to(self.number), t, context=text.tokens.to(self.number), **own)
         return output
 
 
@@ -93,18 +100,36 @@ class Kept:
         return of(self.outside) + max(map(of, self.blocks), default=0)
 
 
-def kept_bytes(base: str, resolution: int, batch: int, checkpointing: bool, storage: str) -> tuple[int, int, int]:
-    """(bytes of the frozen UNet, parameters of the adapter, bytes that a forward pass keeps)."""
-    unet = unet_of(base).to(torch.bfloat16).requires_grad_(False)
-    unet.dtype = torch.bfloat16
-    time_embed = unet.time_embed.forward
-    unet.time_embed.forward = lambda x: time_embed(x.bfloat16())  # as autocast does
-    bare = OnMeta(unet, 2816 if base == "sdxl" else 0)
+def adapter_of(bare: Alone) -> TrainableAdapter:
+    """A base adapter of the UNet's, on its device."""
     layers = bare.layers
     context = layers[0].context
-    with torch.device("meta"):
-        pairs = [(torch.empty(x.width, context), torch.empty(x.width, context)) for x in layers]
-        adapter = TrainableAdapter(LinearProjection(1024, 4, context), pairs)
+    with torch.device(bare.device):
+        pairs = [(torch.zeros(x.width, context), torch.zeros(x.width, context)) for x in layers]
+        return TrainableAdapter(LinearProjection(1024, 4, context), pairs)
+
+
+def inputs_of(bare: Alone, resolution: int, batch: int) -> tuple[Any, ...]:
+    """What a denoiser takes."""
+    side, device = resolution // 8, bare.device
+    text = Text(torch.zeros(batch, 77, bare.layers[0].context, device=device))
+    return (
+        torch.zeros(batch, 4, side, side, device=device), torch.zeros(batch, device=device), text, None,
+        torch.zeros(batch, 1024, device=device),
+    )  # fmt: skip
+
+
+def kept_bytes(
+    base: str, resolution: int, batch: int, checkpointing: bool, storage: str, channels: int = 320,
+    number: torch.dtype = torch.bfloat16,
+) -> tuple[int, int, int]:  # fmt: skip
+    """(bytes of the frozen UNet, parameters of the adapter, bytes that a forward pass keeps)."""
+    unet = unet_of(base, channels).to(number).requires_grad_(False)
+    unet.dtype = number
+    time_embed = unet.time_embed.forward
+    unet.time_embed.forward = lambda x: time_embed(x.to(number))  # as autocast does
+    bare = Alone(unet, 2816 if base == "sdxl" else 0, number=number)
+    adapter = adapter_of(bare)
     if storage != "auto":
         store(unet, storage)
     weights = {id(p) for p in [*unet.parameters(), *unet.buffers(), *adapter.parameters()]}
@@ -115,14 +140,44 @@ def kept_bytes(base: str, resolution: int, batch: int, checkpointing: bool, stor
 
     denoiser = Denoiser(bare, adapter, concat=False)
     with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
-        denoiser(
-            torch.empty(batch, 4, resolution // 8, resolution // 8, device="meta"), torch.zeros(batch, device="meta"),
-            Text(torch.empty(batch, 77, context, device="meta")), None, torch.empty(batch, 1024, device="meta"),
-        )  # fmt: skip
+        denoiser(*inputs_of(bare, resolution, batch))
     denoiser.remove()
     frozen = sum(p.numel() * p.element_size() for p in unet.parameters())
     parameters = sum(p.numel() for p in adapter.parameters())
     return frozen, parameters, kept.bytes
+
+
+def measured_bytes(resolution: int, batch: int, checkpointing: bool, channels: int) -> int:
+    """The most that is held of tensors above the UNet in the second of two real steps in float32 on the CPU, of
+    SD1.5's UNet. Its weights are zeros, which take as much."""
+    unet = unet_of("sd15", channels).to_empty(device="cpu").requires_grad_(False)
+    for tensor in (*unet.parameters(), *unet.buffers()):
+        tensor.zero_()
+    bare = Alone(unet, 0, "cpu", torch.float32)
+    for module in checkpointed_blocks(unet) if checkpointing else []:
+        module.forward = lambda *x, plain=module.forward: checkpoint(plain, *x, use_reentrant=False)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        adapter = adapter_of(bare)
+        denoiser = Denoiser(bare, adapter, concat=False)
+        optimizer = torch.optim.AdamW(adapter.parameters())
+        for _ in range(2):  # the second has the optimizer's state from the first
+            denoiser(*inputs_of(bare, resolution, batch)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns() if hasattr(event, "start_ns") else event.start_us())
+    return max(accumulate(event.nbytes() for event in events))
+
+
+def compare(resolution: int, batch: int, channels: int) -> list[tuple[bool, float, float]]:
+    """(checkpointing, computed, measured) of SD1.5's layout in float32 on the CPU, GB above the UNet."""
+    rows = []
+    for checkpointing in (False, True):
+        with contextlib.redirect_stdout(io.StringIO()):
+            _, parameters, kept = kept_bytes("sd15", resolution, batch, checkpointing, "auto", channels, torch.float32)
+            measured = measured_bytes(resolution, batch, checkpointing, channels)
+        rows.append((checkpointing, (parameters * (8 + STATE["adamw"]) + kept) / GB, measured / GB))
+    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -130,7 +185,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", default="sd15", choices=tuple(BESIDE))
     parser.add_argument("--resolution", type=int, help="512, of sdxl 1024")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--measure", action="store_true", help="also measure, of SD1.5's layout on the CPU")
+    parser.add_argument("--channels", type=int, default=320, help="with --measure: width of the UNet's first level")
     args = parser.parse_args(argv)
+    if args.measure:
+        print("| channels | checkpointing | computed, GB above the UNet | measured | measured / computed |")
+        print("|---|---|---|---|---|")
+        for checkpointing, computed, measured in compare(args.resolution or 256, args.batch, args.channels):
+            told = f"{args.channels} | {'yes' if checkpointing else 'no'}"
+            print(f"| {told} | {computed:.3f} | {measured:.3f} | {measured / computed:.2f} |")
+        return
     resolution = args.resolution or (1024 if args.base == "sdxl" else 512)
     print(f"{args.base}, {resolution} pixels, batch {args.batch}, bf16, base adapter; computed, without work space\n")
     print(

@@ -95,8 +95,8 @@ def reckon(
     )  # fmt: skip
 
 
-def unet_of(base: str) -> Any:
-    """On the meta device. SD1.5's has no conditions, which cost next to nothing."""
+def unet_of(base: str, channels: int = 320) -> Any:
+    """On the meta device. SD1.5's has no conditions, which cost next to nothing, and may be narrower."""
     if base == "sdxl":
         depths = {f"input_blocks.{i}.1": n for i, n in ((4, 2), (5, 2), (7, 10), (8, 10))}
         depths |= {"middle_block.1": 10, **{f"output_blocks.{i}.1": 10 if i < 3 else 2 for i in range(6)}}
@@ -107,7 +107,7 @@ def unet_of(base: str) -> Any:
 
     with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
         return UNetModel(
-            image_size=32, in_channels=4, model_channels=320, out_channels=4, num_res_blocks=2, num_heads=8,
+            image_size=32, in_channels=4, model_channels=channels, out_channels=4, num_res_blocks=2, num_heads=8,
             attention_resolutions=[4, 2, 1], channel_mult=[1, 2, 4, 4], use_spatial_transformer=True, context_dim=768,
             transformer_depth=1, use_checkpoint=False, legacy=False,
         )  # fmt: skip

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
-from benchmarks import scale
+from benchmarks import memory, scale
 
 
 def test_a_training_by_hand():
@@ -50,3 +51,10 @@ def test_a_runs_log_gives_the_speed(tmp_path: Path):
     (tmp_path / "short.jsonl").write_text("")
     with pytest.raises(SystemExit, match="fewer than 11 steps"):
         scale.log_rate(tmp_path / "short.jsonl", 1)
+
+
+def test_the_memory_that_is_computed_is_what_a_step_holds():
+    """Of a narrow UNet at 128 pixels, where scores of attention are small."""
+    _, parameters, kept = memory.kept_bytes("sd15", 128, 1, False, "auto", 32, torch.float32)
+    computed, held = 16 * parameters + kept, memory.measured_bytes(128, 1, False, 32)
+    assert 0.9 * computed < held < 1.1 * computed
