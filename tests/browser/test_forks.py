@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -119,7 +118,7 @@ def test_a_checkpoint_that_is_chosen_is_what_adapters_have_to_fit(page: Any, for
 
 def test_below_a_mask_are_pictures_that_are_there(page: Any) -> None:
     """Forge's canvases have empty ones. Nothing of the drop zone beside it is cut off."""
-    page.locator("#tabs > .tab-nav button", has_text=re.compile("^img2img$", re.IGNORECASE)).first.click()
+    page.locator("#tabs > .tab-nav button", has_text="img2img").first.click()
     page.locator("#ipadapter_img2img .label-wrap > span").first.click()
     panel = PanelPage(page, "img2img")
     panel.unfold(0, "look")

@@ -42,6 +42,12 @@ SITUATIONS: dict[str, dict[str, Any]] = {
     },
     # Its steps are counted from 0 to 1, so there must be two.
     "perturbed attention": {"steps": 2, "scripts": {"PerturbedAttentionGuidance Integrated": {"args": [True, 3.0]}}},
+    "one part in a picture of the batch and two in the other": {
+        "prompt": "a red house|AND a blue boat",
+        "batch_size": 2,
+        "script_name": "prompt matrix",
+        "script_args": [False, False, "positive", "comma", 0],
+    },
     "tiles": {**TILES, "scripts": tiles()},
     "mixed tiles": {**TILES, "scripts": tiles("Mixture of Diffusers")},
 }
