@@ -13,7 +13,9 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
-PREFIXES = ("control_model.", "controlnet.", "")
+# A training's checkpoint has its network below "state_dict", a parallel one below "module"
+_WRAPPERS = ("", "state_dict.", "module.", "state_dict.module.")
+PREFIXES = tuple(wrapper + part for part in ("control_model.", "controlnet.", "") for wrapper in _WRAPPERS[::-1])
 _MARK, _THEIR_MARK = "zero_convs.0.0.weight", "controlnet_down_blocks.0.weight"
 _CONTEXT = re.compile(r"(input_blocks\.\d+|middle_block)\.1\.transformer_blocks\.0\.attn2\.to_k\.weight")
 _RESNET = (

@@ -47,6 +47,20 @@ def test_it_is_found_under_any_name(world):
     assert "adapters/adapter" not in world.nets.names()
 
 
+@pytest.mark.parametrize("below", ["state_dict.control_model", "module", "state_dict.module.controlnet"])
+def test_a_training_s_checkpoint(world, below):
+    """As a trainer saves it: a pickle, the network inside, other parts and its state beside it."""
+    posed = world.draw(world.prompt(world.control()))
+    content = {key: value.clone() for key, value in ldm_control(world.unet.state_dict()).items()}
+    *outer, inner = below.split(".")
+    content = {f"{inner}.{key}": value for key, value in content.items()} | {"first_stage_model.x": torch.zeros(2)}
+    for name in reversed(outer):
+        content = {name: content, "epoch": 3, "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}]}
+    (world.folder / "control.safetensors").unlink()
+    torch.save(content, world.folder / "control.ckpt")
+    assert torch.equal(world.draw(world.prompt(world.control())), posed)
+
+
 def test_files_of_one_name_hide_none(world, tmp_path, monkeypatch):
     """The hub's files have the same name for every model: one of another base, a broken one, one in a folder more."""
     name = "diffusion_pytorch_model"
