@@ -98,10 +98,13 @@
     let checkpoint = null;
 
     function watchCheckpoint() {
-        const box = byId("setting_sd_model_checkpoint") ?? gradioApp().querySelector(".model_selection"); // Forge's has no id
+        const setting = byId("setting_sd_model_checkpoint"), box = setting ?? gradioApp().querySelector(".model_selection"); // Forge's has no id
         const value = box?.querySelector("input")?.value;
         if (!value || value === checkpoint) return;
-        if (checkpoint !== null) TABS.forEach(tab => byId(`ipadapter_${tab}_checkpoint`)?.click());
+        const ask = () => TABS.forEach(tab => byId(`ipadapter_${tab}_checkpoint`)?.click());
+        if (checkpoint !== null) ask();
+        // Forge notes what was chosen in an event of its own, which a slow server may come to after ours.
+        if (checkpoint !== null && !setting) setTimeout(ask, 3000);
         checkpoint = value;
     }
 
