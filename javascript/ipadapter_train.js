@@ -1,24 +1,25 @@
-// The Train tab: its lists are asked for when it is first seen, and its state while a training runs.
+// The tab of trainings and evaluations: the lists of a part are asked for when it is first seen, and its state while one runs.
 (() => {
     const EVERY = 2000; // ms
+    const PARTS = ["ipadapter_train", "ipadapter_evaluate"];
     const byId = id => gradioApp().getElementById(id);
-    let listed = false, known = "";
+    const listed = {};
+    let known = "";
 
-    function look() {
-        const tab = byId("tab_ipadapter_train");
-        const state = byId("ipadapter_train_state")?.querySelector(".ipadapter-train");
+    function look(part) {
+        const state = byId(`${part}_state`)?.querySelector(".ipadapter-train");
         const runs = state?.dataset.alive === "1";
         const made = (!runs && state?.dataset.adapter) || "";
         if (made && made !== known) window.ipadapterListed?.(); // it is in the list of models now
-        known = made;
-        if (!tab?.getClientRects().length) return;
-        if (!listed) {
-            byId("ipadapter_train_list")?.click();
-            listed = Boolean(byId("ipadapter_train_text")?.querySelector("textarea")?.value || byId("ipadapter_train_said")?.textContent.trim());
+        known = made || known;
+        if (!byId(`${part}_name`)?.getClientRects().length) return;
+        if (!listed[part]) {
+            byId(`${part}_list`)?.click();
+            listed[part] = Boolean(byId(`${part}_text`)?.querySelector("textarea")?.value || byId(`${part}_said`)?.textContent.trim());
         } else if (runs) {
-            byId("ipadapter_train_poll")?.click();
+            byId(`${part}_poll`)?.click();
         }
     }
 
-    onUiLoaded(() => setInterval(look, EVERY));
+    onUiLoaded(() => setInterval(() => PARTS.forEach(look), EVERY));
 })();

@@ -315,6 +315,27 @@ def from_flags(cls: type[T], args: argparse.Namespace) -> T:
     return parse(cls, given_flags(cls, args))
 
 
+def as_flags(cls: type, values: Mapping[str, Any]) -> list[str]:
+    """The flags that ``from_flags`` reads as these values, by name; None is no flag. Each is --flag=value, so that a
+    value may begin with "-"."""
+    flags: list[str] = []
+    for option in fields_of(cls):
+        value = values.get(option.name)
+        if value is None:
+            continue
+        if option.kind == "bool":
+            flags.append(option.flag if value else f"--no-{option.flag[2:]}")
+        elif option.many == ",":
+            flags.append(f"{option.flag}={','.join(map(_typed, value))}")
+        else:
+            flags += [f"{option.flag}={_typed(one)}" for one in (value if option.many else [value])]
+    return flags
+
+
+def _typed(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else str(value)
+
+
 def given_flags(cls: type, args: argparse.Namespace) -> dict[str, Any]:
     """The flags that were given, by name, not checked yet."""
     return {

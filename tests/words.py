@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PANEL = ROOT / "lib_ipadapter" / "webui" / "panel"
 UNITS = 10  # at most
 # Arguments that are texts of the page, and calls whose first text is one
-_SHOWN, _CALLS = {"label", "info", "tooltip"}, {"_button", "Button", "Accordion"}
+_SHOWN, _CALLS = {"label", "info", "tooltip"}, {"_button", "Button", "Accordion", "TabItem"}
 # Of components that are never seen
 _HIDDEN = {
     "Add", "Checkpoint", "Choose the part", "Crop box", "Download", "Exchange", "Image masks", "Image weights",
@@ -58,7 +58,7 @@ def _texts(path: Path, keywords: set[str], calls: set[str]) -> Iterator[str]:
 
 def panel() -> Iterator[str]:
     """Of the panel's Python."""
-    for path in sorted([*PANEL.glob("*.py"), PANEL.parent / "train" / "tab.py"]):
+    for path in sorted([*PANEL.glob("*.py"), *(PANEL.parent / "train").glob("*.py")]):
         yield from (text for text in _texts(path, _SHOWN, _CALLS) if text[:1].isupper() and text not in _HIDDEN)
     yield from (f"Unit {number}" for number in range(1, UNITS + 1))
 
@@ -66,11 +66,13 @@ def panel() -> Iterator[str]:
 def markup() -> Iterator[str]:
     """Of the HTML that Python writes."""
     from lib_ipadapter.webui.panel import html
+    from lib_ipadapter.webui.train import texts
 
-    for texts in html._PADS.values():
-        yield from texts[:2]
+    for pad in html._PADS.values():
+        yield from pad[:2]
     yield from ("Remove the mask", "Drop, paste", "or browse", "Use the img2img image", "weight", html.INPUT_SHOWN)
     yield from (html.CHOOSE, html.NONE_FITS, html.NONE_THERE)
+    yield from texts.WORDS
     text = (PANEL / "charts.py").read_text(encoding="utf-8")
     for word in ("input", "middle", "output", "first step", "last step"):
         assert word in text, f"{word}: no word of the charts any more"

@@ -20,7 +20,8 @@ from ..errors import BrokenEncoder, FileError
 from ..pictures import images
 
 BATCH = 32
-_VOCABULARY = 49408  # of open_clip's own tokeniser
+QUICK = "-quickgelu"
+VOCABULARY = 49408  # of open_clip's own tokeniser
 
 
 class Metric(Protocol):
@@ -98,6 +99,9 @@ def _config(path: Path, arch: str | None) -> dict[str, Any]:
 
     if arch is not None:
         known: dict[str, Any] | None = open_clip.get_model_config(arch)
+        plain = open_clip.get_model_config(arch.removesuffix(QUICK)) if known is None else None
+        if arch.endswith(QUICK) and plain is not None:  # older releases have no config of its own for it
+            known = {**plain, "quick_gelu": True}
         if known is None:
             raise FileError(path, f"--clip-arch {arch}: expected one of {', '.join(open_clip.list_models())}")
         return known
@@ -122,7 +126,7 @@ def _build(config: dict[str, Any], path: Path) -> Any:
 
     text = config["text_cfg"]
     foreign = "hf_model_name" in text or "hf_tokenizer_name" in text
-    if foreign or text.get("vocab_size", _VOCABULARY) < _VOCABULARY:
+    if foreign or text.get("vocab_size", VOCABULARY) < VOCABULARY:
         raise BrokenEncoder(
             f"{path.name}: its text tower is not of open_clip's own making; use a CLIP with open_clip's tokeniser"
         )

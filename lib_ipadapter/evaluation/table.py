@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -126,7 +126,7 @@ class Results:
 
     def markdown(self) -> str:
         """A table with a line for each row, and below it what the columns are."""
-        names = [name for name in _names(self.rows) if name not in JSON_ONLY]
+        names = [name for name in measure_names(self.rows) if name not in JSON_ONLY]
         head = ["method", "λ", *(TITLES.get(name, name) for name in names), "references", "pictures"]
         lines = [_line(head), _line(["---"] * 2 + ["---:"] * (len(head) - 2))]
         for row in self.rows:
@@ -162,7 +162,8 @@ class Results:
                 part.write_text(text, encoding="utf-8")
 
 
-def _names(rows: tuple[Row, ...]) -> list[str]:
+def measure_names(rows: Sequence[Row]) -> list[str]:
+    """The measures of the rows, in the order of the columns."""
     return list(dict.fromkeys(name for row in sorted(rows, key=_own_last) for name in row.measures))
 
 

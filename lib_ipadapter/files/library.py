@@ -21,8 +21,8 @@ from .unpickler import PickleRefused
 # What only adapter files name, in any of the layouts that adapters/layout.py reads or adapters/variant.py names
 _MARKS = (b"ip_adapter", b"image_proj", b"adapter_modules", b"id_adapter", b"encoder_hid_proj")
 _STREAM = 1 << 20  # bytes at the start of an older pickle that name its tensors
-# folders beside the adapters: the first two hold none, and what a training made is listed when it is over
-ASIDE = ("embeds", "references", "training")
+# folders beside the adapters: but for training they hold none, and what a training made is listed when it is over
+ASIDE = ("embeds", "references", "training", "evaluations")
 
 
 Version = tuple[Path, int, int]  # of a file: its path, time (ns) and size

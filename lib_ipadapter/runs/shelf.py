@@ -20,13 +20,13 @@ _STARTING = threading.Lock()
 
 class Shelf(Generic[R]):
     """Runs by name, each a folder of ``root``. A name is one of a run, never a path. kind: what a run is called;
-    beside: shelves whose runs must have ended before one starts here."""
+    beside: the shelves whose runs must have ended before one starts here."""
 
     kind = "run"
 
     def __init__(self, root: Path, make: Callable[[Path], R]) -> None:
         self.root, self._make = root, make
-        self.beside: Sequence[Shelf[Any]] = ()
+        self.beside: Callable[[], Sequence[Shelf[Any]]] = tuple
         self._known: dict[str, R] = {}
 
     def names(self) -> list[str]:
@@ -43,7 +43,7 @@ class Shelf(Generic[R]):
         checked_name("name", name)
         if not (self.root / name / CONFIG).is_file():
             known = ", ".join(self.names()[:20]) or "none was started yet"
-            raise UnitError("name", name, f"the name of a {self.kind}: {known}")
+            raise UnitError("name", name, f"one of the {self.kind}s: {known}")
         return self._of(name)
 
     def _of(self, name: str) -> R:
@@ -63,7 +63,7 @@ class Shelf(Generic[R]):
         TrainingError, FileError."""
         process.require()
         with _STARTING:
-            for shelf in (self, *self.beside):
+            for shelf in (self, *self.beside()):
                 if (other := shelf.active()) is not None:
                     raise TrainingError(f"the {shelf.kind} {other.name} is running; wait for its end, or stop it first")
             run = self._of(name)

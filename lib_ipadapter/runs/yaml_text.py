@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -35,8 +35,21 @@ def fields_of(text: Any) -> dict[str, Any]:
 
 
 def text_of(fields: Mapping[str, Any]) -> str:
-    """The YAML text of fields, in their order."""
+    """The YAML text of fields, in their order; a list of plain values is one line."""
     import yaml
 
-    text: str = yaml.safe_dump(dict(fields), sort_keys=False, allow_unicode=True, width=1000)
-    return text if fields else ""
+    return "".join(
+        yaml.safe_dump(
+            {name: value}, sort_keys=False, allow_unicode=True, width=1000,
+            default_flow_style=None if isinstance(value, (list, tuple)) else False,
+        )
+        for name, value in fields.items()
+    )  # fmt: skip
+
+
+def changed(text: str, chosen: Mapping[str, Any], names: Sequence[str]) -> str:
+    """A text with what was chosen put in the place of its fields ``names``, whatever else people wrote into it. Raises
+    ConfigError."""
+    before = fields_of(text)
+    kept = {name: value for name, value in before.items() if name not in names}
+    return text_of({**{name: chosen[name] for name in names if chosen.get(name) not in ("", None, [])}, **kept})

@@ -18,7 +18,8 @@ from ..files.tensors import open_tensors
 from .config import Config
 from .text import TextTower, build_text, load
 
-INSTALL = "pip install --no-deps stable-diffusion-sdkit==2.1.5 && pip install einops open-clip-torch transformers"
+LDM = "stable-diffusion-sdkit==2.1.5"
+INSTALL = f"pip install --no-deps {LDM} && pip install einops open-clip-torch transformers"
 T = TypeVar("T", bound=nn.Module)
 
 

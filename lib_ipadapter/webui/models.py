@@ -50,6 +50,7 @@ from .pictures import as_base64
 from .store import HostStore
 
 if TYPE_CHECKING:
+    from ..evaluation.runs.evaluations import Evaluations
     from ..training.runs.runs import Runs
 
 
@@ -69,6 +70,7 @@ class Models:
         self.projected: Cache[Projected] = Cache(settings.projected_bytes, lambda entry: entry.nbytes)
         self._listed = False
         self._runs: Runs | None = None
+        self._evaluations: Evaluations | None = None
         self._units = 1  # of the last job
         self._last = ""  # adapter that the panel showed
         self._layers: tuple[Callable[[], nn.Module | None], list[Layer]] = (lambda: None, [])  # of the loaded UNet
@@ -126,7 +128,18 @@ class Models:
             from ..training.runs.runs import Runs
 
             self._runs = Runs(home / "training", home)
+            self._runs.beside = lambda: (self.evaluations(),)
         return self._runs
+
+    def evaluations(self) -> Evaluations:
+        """The evaluations below the folder of adapters. Neither of the two starts while one of the other runs."""
+        root = self.host.home() / "evaluations"
+        if self._evaluations is None or self._evaluations.root != root:
+            from ..evaluation.runs.evaluations import Evaluations
+
+            self._evaluations = Evaluations(root)
+            self._evaluations.beside = lambda: (self.runs(),)
+        return self._evaluations
 
     def shelf(self) -> HostStore:
         """Saved embeds and folders of pictures."""

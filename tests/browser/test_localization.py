@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from lib_ipadapter.evaluation.stats import Values
+from lib_ipadapter.evaluation.table import Results, Row
 from tests.webui import harness
 
 from .conftest import WithPage, load
@@ -69,4 +73,48 @@ def test_every_text_is_translated(browser: Any, chinese: WithPage):
     page.wait_for_selector("dialog.ipadapter-mask[open]")
     page.wait_for_timeout(500)
     assert set(page.evaluate(TEXTS, "dialog.ipadapter-mask")) - NAMES <= {"Escape", "Ctrl+Z"}
+    page.close()
+
+
+LOGS = {"a.safetensors", "pictures, results.json, results.md and figures: out"}
+
+
+def written(webui: WithPage) -> None:
+    """A training and an evaluation that are over."""
+    home = webui.data / "models" / "ipadapter"
+    row = {"step": 4, "loss": 0.5, "lr": 1e-4, "pictures_per_second": 8.0, "time": 1.0, "validation": 0.4}
+    rows = "".join(f"{json.dumps({**row, 'step': step})}\n" for step in range(1, 5))
+    table = Results(
+        (Row.of("base-model", 0.0, {"clip_i": Values([0.4, 0.5]), "top_1": Values([0, 1], True)}, 2),
+         Row.of("mine", 1.0, {"clip_i": Values([0.8, 0.9]), "top_1": Values([1, 1], True)}, 2)),
+        {}, {"mine": "base-model"},
+    )  # fmt: skip
+    for name, text in {
+        "training/mine/run.yaml": "{base: a, data: b, encoder: c, out: d, steps: 4}", "training/mine/log.jsonl": rows,
+        "training/mine/log.txt": min(LOGS), "evaluations/both/run.yaml": "{}",
+        "evaluations/both/log.txt": max(LOGS),
+        "evaluations/both/results.json": json.dumps(table.as_dict()),
+    }.items():  # fmt: skip
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(text)
+    Image.new("RGB", (400, 200)).save(home / "evaluations" / "both" / "grid.png")
+
+
+def test_the_tab_of_trainings_is_translated(browser: Any, chinese: WithPage):
+    written(chinese)
+    page = browser.new_page(viewport={"width": 1400, "height": 1500})
+    load(page, chinese.url)
+    page.evaluate("""() => [...document.querySelectorAll('#tabs > .tab-nav button')]
+        .find(button => button.textContent.includes('IP-Adapter training')).click()""")
+    page.wait_for_selector("#ipadapter_train_state .ipadapter-facts", timeout=30_000)
+    page.wait_for_timeout(1000)
+    assert set(page.evaluate(TEXTS, "#tab_ipadapter_train")) - LOGS == {"mine", "log.txt"}
+    page.locator("#ipadapter_train_parts button").nth(1).click()
+    page.wait_for_selector("#ipadapter_evaluate_state .ipadapter-facts", state="attached", timeout=30_000)
+    page.wait_for_timeout(1000)
+    found = set(page.evaluate(TEXTS, "#tab_ipadapter_train"))
+    assert {"both", "log.txt", "base-model", "mine", "CLIP-I"} <= found
+    assert {text for text in found - LOGS if str(chinese.data) not in text} <= {
+        "both", "log.txt", "base-model", "mine", "CLIP-I", "top-1",
+    }  # fmt: skip
     page.close()

@@ -1,7 +1,9 @@
-"""The Train tab on the real page: from a folder of pictures to an adapter that is chosen in the panel and draws."""
+"""The tab of trainings and evaluations on the real page: from a folder of pictures to an adapter that is chosen in the
+panel and draws, and to a table of adapters and weights."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -11,32 +13,33 @@ from typing import Any
 import pytest
 import yaml
 
+from lib_ipadapter.runs.folder import RunFolder
+from tests.small_clip import write_clip
 from tests.webui import harness
 
-from .conftest import WithPage, load
+from .conftest import UNUSED, WithPage, load
 from .pages import PanelPage, picture, upload
 from .test_generate import generate
 
 SMALL = {"resolution": 64, "steps": 4, "batch": 2, "workers": 0, "lr": 0.01, "save_every": 2, "sample_every": 2,
          "sample_steps": 2, "validation_every": 2, "validation_count": 2, "buckets": False}  # fmt: skip
 
+ENDLESS = {**SMALL, "steps": 100_000, "sample_every": 0, "save_every": 50_000, "validation_every": 50_000}
+
 
 @pytest.fixture(scope="module")
 def webui() -> Iterator[WithPage]:
     if reason := harness.absent():
         pytest.skip(reason)
-    with WithPage(("sd1",), extra=()) as running:
+    with WithPage(("sd1",), extra=(), config={"hidden_tabs": list(UNUSED)}) as running:
+        write_clip(running.data / "models" / "clip_vision")
         try:
             yield running
         finally:
-            for noted in (running.data / "models" / "ipadapter" / "training").glob("*/process.json"):
-                pid = yaml.safe_load(noted.read_text())["pid"]
-                if (
-                    b"lib_ipadapter" in Path(f"/proc/{pid}/cmdline").read_bytes()
-                    if Path(f"/proc/{pid}").exists()
-                    else 0
-                ):
-                    os.kill(pid, signal.SIGKILL)
+            for noted in (running.data / "models" / "ipadapter").glob("*/*/process.json"):
+                found = RunFolder(noted.parent).process()
+                if found:
+                    found[0].terminate()
 
 
 @pytest.fixture
@@ -50,8 +53,8 @@ def tab(browser: Any, webui: WithPage) -> Iterator[Any]:
     page.close()
 
 
-def box(page: Any, name: str) -> Any:
-    return page.locator(f"#ipadapter_train_{name} textarea, #ipadapter_train_{name} input").first
+def box(page: Any, name: str, part: str = "train") -> Any:
+    return page.locator(f"#ipadapter_{part}_{name} textarea, #ipadapter_{part}_{name} input").first
 
 
 def shot(page: Any, name: str) -> None:
@@ -59,39 +62,61 @@ def shot(page: Any, name: str) -> None:
         page.locator("#tab_ipadapter_train").screenshot(path=str(Path(folder) / f"train-{name}.png"))
 
 
-def over(page: Any) -> bool:
-    """Whether a training is shown that has ended."""
-    shot(page, "now")
-    return page.locator("#ipadapter_train_state [data-alive='0']").count() > 0
-
-
-def test_from_a_folder_to_an_adapter_that_draws(tab: Any, webui: WithPage):
+def pictures(webui: WithPage) -> Path:
+    """Four pictures with captions, and a broken one."""
     data = webui.data / "pictures"
-    data.mkdir()
+    data.mkdir(exist_ok=True)
     for i in range(4):
         (data / f"{i}.png").write_bytes(picture(i))
         (data / f"{i}.txt").write_text(f"picture {i}")
+    return data
+
+
+def said(page: Any, part: str = "train") -> str:
+    """What stands below the buttons."""
+    return page.locator(f"#ipadapter_{part}_said").first.inner_text()
+
+
+def seen(page: Any, part: str = "train") -> str:
+    """The run that is shown."""
+    return page.locator(f"#ipadapter_{part}_state").first.inner_text()
+
+
+def start(page: Any, name: str, fields: dict[str, Any], part: str = "train") -> None:
+    box(page, "text", part).fill(yaml.safe_dump(fields))
+    box(page, "name", part).fill(name)
+    page.click(f"#ipadapter_{part}_start")
+
+
+def over(page: Any, name: str, part: str = "train") -> bool:
+    """Whether the run is shown, and has ended."""
+    state = page.locator(f"#ipadapter_{part}_state [data-alive='0'] strong")
+    return state.count() > 0 and state.first.inner_text() == name
+
+
+def test_from_a_folder_to_an_adapter_that_draws(tab: Any, webui: WithPage):
+    data = pictures(webui)
     (data / "broken.png").write_bytes(b"no picture")
     box(tab, "data").fill(str(data))
     tab.wait_for_function("path => document.querySelector('#ipadapter_train_text textarea').value.includes(path)",
                           arg=str(data))  # fmt: skip
     tab.click("#ipadapter_train_look")
     tab.wait_for_selector(".ipadapter-look meter")
-    seen = tab.locator("#ipadapter_train_seen").first.inner_text()
-    assert "5 pictures" in seen
-    assert "1 cannot be read and will be passed over: broken.png" in seen
+    looked = tab.locator("#ipadapter_train_seen").first.inner_text()
+    assert "Pictures\n5" in looked
+    assert "1 cannot be read and will be passed over: broken.png" in looked
     given = yaml.safe_load(box(tab, "text").input_value())
     assert given["base"].endswith("sd1.safetensors")
     assert given["variant"] == "base"
     box(tab, "text").fill("steps: [")
     box(tab, "name").fill("mine")
     tab.click("#ipadapter_train_start")
-    tab.wait_for_function("document.querySelector('#ipadapter_train_said').innerText.includes('plain YAML')")
+    PanelPage(tab).until(lambda: "plain YAML" in said(tab), True)
     shot(tab, "refused")
-    box(tab, "text").fill(yaml.safe_dump({**given, **SMALL, "validation": str(data)}))
-    tab.click("#ipadapter_train_start")
-    PanelPage(tab).until(lambda: over(tab), True, 100)
-    assert "mine: done" in tab.locator("#ipadapter_train_state").first.inner_text()
+    (data / "broken.png").unlink()
+    start(tab, "mine", {**given, **SMALL, "validation": str(data)})
+    PanelPage(tab).until(lambda: over(tab, "mine"), True, 100)
+    assert "mine done" in seen(tab)
     assert tab.locator("#ipadapter_train_state figure img").count() == 2
     assert tab.locator(".ipadapter-losses circle").count() == 2
     shot(tab, "light")
@@ -112,4 +137,70 @@ def test_from_a_folder_to_an_adapter_that_draws(tab: Any, webui: WithPage):
     tab.reload()
     load(tab, webui.url)
     tab.locator("#tabs > .tab-nav button", has_text="IP-Adapter training").click()
-    tab.wait_for_function("document.querySelector('#ipadapter_train_state').innerText.includes('mine: done')")
+    PanelPage(tab).until(lambda: "mine done" in seen(tab), True)
+
+
+def test_adapters_are_measured(tab: Any, webui: WithPage):
+    data = pictures(webui)
+    tab.locator("#ipadapter_train_parts button", has_text="Evaluate").click()
+    page = PanelPage(tab)
+    page.until(lambda: "weights" in box(tab, "text", "evaluate").input_value(), True)
+    box(tab, "data", "evaluate").fill(str(webui.data / "config_states"))
+    tab.click("#ipadapter_evaluate_start")
+    page.until(lambda: "name: got" in said(tab, "evaluate"), True)
+    box(tab, "name", "evaluate").fill("both")
+    tab.click("#ipadapter_evaluate_start")
+    page.until(lambda: "no pictures in it" in said(tab, "evaluate") or "no such folder" in said(tab, "evaluate"), True)
+    shot(tab, "evaluate-refused")
+    box(tab, "data", "evaluate").fill(str(data))
+    tab.click("#ipadapter_evaluate_start")
+    page.until(lambda: "choose at least one adapter" in said(tab, "evaluate"), True)
+    for name in ("sd1-base", "sd1-plus"):
+        box(tab, "adapters", "evaluate").click()
+        options = tab.locator("#ipadapter_evaluate_adapters ul.options li")
+        assert not options.filter(has_text="sdxl").count(), "only those that fit are listed"
+        options.filter(has_text=name).first.click()
+    page.until(lambda: "sd1-plus" in box(tab, "text", "evaluate").input_value(), True)
+    given = yaml.safe_load(box(tab, "text", "evaluate").input_value())
+    assert given["adapter"] == ["sd1-base", "sd1-plus"]
+    assert given["weights"] == [0, 0.25, 0.5, 0.75, 1]
+    assert given["references"] == str(data)
+    start(tab, "both", {**given, "weights": [0, 0.5, 1], "steps": 2, "width": 64, "height": 64}, "evaluate")
+    page.until(lambda: over(tab, "both", "evaluate"), True, 100)
+    assert "both done" in seen(tab, "evaluate")
+    found = tab.locator("#ipadapter_evaluate_state")
+    assert found.locator(".ipadapter-table tbody tr").count() >= 6
+    assert found.locator(".ipadapter-curve-of polyline").count() == 4
+    assert tab.evaluate("document.querySelector('#ipadapter_evaluate_state figure img').naturalWidth") > 300
+    shot(tab, "evaluate-light")
+    tab.evaluate("document.body.classList.add('dark')")
+    shot(tab, "evaluate-dark")
+
+
+def test_a_killed_training_a_full_disk_and_a_broken_config_are_said(tab: Any, webui: WithPage):
+    data, page = pictures(webui), PanelPage(tab)
+    given = yaml.safe_load(box(tab, "text").input_value())
+    root = webui.data / "models" / "ipadapter" / "training" / "killed"
+    (root.parent / "earlier").mkdir(parents=True)
+    (root.parent / "earlier" / "run.yaml").write_text("steps: 7")
+    start(tab, "killed", {**given, **ENDLESS, "data": str(data)})
+    page.until(lambda: "killed training" in seen(tab), True, 100)
+    os.kill(json.loads((root / "process.json").read_text())["pid"], signal.SIGKILL)
+    page.until(lambda: over(tab, "killed"), True)
+    assert "killed killed" in seen(tab)
+    assert "without a word: it was killed, by somebody or because memory ran out. Start it again" in seen(tab)
+    shot(tab, "killed")
+    (root / "log.txt").write_text("error: run: cannot be written to: No space left on device. Make room\n")
+    tab.evaluate("document.querySelector('#ipadapter_train_poll').click()")
+    page.until(lambda: "No space left on device. Make room" in seen(tab), True)
+    assert "killed failed" in seen(tab)
+    start(tab, "broken", {**given, **SMALL, "stepz": 3})
+    page.until(lambda: "did you mean steps" in said(tab), True)
+    for name, steps in (("earlier", 7), ("killed", ENDLESS["steps"])):  # to go on with it
+        box(tab, "runs").click()
+        tab.locator("#ipadapter_train_runs ul.options li").filter(has_text=name).first.click()
+        page.until(lambda: box(tab, "name").input_value(), name)
+        page.until(lambda: yaml.safe_load(box(tab, "text").input_value())["steps"], steps)
+    (root / "run.yaml").write_text("steps: [")
+    tab.evaluate("document.querySelector('#ipadapter_train_poll').click()")
+    page.until(lambda: "plain YAML" in seen(tab), True)

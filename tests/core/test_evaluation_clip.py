@@ -83,3 +83,17 @@ def test_bad_judges_are_refused(tmp_path: Path) -> None:
     path.with_suffix(".json").write_text("{}")
     with pytest.raises(FileError, match="no open_clip config"):
         Clip.load(path)
+
+
+def test_openai_s_activation_needs_no_config_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older releases of open_clip have none whose name ends in -quickgelu."""
+    import open_clip
+
+    path, _ = write_clip(tmp_path)
+    config = json.loads(path.with_suffix(".json").read_text())
+    monkeypatch.setattr(open_clip, "get_model_config", {"some-judge": config}.get)
+    plain, quick = (Clip.load(path, name) for name in ("some-judge", "some-judge-quickgelu"))
+    picture = Image.new("RGB", (32, 32), "teal")
+    assert (plain.images([picture]) - quick.images([picture])).abs().max() > 1e-6
+    with pytest.raises(FileError, match="another-quickgelu"):
+        Clip.load(path, "another-quickgelu")

@@ -9,10 +9,10 @@ from PIL import Image
 
 from lib_ipadapter.encoders.spec import ENCODERS
 from lib_ipadapter.errors import ConfigError, DataError
-from lib_ipadapter.runs.yaml_text import fields_of, text_of
+from lib_ipadapter.runs.yaml_text import changed, fields_of, text_of
 from lib_ipadapter.training.config import TrainConfig
 from lib_ipadapter.training.runs.look import look
-from lib_ipadapter.training.runs.recipe import PRESETS, changed, composed, preset_named, suggested, variants_for
+from lib_ipadapter.training.runs.recipe import PRESETS, composed, preset_named, suggested, variants_for
 
 
 @pytest.fixture

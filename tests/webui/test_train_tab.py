@@ -1,5 +1,5 @@
-"""Trainings from the real WebUI by its routes: a folder of pictures becomes an adapter in the list that draws; stopped,
-killed, broken, and found again after the WebUI was restarted."""
+"""Trainings and evaluations from the real WebUI by its routes: a folder of pictures becomes an adapter in the list that
+draws, and is measured; stopped, killed, broken, and found again after the WebUI was restarted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from .harness import WebUI, absent, b64, picture
+from tests.small_clip import write_clip
+
+from .harness import WebUI, absent, b64, picture, without
 
 PICTURES = 4
 SMALL = {"resolution": 64, "steps": 4, "batch": 2, "workers": 0, "lr": 0.01, "save_every": 2, "sample_every": 2,
@@ -31,13 +33,12 @@ class Own(WebUI):
         self._start()
 
     def stop(self) -> None:
-        from lib_ipadapter.training.runs.runs import Runs
+        from lib_ipadapter.runs.folder import RunFolder
 
-        runs = Runs(self.data / "models" / "ipadapter" / "training", self.data / "models" / "ipadapter")
-        for name in runs.names():
-            noted = runs.run(name).process()
-            if noted:
-                noted[0].terminate()
+        for noted in (self.data / "models" / "ipadapter").glob("*/*/process.json"):
+            found = RunFolder(noted.parent).process()
+            if found:
+                found[0].terminate()
         super().stop()
 
 
@@ -66,15 +67,17 @@ def fields(webui: Own, data: Path, **more: Any) -> dict[str, Any]:
             **more}  # fmt: skip
 
 
-def state(webui: Own, name: str) -> dict[str, Any]:
-    reply = webui.get(f"/ip-adapter/train/{name}")
+def state(webui: Own, name: str, kind: str = "train") -> dict[str, Any]:
+    reply = webui.get(f"/ip-adapter/{kind}/{name}")
     assert reply.status == 200, reply.body
     return reply.json
 
 
-def until(webui: Own, name: str, what: Callable[[dict[str, Any]], bool], seconds: float = 180) -> dict[str, Any]:
+def until(
+    webui: Own, name: str, what: Callable[[dict[str, Any]], bool], kind: str = "train", seconds: float = 180
+) -> dict[str, Any]:
     end = time.monotonic() + seconds
-    while not what(seen := state(webui, name)):
+    while not what(seen := state(webui, name, kind)):
         assert time.monotonic() < end, seen
         time.sleep(0.3)
     return seen
@@ -166,6 +169,72 @@ def test_a_killed_one_and_what_is_broken_are_said(webui: Own, data: Path):
     seen = until(webui, "broken", over)
     assert seen["phase"] == "failed"
     assert "no pictures in it" in seen["message"]
+
+
+MEASURED = {"adapter": ["sd1-base", "sd1-plus"], "weights": [0, 1], "steps": 2, "width": 64, "height": 64}
+
+
+def test_adapters_are_measured_over_weights(webui: Own, data: Path):
+    """The rest is found: the loaded checkpoint, the adapters' encoder, the CLIP."""
+    write_clip(webui.data / "models" / "clip_vision")
+    webui.get("/ip-adapter/model_list")  # lists the folders anew
+    config = {**MEASURED, "references": str(data), "count": 50}
+    reply = webui.post("/ip-adapter/evaluate", {"name": "both", "config": config, "unload": True})
+    assert reply.status == 200, reply.body
+    until(webui, "both", lambda seen: seen["phase"] == "drawing" and seen["done"] > 1, "evaluate")
+    other = webui.post("/ip-adapter/train", {"name": "second", "config": fields(webui, data)})
+    assert "the evaluation both is running" in other.json["detail"]["message"]
+    webui.restart()
+    found = next(one for one in webui.get("/ip-adapter/evaluate").json["runs"] if one["name"] == "both")
+    assert found["alive"]
+    assert webui.post("/ip-adapter/evaluate/both/stop", {}).status == 200
+    seen = until(webui, "both", over, "evaluate")
+    assert seen["phase"] == "stopped"
+    assert "pictures that are drawn are kept" in seen["message"]
+    assert seen["results"] is None
+    config = yaml.safe_dump({**MEASURED, "references": str(data)})
+    assert webui.post("/ip-adapter/evaluate", {"name": "both", "config": config}).status == 200
+    seen = until(webui, "both", over, "evaluate")
+    assert (seen["phase"], seen["done"], seen["total"]) == ("done", 3 * PICTURES, 3 * PICTURES), seen
+    rows = {(row["method"], row["weight"]): row["measures"]["clip_i"] for row in seen["results"]["rows"][1:]}
+    assert set(rows) == {("base-model", 0), ("sd1-base", 1), ("sd1-plus", 1)}
+    assert all(one["low"] < one["mean"] < one["high"] and one["n"] == PICTURES for one in rows.values())
+    grid = webui.get("/ip-adapter/evaluate/both/grid")
+    assert grid.body[:4] == b"\x89PNG"
+
+
+def test_what_cannot_be_measured_is_said_with_the_remedy(webui: Own, data: Path):
+    write_clip(webui.data / "models" / "clip_vision")
+    webui.get("/ip-adapter/model_list")
+    empty = webui.data / "no-references"
+    empty.mkdir()
+    bare = webui.data / "no-captions"
+    bare.mkdir()
+    picture(0).save(bare / "a.png")
+    for change, said in (
+        ({"references": str(empty)}, "no pictures in it"), ({"references": str(bare)}, "write a .txt beside each"),
+        ({"references": str(empty / "x")}, "no such folder"), ({"references": " "}, "type the path of a folder"),
+        ({"adapter": []}, "choose at least one adapter"), ({"adapter": ["none such"]}, "no adapter named"),
+        ({"adapter": ["wide"]}, "no adapter fits the base model sd1: wide was made for"),
+        ({"adapter": ["sd1-base", "wide"]}, "an adapter does not fit the base model sd1: wide was made for"),
+        ({"adapter": ["needs-vit-h"]}, "needs-vit-h: "), ({"adapter": ["needs-vit-h"]}, "h94/IP-Adapter"),
+        ({"checkpoint": "gone"}, "the path of a checkpoint, or one of sd1"), ({"weights": [9]}, "weights: got 9"),
+        ({"clip": "gone.pt"}, "a file that is there"), ({"weight": 1}, "did you mean weights"),
+        ({"adapter": 7}, "a list of adapters"), ({"limit": 0}, "limit: got 0"),
+    ):  # fmt: skip
+        config = {**MEASURED, "references": str(data), **change}
+        reply = webui.post("/ip-adapter/evaluate", {"name": "wrong", "config": config})
+        assert reply.status == 422, (change, reply.body)
+        assert said in reply.json["detail"]["message"], change
+    with without(webui.data / "models" / "clip_vision" / "small-judge.json"):
+        webui.get("/ip-adapter/model_list")
+        reply = webui.post("/ip-adapter/evaluate", {"name": "wrong", "config": {**MEASURED, "references": str(data)}})
+        assert "put one with both towers into models/clip_vision" in reply.json["detail"]["message"]
+    for path, body in (("evaluate", []), ("evaluate", {"name": "../x", "config": {}}), ("evaluate/none/stop", {})):
+        assert webui.post(f"/ip-adapter/{path}", body).status == 422
+    for path in ("evaluate/none", "evaluate/none/grid", "evaluate/wrong/grid"):
+        assert webui.get(f"/ip-adapter/{path}").status == 422
+    assert not (webui.data / "models/ipadapter/evaluations/wrong").exists()
 
 
 def test_requests_are_checked(webui: Own, data: Path):

@@ -52,7 +52,7 @@ def look(data: Path | str, resolution: int = 512, step: int = 64, seconds: float
     if not str(data).strip():
         raise DataError("data", "no folder is named; give a folder of pictures with captions, or .tar shards")
     path = Path(os.path.abspath(os.path.expanduser(str(data).strip())))
-    _check_count(path, end, clock)
+    check_count(path, end, clock)
     source = open_source(path)
     broken: dict[str, str] = {}
     sizes: list[Size] = []
@@ -91,8 +91,9 @@ def _references(source: Source) -> int:
     return sum(entry.reference != entry.picture for entry in entries)
 
 
-def _check_count(path: Path, end: float, clock: Callable[[], float]) -> None:
-    """Raises DataError for a folder with so much in it that it is hardly one of pictures alone: "/" takes minutes."""
+def check_count(path: Path, end: float, clock: Callable[[], float] = time.monotonic) -> None:
+    """Raises DataError for a folder with so much in it that it is hardly one of pictures alone, as "/" is; also where
+    ``end`` comes before all is counted."""
     count = 0
     for _, _, names in os.walk(path):
         count += len(names)

@@ -6,13 +6,12 @@ card is left to the kernels' work space and to the system.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...encoders.spec import EncoderSpec
 from ...errors import ConfigError
-from ...runs.yaml_text import fields_of, text_of
 
 _COMMON: dict[str, Any] = {
     "steps": 20_000, "lr": 1e-4, "buckets": True, "cache": True, "cache_text": True, "save_every": 1000,
@@ -77,14 +76,6 @@ def composed(preset: Preset, chosen: Mapping[str, Any]) -> dict[str, Any]:
         if fields["variant"] == "faceid":
             fields.pop("encoder", None)
     return fields
-
-
-def changed(text: str, chosen: Mapping[str, Any], names: Sequence[str]) -> str:
-    """A text with what was chosen put in the place of its fields ``names``, whatever else people wrote into it. Raises
-    ConfigError."""
-    before = fields_of(text)
-    kept = {name: value for name, value in before.items() if name not in names}
-    return text_of({**{name: chosen[name] for name in names if chosen.get(name) not in ("", None)}, **kept})
 
 
 def preset_named(title: Any) -> Preset:

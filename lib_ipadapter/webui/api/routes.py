@@ -17,6 +17,7 @@ from ..models import Models
 from . import access
 from .answer import answer, mapping
 from .body import PICTURES, SMALL, json_body
+from .evaluate import add_evaluate
 from .train import Add, add_train
 
 _LARGEST = 4096  # side of a keypoint picture, pixels
@@ -36,6 +37,7 @@ def register(app: FastAPI, models: Models) -> None:
     _add_references(add, models)
     _add_faces(add, models)
     add_train(add, models)
+    add_evaluate(add, models)
 
 
 def _add_lists(add: Add, models: Models) -> None:

@@ -1,55 +1,34 @@
-"""What the tab and the routes do: the runs below the folder of adapters, and what a training can be made of here."""
+"""What a training can be made of here, and the trainings below the folder of adapters."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...encoders.recognise import recognise
-from ...errors import IPAdapterError, TrainingError, UnitError
-from ...files.tensors import open_tensors
+from ...errors import UnitError
 from ...runs import yaml_text
-from ...runs.launch import Launch
 from ...training.runs import look, recipe
 from ...training.runs.recipe import Preset
 from ...training.runs.runs import Runs
 from ...training.runs.state import RunState
-from ..models import Models
+from .place import Place, family
 
 _LONGEST = 4096  # characters of a path
-_SDXL = "conditioner.embedders."
-_CONTEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 CURVE = 400  # points
 
 
-class Desk:
-    """One for each page and for the routes; the runs are the same. open_to_all: whether people whom the WebUI asks for
-    no password reach it over the network: they start nothing here, for a training reads any folder."""
-
-    def __init__(self, models: Models, open_to_all: Callable[[], bool]) -> None:
-        self.models, self._open = models, open_to_all
+class Desk(Place):
+    """What the Train part and its routes do."""
 
     @property
     def runs(self) -> Runs:
         """All trainings."""
         return self.models.runs()
 
-    def allow(self) -> None:
-        """Raises TrainingError where a stranger could ask."""
-        if self._open():
-            raise TrainingError(
-                "other computers reach this WebUI (--listen, --share) and nobody is asked for a password, so trainings "
-                "are off; start it with --gradio-auth USER:PASSWORD (for the API --api-auth)"
-            )
-
     # what there is
-
-    def checkpoints(self) -> dict[str, Path]:
-        """Base models by name, the loaded one first."""
-        return self.models.host.checkpoints()
 
     def encoders(self) -> dict[str, Path]:
         """Image encoders by name, those that are in the folders."""
@@ -74,7 +53,7 @@ class Desk:
     def preset(self, checkpoint: str) -> Preset:
         """The one for a base model on this machine's card."""
         path = self.checkpoints().get(checkpoint)
-        return recipe.suggested("" if path is None else _family(path), _memory())
+        return recipe.suggested("" if path is None else family(path), _memory())
 
     def composed(self, preset: Any, checkpoint: str, data: str, encoder: str, variant: str) -> str:
         """The YAML text of what was chosen. Raises ConfigError."""
@@ -89,21 +68,12 @@ class Desk:
         faces = self._faces() if str(variant).startswith("faceid") else None
         return {
             "base": "" if base is None else str(base),
-            "base_config": "" if base is None else self._config_of(base),
+            "base_config": "" if base is None else self.yaml_of(base),
             "data": str(data or "").strip(),
             "encoder": "" if file is None or variant == "faceid" else str(file),
             "face_models": "" if faces is None else str(faces),
             "variant": variant or "",
         }  # fmt: skip
-
-    def _config_of(self, base: Path) -> str:
-        """The yaml of a checkpoint of SD1.x or SD2.x that has none beside it: as the WebUI loaded it, or SD1.x's."""
-        if base.with_suffix(".yaml").is_file():
-            return ""
-        shapes = _shapes(base)
-        if any(key.startswith(_SDXL) for key in shapes):
-            return ""
-        return self.models.host.checkpoint_config(base, shapes.get(_CONTEXT, (0, 0))[-1])
 
     # what is done
 
@@ -122,13 +92,8 @@ class Desk:
         """Starts a training in a process of its own. unload: the WebUI's model leaves the device first, until the next
         job. Raises IPAdapterError."""
         self.allow()
-        if not isinstance(unload, bool):
-            raise UnitError("unload", unload, "true or false")
-        launch = Launch(packages=_packages(), variables=self.models.host.training_variables())
-        if unload:
-            self.models.wait()
-            self.models.host.unload()
-        return self.runs.start(name, config, launch).state()
+        given = dict(config) if isinstance(config, Mapping) else yaml_text.fields_of(config)
+        return self.runs.start(name, given, self.launch(unload, not os.path.isdir(str(given.get("base"))))).state()
 
     def stop(self, name: Any) -> RunState:
         """Asks a training to save and to end. Raises UnitError, TrainingError."""
@@ -149,23 +114,6 @@ class Desk:
         progress = self.runs.run(name).progress.update()
         return {"loss": progress.curve(CURVE), "validation": progress.measured[-CURVE:]}
 
-    def config_of(self, name: Any) -> str:
-        """The YAML text of a run. Raises UnitError, ConfigError."""
-        return self.runs.run(name).text()
-
-
-def _shapes(path: Path) -> dict[str, Any]:
-    if path.suffix.lower() != ".safetensors":  # a pickle takes long to open
-        return {}
-    try:
-        return dict(open_tensors(path).shapes)
-    except (IPAdapterError, OSError):
-        return {}
-
-
-def _family(path: Path) -> str:
-    return "sdxl" if any(key.startswith(_SDXL) for key in _shapes(path)) else "sd15"
-
 
 def _memory() -> float:
     """Of the graphics card, GB; 0 without one."""
@@ -175,12 +123,3 @@ def _memory() -> float:
         return float(torch.cuda.get_device_properties(0).total_memory) / 1e9 if torch.cuda.is_available() else 0.0
     except (RuntimeError, AssertionError):
         return 0.0
-
-
-def _packages() -> list[Path]:
-    """Folders of what the trainer imports and the WebUI has outside its Python's own packages."""
-    try:
-        spec = importlib.util.find_spec("ldm")
-    except (ImportError, ValueError, AttributeError):
-        return []
-    return [Path(os.path.dirname(place)) for place in (spec.submodule_search_locations or [])] if spec else []

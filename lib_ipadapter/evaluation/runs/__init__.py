@@ -1,0 +1,1 @@
+"""Evaluations in processes of their own, and what they found."""
