@@ -115,9 +115,9 @@ class Catalog:
         more = f" and {len(seen) - most} more" if len(seen) > most else ""
         files = f"; seen there: {', '.join(seen[:most])}{more}" if seen else "; no weight file is there"
         hint = spec.pretrained_hint
-        where = f"download it from huggingface.co: {hint}" if hint else f"it needs weights of {spec.shape}"
-        target = f" and put it into {folders[0]} under any name" if folders else ""
-        remedy = f"{where[0].upper()}{where[1:]}{target}"
+        target = f" into {folders[0]} under any name" if folders else " into the encoders folder"
+        source = f"Download it from huggingface.co: {hint} and put it" if hint else f"Put weights of {spec.shape}"
+        remedy = f"{source}{target}"
         return f"the image encoder {name} was not found. {remedy}. Searched: {places}{files}"
 
     def _entries(self) -> Iterator[Recognised]:

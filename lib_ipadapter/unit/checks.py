@@ -58,7 +58,11 @@ class Checks:
                 f"there is a mask, but region is {self.region}: take the mask away, or set region to mask",
             )  # fmt: skip
         if self.invert and self.mask is None and self.region == "mask":
-            raise UnitError("invert", True, "false, since there is no mask to invert")
+            raise UnitError(
+                "invert", True, "false, since there is no mask to invert",
+                "Invert is on, expected off, since there is no mask to invert: paint one under Region, or switch it "
+                "off",
+            )  # fmt: skip
         if self.zero_tokens % 1:
             raise UnitError("zero_tokens", self.zero_tokens, "a whole number")
         self._check_pose()
@@ -71,21 +75,30 @@ class Checks:
         if self.pose and self.pose_from != "reference":
             raise UnitError("pose", "a picture", f'none, since pose_from is {self.pose_from}; or pose_from "reference"')
         if self.pose_start > self.pose_end:
-            raise UnitError("pose_start", self.pose_start, f"a fraction not above pose_end ({self.pose_end:g})")
+            raise UnitError(
+                "pose_start", self.pose_start, f"a fraction not above pose_end ({self.pose_end:g})",
+                f"Pose start ({self.pose_start:g}) is after Pose end, expected a fraction not above pose_end "
+                f"({self.pose_end:g})",
+            )  # fmt: skip
 
     def check_images(self) -> None:
         """What the images must satisfy together; of those that are Named, once they are there. Raises UnitError."""
         crops.boxes(self.box, len(self.images))
         if self.combine == "subtract" and len(self.images) < 2:
-            raise UnitError("images", "1 image", "at least two, since combine is subtract")
+            raise UnitError(
+                "images", "1 image", "at least two, since combine is subtract",
+                "Combine is subtract, which takes the other images from the first, and there is 1 image, expected at "
+                "least two: add one, or choose concat",
+            )  # fmt: skip
         weights = [r.weight for r in self.images]
         # The mean is divided by the sum: nearly 0, it is a feature a hundred times too long.
         if self.combine in ("average", "norm average") and abs(sum(weights)) <= 0.01 * sum(map(abs, weights)):
+            given = ", ".join(f"{weight:g}" for weight in weights)
             raise UnitError(
-                "images",
-                weights,
-                f"weights whose sum is not near 0, since combine is {self.combine}",
-            )
+                "images", weights, f"weights whose sum is not near 0, since combine is {self.combine}",
+                f"Combine is {self.combine}, and the images' weights are {given}, expected weights whose sum is not "
+                "near 0: change one, or choose concat",
+            )  # fmt: skip
 
     def check_weights(self) -> None:
         """What the fields of layers and steps must satisfy together. Raises UnitError."""

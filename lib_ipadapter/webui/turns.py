@@ -23,6 +23,8 @@ def places(p: Any) -> list[int]:
             "distribute",
             "one per picture",
             "together, with the picture's own reference: the WebUI does not say which of the pictures it upscales",
+            "References is one per picture, and the WebUI does not say which of the pictures it upscales, expected "
+            "together: leave the picture's own reference alone in the unit, and choose together",
         )
     only = _only(p)
     return list(range(count(p))) if only is None else [only]

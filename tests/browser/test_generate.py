@@ -107,6 +107,7 @@ def test_a_panel_that_was_only_looked_into_changes_nothing(small: Any):
 
 
 def test_a_unit_without_a_picture_stops_the_generation_in_red(small: Any):
+    """F14: in words; those of the other fields: core/test_unit."""
     panel = PanelPage(small).open()
     panel.choose_model(0, "sd1-base")
     panel.until(lambda: "found" in panel.info(), True)
@@ -116,6 +117,7 @@ def test_a_unit_without_a_picture_stops_the_generation_in_red(small: Any):
 
 
 def test_what_a_file_is_and_what_it_lacks(panel: PanelPage):
+    """F31: the button says the size and the source."""
     panel.choose_model(0, "sd1-plus")
     panel.until(lambda: "found" in panel.info(), True)
     assert "plus" in panel.info()

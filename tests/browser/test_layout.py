@@ -66,12 +66,27 @@ def test_no_line_of_the_head_has_buttons_alone(panel: PanelPage, width: int):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_lines_keep_their_distance(panel: PanelPage, width: int):
-    """Remove all from the head's buttons, what a file is from the weight."""
+    """F26: Remove all from the head's buttons, what a file is from the weight."""
     panel.page.set_viewport_size({"width": width, "height": 1600})
     filled(panel)
     menu, clear, info, weight = places(panel, "delete_preset", "clear", "info", "weight")
     assert clear["y"] - (menu["y"] + menu["height"]) >= 4
     assert weight["y"] - (info["y"] + info["height"]) >= 4
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_label_of_negatives_stands_over_their_drop_zone(panel: PanelPage, width: int):
+    """F21: it lay on the zone's words, and the zone had no border."""
+    panel.page.set_viewport_size({"width": width, "height": 1600})
+    panel.unfold(0, "look")
+    field = panel.unit(0, "negative")
+    zone = field.locator(".center")
+    zone.wait_for(state="visible")
+    panel.page.wait_for_timeout(300)
+    label, area = field.locator("[data-testid=block-label]").bounding_box(), zone.bounding_box()
+    assert label["y"] + label["height"] <= area["y"] + 1
+    assert label["height"] >= 10
+    assert zone.evaluate("zone => getComputedStyle(zone).borderTopWidth") == "1px"
 
 
 def test_the_choices_of_a_region_are_on_one_line(panel: PanelPage):

@@ -80,6 +80,7 @@ def test_a_small_picture_is_shown_large_and_its_crop_survives_the_mask(panel: Pa
 
 
 def test_negatives_and_a_painted_reference_mask_act(panel: PanelPage, small: Any):
+    """F9: a mask changes what the tile shows."""
     page = panel.page
     panel.choose_model(0, "sd1-base")
     panel.add(0, upload(0))

@@ -78,6 +78,7 @@ def png(picture: Image.Image) -> bytes:
 
 
 def test_a_stroke_is_white_where_it_was_painted(editor):
+    """F29."""
     editor.brush(20)
     editor.drag((0.25, 0.5), (0.75, 0.5))
     assert "% of the picture" in editor.note()
@@ -115,6 +116,7 @@ HALVES = {"left": [(60, 20), (60, 200)], "right": [(60, 200), (60, 20)], "top": 
 
 @pytest.mark.parametrize("half", HALVES)
 def test_halves(editor, half):
+    """F29."""
     inside, outside = HALVES[half]
     editor.press(half)
     mask = editor.mask()
@@ -193,6 +195,7 @@ def test_a_large_picture_gives_a_mask_of_the_same_proportion(editor):
 
 
 def test_a_backdrop_alone_is_no_mask(editor):
+    """F2: what shows through is not what was painted. F29: a picture can lie below."""
     editor.result("cancel")
     url = (
         "data:image/png;base64," + base64.b64encode(png(Image.effect_mandelbrot((64, 32), (-2, -1, 1, 1), 50))).decode()

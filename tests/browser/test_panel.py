@@ -13,6 +13,7 @@ from .test_looks import drag
 
 
 def test_the_title_counts_the_units_that_act(page: Any):
+    """F10: switched off with references waiting, it says so."""
     panel = PanelPage(page)
     assert panel.title() == "IP-Adapter"
     panel.open()
@@ -47,6 +48,7 @@ def test_pictures_are_added_shown_and_taken_out(panel: PanelPage):
 
 
 def test_the_squares_follow_the_fit(panel: PanelPage):
+    """F9: the tile shows what is encoded; of a mask, see test_looks."""
     panel.add(0, upload(0))
     panel.until(panel.thumbs, 1)
     seen = {tuple(panel.sources())}
@@ -202,6 +204,7 @@ def test_a_model_that_does_not_fit_is_said_and_listed_last(panel: PanelPage):
 
 
 def test_a_file_that_is_no_picture_is_said_in_its_tile(panel: PanelPage):
+    """F20: by its name."""
     panel.add(0, {"name": "fake.png", "mimeType": "image/png", "buffer": b"not a picture"})
     error = panel.unit(0, "thumbnails").locator(".ipadapter-error")
     error.wait_for()

@@ -14,6 +14,7 @@ def saved(panel: PanelPage) -> list[str]:
 
 
 def test_embeds_are_saved_chosen_and_pasted(page: Any, panel: PanelPage):
+    """F17: embeds beside the pictures that they were made of would count twice; what to do instead is said."""
     panel.add(0, upload(0))
     panel.until(panel.thumbs, 1)
     panel.choose_model(0, "sd1-base")
@@ -23,6 +24,7 @@ def test_embeds_are_saved_chosen_and_pasted(page: Any, panel: PanelPage):
     name.blur()
     panel.unit(0, "save_embeds").click()
     panel.until(lambda: 'Saved embeds "a face"' in panel.unit(0, "saved_note").inner_text(), True, 60)
+    assert "To use them instead of the images, remove these" in panel.unit(0, "saved_note").inner_text()
     panel.unit(0, "clear").click()
     panel.until(panel.thumbs, 0)
     panel.unit(0, "saved_references").locator("input").click()

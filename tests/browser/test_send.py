@@ -66,6 +66,13 @@ def test_from_png_info(page: Any):
     assert page.locator("#pnginfo_send_to_ipadapter").count() == 1
 
 
+def test_its_icon_is_that_of_no_other_button(page: Any):
+    """F23: in img2img it was Interrogate CLIP's."""
+    texts = [text.strip() for text in page.locator("#tab_txt2img button, #tab_img2img button").all_text_contents()]
+    icon = page.locator("#img2img_send_to_ipadapter").text_content().strip()
+    assert texts.count(icon) == 2  # one in each tab
+
+
 def test_without_a_result_nothing_is_sent(page: Any):
     open_tab(page, "txt2img")
     page.locator("#txt2img_send_to_ipadapter").click()

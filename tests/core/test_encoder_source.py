@@ -51,6 +51,7 @@ def test_found_under_any_name_in_any_depth(tmp_path: Path) -> None:
 
 
 def test_missing_names_encoder_folders_files_and_download(tmp_path: Path) -> None:
+    """F18: what to do stands before what was seen where, for encoders without a source too."""
     save_file(tiny_weights(), tmp_path / "small.safetensors")
     save_file({"a": torch.ones(1)}, tmp_path / "lora.safetensors")
     (tmp_path / "cut.bin").write_bytes(b"PK")
@@ -64,8 +65,13 @@ def test_missing_names_encoder_folders_files_and_download(tmp_path: Path) -> Non
         "models/image_encoder/model.safetensors",
     ):  # fmt: skip
         assert part in message
+    assert message.index("Download it from huggingface.co") < message.index("Searched: ") < message.index("lora.")
     assert ".part" not in message
     assert failure.value.detail["encoder"] == "ViT-H-14"
+    with pytest.raises(
+        EncoderMissing, match=r"tiny was not found\. Put weights of .* into .*nowhere under any name\. Se"
+    ):
+        find_encoder("tiny", [tmp_path / "nowhere"])
     with pytest.raises(EncoderMissing, match="no weight file is there"):
         find_encoder("ViT-bigG-14", [tmp_path / "nowhere"])
     with pytest.raises(EncoderMissing, match="no encoder named 'ViT-Z'"):

@@ -74,6 +74,26 @@ def test_the_fields_are_those_of_the_dataclass_in_the_known_order():
     json.dumps(schema(), allow_nan=False)
 
 
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"model": ""}, "no model is chosen.*choose one under Model"),
+    ({"images": []}, "there is no image.*add one"),
+    ({"invert": True}, "Invert is on.*paint one under Region"),
+    ({"start": 0.8, "end": 0.3}, r"Start \(0.8\) is after End.*0.3"),
+    ({"pose_start": 0.8, "pose_end": 0.3}, r"Pose start \(0.8\) is after Pose end.*0.3"),
+    ({"combine": "subtract"}, "Combine is subtract.*there is 1 image.*choose concat"),
+    ({"combine": "average", "images": [{"image": "aGk=", "weight": 0}]}, "Combine is average.*are 0,.*choose concat"),
+    ({"layers": "0:1", "weight_type": "style transfer"}, "Weight per layer works only with linear.*clear it"),
+    ({"mask": "aGk=", "region": "inpaint"}, "there is a mask.*take the mask away"),
+])  # fmt: skip
+def test_what_the_panel_can_bring_about_is_refused_by_its_labels(wrong: dict[str, object], said: str):
+    """F14: with the remedy; field, value and expectation stay in ``detail``."""
+    with pytest.raises(UnitError, match=f"^{said}") as error:
+        Unit.parse({**GOOD, **wrong})
+    assert error.value.detail["field"] in {field.name for field in FIELDS}
+    assert error.value.detail["value"]
+    assert error.value.detail["expected"]
+
+
 def test_defaults():
     unit = Unit.parse(GOOD)
     assert unit == Unit(model="a", images=(Reference("aGk="),))

@@ -65,6 +65,7 @@ def plot(webui: WebUI, unit: dict[str, Any], axis: str, *values: str) -> Reply:
 
 
 def test_each_axis_has_a_name_of_its_own(on_sd1: WebUI) -> None:
+    """F12."""
     known = names(on_sd1)
     assert len(known) == len(set(known))
     assert [label(field) for field in AXES if label(field) not in known] == []
