@@ -41,7 +41,12 @@
         }
         dialog.append(list);
         dialog.addEventListener("click", event => event.target === dialog && dialog.close());
-        dialog.addEventListener("close", () => dialog.remove());
+        const away = () => dialog.close(); // it would stay where it is while its button moves
+        window.addEventListener("scroll", away, {once: true});
+        dialog.addEventListener("close", () => {
+            window.removeEventListener("scroll", away);
+            dialog.remove();
+        });
         dialog.addEventListener("keydown", event => {
             const step = {ArrowDown: 1, ArrowUp: -1}[event.key], items = Array.from(list.children);
             if (!step) return;

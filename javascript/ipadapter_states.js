@@ -72,6 +72,24 @@
         }
     }
 
+    // gradio 3's headers are no buttons, and the keyboard passes them by. Their arrows become some: a checkbox stands in the
+    // header of the panel.
+    function reachHeaders(tab) {
+        byId(`ipadapter_${tab}`)?.querySelectorAll("div.label-wrap > :last-child:not([role])").forEach(arrow => {
+            const header = arrow.parentElement, tell = () => arrow.setAttribute("aria-expanded", header.classList.contains("open"));
+            arrow.tabIndex = 0;
+            arrow.setAttribute("role", "button");
+            arrow.setAttribute("aria-label", header.querySelector("span").textContent.trim());
+            arrow.addEventListener("keydown", event => {
+                if (event.key !== "Enter" && event.key !== " ") return;
+                event.preventDefault();
+                arrow.click();
+            });
+            new MutationObserver(tell).observe(header, {attributeFilter: ["class"]});
+            tell();
+        });
+    }
+
     // lists
 
     function isSaved(kind, name) {
@@ -119,6 +137,7 @@
         setTimeout(() => askForLists(30), 300);
         showStates();
         nameInputs();
+        TABS.forEach(reachHeaders);
     });
     onAfterUiUpdate(watchCheckpoint);
 })();

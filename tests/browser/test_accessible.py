@@ -62,3 +62,20 @@ def test_the_keyboard_alone_adds_and_crops(page: Any, panel: PanelPage):
     left.press("Tab")
     page.locator("dialog.ipadapter-crop button[value=use]").press("Enter")
     panel.until(lambda: numbers(box(panel)), [[0.25, 0, 1, 1]])
+
+
+def test_the_keyboard_unfolds_the_panel_and_its_groups(page: Any):
+    """F25: gradio 3's headers are no buttons."""
+    panel = PanelPage(page)
+    page.locator("#ipadapter_txt2img-visible-checkbox").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    panel.until(panel.is_on, True)
+    panel.unit(0, "model").wait_for(state="visible")
+    group = panel.unit(0, "where").get_by_role("button", name="Region")
+    assert group.get_attribute("aria-expanded") == "false"
+    group.press("Space")
+    panel.unit(0, "region").wait_for(state="visible")
+    assert group.get_attribute("aria-expanded") == "true"
+    group.press("Enter")
+    panel.unit(0, "region").wait_for(state="hidden")

@@ -49,6 +49,9 @@ def test_the_menu_by_the_keyboard(panel: PanelPage):
     menu.press("Enter")
     panel.page.keyboard.press("Escape")
     assert panel.page.locator("dialog.ipadapter-menu").count() == 0
+    menu.press("Enter")
+    panel.page.mouse.wheel(0, 200)  # it stayed where it was, away from its button
+    panel.page.locator("dialog.ipadapter-menu").wait_for(state="detached")
 
 
 def test_the_picture_of_img2img_is_a_reference(page: Any):
