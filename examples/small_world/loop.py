@@ -61,11 +61,13 @@ def scenes() -> list[data.Scene]:
     return [data.scene_of(SEED, index) for index in range(PICTURES)]
 
 
-def batches(size: int, start: int, steps: int) -> Iterator[tuple[int, NDArray[np.int64], np.random.Generator]]:
-    """(step, image indices [size], generator) from step ``start`` on; deterministic."""
-    per_epoch = PICTURES // size
+def batches(
+    size: int, start: int, steps: int, pictures: int
+) -> Iterator[tuple[int, NDArray[np.int64], np.random.Generator]]:
+    """(step, indices [size] of that many pictures, generator) from step ``start`` on; deterministic."""
+    per_epoch = pictures // size
     for step in range(start, steps):
-        order = np.random.default_rng([SEED, step // per_epoch]).permutation(PICTURES)
+        order = np.random.default_rng([SEED, step // per_epoch]).permutation(pictures)
         at = step % per_epoch * size
         yield step, order[at : at + size], np.random.default_rng([SEED, step, 7])
 
@@ -142,10 +144,11 @@ class Training:
                 optimizer.load_state_dict(state)
             self.start = held["step"]
 
-    def run(self, size: int, loss_of: LossOf) -> nn.Module:
-        """Trains to the last step and returns the model with averaged weights."""
+    def run(self, size: int, loss_of: LossOf, pictures: int | None = None) -> nn.Module:
+        """Trains to the last step, on batches of ``size`` of that many pictures (default: PICTURES), and returns the
+        model with averaged weights."""
         begun, shown = time.monotonic(), 0.0
-        for step, indices, rng in batches(size, self.start, self.steps):
+        for step, indices, rng in batches(size, self.start, self.steps, pictures or PICTURES):
             torch.manual_seed(step)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:

@@ -31,10 +31,10 @@ PLUS_ADAPTER = WEIGHTS / "ip-adapter-plus-small-world.safetensors"
 CONCAT_ADAPTER = WEIGHTS / "small-world-concat.safetensors"
 
 
-def settings() -> dict[str, Any]:
-    """``model.params`` of the checkpoint's yaml."""
-    config = yaml.safe_load(CHECKPOINT_CONFIG.read_text(encoding="utf-8"))
-    params: dict[str, Any] = config["model"]["params"]
+def settings(config: Path | None = None) -> dict[str, Any]:
+    """``model.params`` of a checkpoint's yaml; by default the small world's."""
+    read = yaml.safe_load((config or CHECKPOINT_CONFIG).read_text(encoding="utf-8"))
+    params: dict[str, Any] = read["model"]["params"]
     return params
 
 
@@ -45,11 +45,11 @@ def make_clip() -> Any:
     return open_clip.CLIP(**json.loads(CLIP_CONFIG.read_text(encoding="utf-8")))
 
 
-def make_autoencoder() -> nn.Module:
+def make_autoencoder(config: Path | None = None) -> nn.Module:
     """An untrained autoencoder, by the class that sampling uses."""
     from lib_ipadapter.standalone.model import Autoencoder
 
-    stage = settings()["first_stage_config"]["params"]
+    stage = settings(config)["first_stage_config"]["params"]
     with contextlib.redirect_stdout(io.StringIO()):
         return Autoencoder(stage["ddconfig"], stage["embed_dim"])
 

@@ -45,7 +45,7 @@ def restoring(model: Any, drawn: NDArray[np.uint8], crop_of: Callable[[int], tup
 
     def loss_of(step: int, indices: Indices, rng: np.random.Generator) -> Tensor:
         side, edge = crop_of(step)
-        left, top = rng.integers(edge, data.SIDE - side - edge + 1, (2, len(indices)))
+        left, top = rng.integers(edge, drawn.shape[1] - side - edge + 1, (2, len(indices)))
         crops = [drawn[i, y : y + side, x : x + side] for i, x, y in zip(indices, left, top, strict=True)]
         part = loop.part(len(crops))
         wanted = loop.values(np.stack(crops[part]))
@@ -79,7 +79,7 @@ def train_decoder(run: Path, steps: int) -> None:
         restored = model.decode((seen + noise)[part])
         return F.l1_loss(restored, wanted) + 2 * F.mse_loss(restored, wanted)
 
-    loop.Training("decoder", model, run, steps, lr=5e-4, average=0.99).run(16, loss_of)
+    loop.Training("decoder", model, run, steps, lr=5e-4, average=0.99).run(16, loss_of, len(drawn))
 
 
 def train_base(run: Path, steps: int) -> None:
@@ -96,13 +96,14 @@ def train_base(run: Path, steps: int) -> None:
         return data.caption(scenes[index], rng if rng.random() < 0.2 else None)
 
     loss_of = denoising(model, latents, clip, words, "debiased")
-    ends = (
-        "input_blocks.0.",
-        "out.",
-    )  # these map from and to latents; all other layers map features to features
-    hidden = [p for name, p in model.named_parameters() if p.ndim > 1 and not name.startswith(ends)]
-    training = loop.Training("base", model, run, steps, 1.4e-3, 0.995, matrices=hidden, matrices_lr=0.02)
+    training = loop.Training("base", model, run, steps, 1.4e-3, 0.995, matrices=hidden(model), matrices_lr=0.02)
     training.run(32, loss_of)
+
+
+def hidden(unet: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Its matrices that map features to features, for Muon: not those from and to latents."""
+    ends = ("input_blocks.0.", "out.")
+    return [p for name, p in unet.named_parameters() if p.ndim > 1 and not name.startswith(ends)]
 
 
 def denoising(
@@ -151,21 +152,22 @@ def write_checkpoint(run: Path, steps: int) -> None:
     save_file(checkpoint_of(run, towers.worded(run)), models.CHECKPOINT)
 
 
-def checkpoint_of(run: Path, clip: torch.nn.Module) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file with the text tower of ``clip``. Raises TrainingError."""
-    unet, autoencoder = models.make_unet(), models.make_autoencoder()
+def checkpoint_of(run: Path, clip: torch.nn.Module, config: Path | None = None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file with the text tower of ``clip``. config: its yaml, if not the small world's.
+    Raises TrainingError."""
+    unet, autoencoder = models.make_unet(), models.make_autoencoder(config)
     unet.load_state_dict(loop.trained(run, "base"))
     autoencoder.load_state_dict(loop.trained(run, "decoder"))
     return models.checkpoint_state(unet, autoencoder, clip)
 
 
 @torch.no_grad()
-def normal_latents(run: Path) -> tuple[Tensor, Any]:
+def normal_latents(run: Path, config: Path | None = None) -> tuple[Tensor, Any]:
     """(latents of all images [PICTURES, 4, 16, 16], the autoencoder that encodes them). The two 1 x 1 convolutions next
     to the latents are rescaled so that each channel has mean 0 and std 1 and the checkpoint's scale_factor is 1. The
     posterior is made as narrow as SD's: the UNet is trained on its means, and an adapter trained on samples of a wide
-    posterior would learn to reproduce the noise."""
-    model = models.make_autoencoder()
+    posterior would learn to reproduce the noise. config: the checkpoint's yaml, if not the small world's."""
+    model = models.make_autoencoder(config)
     model.load_state_dict(loop.trained(run, "autoencoder"))
     path = run / "latents.pt"
     if not path.is_file():

@@ -14,8 +14,8 @@ from ..errors import ConfigError, IPAdapterError
 from ..faces import FaceAnalyser
 from ..options import add_flags, from_flags
 from ..standalone.generate import device_of, face_analyser
-from .identity import Identity
-from .items import read_items
+from .identity import Identity, people_of
+from .items import Item, read_items
 from .measures import load_measures
 from .methods import BASE, BaseModel, Encoders, Method, Studio, TextBaseline, adapter_method
 from .metric import Clip
@@ -32,6 +32,7 @@ measures:
 With --identity:
   identity     cosine of the ArcFace embeddings of the largest faces of picture and reference
   faces found  fraction of the pictures in which a face is found; the others have no identity
+  identity top-1, identity rank  is its own person the closest of all, and at which place (--identity-people)
 With --measure NAME=FILE:
   DINO, DINOv2, CSD  cosine of the embeddings of picture and reference: of the subject (DINO), of the style (CSD)
 Means over references, with 95 % intervals (Student's t; of top-1 and top-5 Wilson's), and the differences between
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     metric = Clip.load(options.clip, options.clip_arch, device)  # first: it makes its architecture known to open_clip
     faces = face_analyser(options)
     files = load_measures(options.measure, device)
-    extra: dict[str, Any] = Identity(faces, options.identity).measures() if options.identity else {}
+    extra: dict[str, Any] = _identity(options, items, faces) if options.identity or options.identity_people else {}
     extra |= files
     further = Further(extra, {name: measure.settings() for name, measure in files.items()}, options.published,
                       options.negative if options.dreambench else None)  # fmt: skip
@@ -78,6 +79,14 @@ def run(args: argparse.Namespace) -> int:
     print(results.markdown())
     print(f"pictures, results.json, results.md and figures: {options.out}")
     return 0
+
+
+def _identity(options: EvaluateOptions, items: Sequence[Item], faces: FaceAnalyser) -> dict[str, Any]:
+    """The measures of --identity. Raises ConfigError, FaceError, FileError."""
+    if not options.identity:
+        raise ConfigError("identity-people", str(options.identity_people), "with --identity, whose recogniser looks")
+    others = read_items(options.identity_people) if options.identity_people else None
+    return dict(Identity(faces, options.identity, people_of(items, others)).measures())
 
 
 def standalone_methods(options: EvaluateOptions, faces: FaceAnalyser | None = None) -> list[Method]:

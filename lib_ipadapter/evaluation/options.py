@@ -99,9 +99,15 @@ class EvaluateOptions(Options):
     )
     identity: str | None = choice(
         None,
-        "Also measure who it is, by InsightFace's recogniser of this pack: the cosine of the faces, and how often one "
-        "is found. A recogniser that an adapter was trained with favours it.",
+        "Also measure who it is, by InsightFace's recogniser of this pack: the cosine of the faces, how often one is "
+        "found, and whether it is closest to its own person. A recogniser that an adapter was trained with favours it.",
         tuple(RECOGNISERS),
+        group=DATA,
+    )
+    identity_people: Path | None = path(
+        "Folder with another picture of each reference's person, under the reference's name: persons are looked for "
+        "among these, so that the reference's own light and pose count for nothing. Default: among the references.",
+        metavar="FOLDER",
         group=DATA,
     )
     face_models: tuple[Path, ...] = same_as(GenerateOptions, "face_models", group=DATA)

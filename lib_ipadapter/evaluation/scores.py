@@ -25,7 +25,8 @@ _CHUNK = 32  # pictures in memory
 
 PREFIX = "A photo depicts "  # of CLIPScore's texts (arXiv 2104.08718, section 3)
 RATES = frozenset({"top_1", "top_5"})
-COSINES = frozenset({"dino", "dinov2", "csd"})  # those of the references with themselves are 1, and no hits
+# Those of the references with themselves are 1, and no hits
+NUMBERS = frozenset({"dino", "dinov2", "csd", "identity", "identity_rank"})
 
 
 def clipscore(cosine: float) -> float:
@@ -141,6 +142,6 @@ def mean(values: Sequence[float]) -> float:
 
 def _is_rate(name: str, values: Sequence[float]) -> bool:
     """Whether a measure says hit or miss: those of RATES, and further ones that are 0 or 1 for every picture."""
-    if name in RATES | Scores.OWN | COSINES:
+    if name in RATES | Scores.OWN | NUMBERS:
         return name in RATES
     return all(value in (0.0, 1.0) for value in values if not math.isnan(value))

@@ -16,7 +16,8 @@ from .stats import INTERVALS, LEVEL, Estimate, Values
 
 TITLES = {
     "clip_i": "CLIP-I", "clip_t": "CLIP-T", "top_1": "top-1", "top_5": "top-5", "identity": "identity",
-    "face_found": "faces found", "dino": "DINO", "dinov2": "DINOv2", "csd": "CSD",
+    "face_found": "faces found", "identity_top_1": "identity top-1", "identity_rank": "identity rank",
+    "dino": "DINO", "dinov2": "DINOv2", "csd": "CSD",
 }  # fmt: skip
 JSON_ONLY = ("clipscore",)
 REFERENCE = "reference"  # the row of the references themselves
@@ -28,6 +29,10 @@ MEANINGS = {
     "top_5": "fraction of the pictures whose own reference is among the five closest",
     "identity": "cosine of the ArcFace embeddings of the largest faces of picture and reference, where both have one",
     "face_found": "fraction of the pictures in which a face is found",
+    "identity_top_1": "fraction of the pictures whose face is closer to their own person than to any other; without a "
+    "face: missed",
+    "identity_rank": "place of a picture's own person among all, by closeness; 1 is the closest, without a face there "
+    "is none",
     "dino": "cosine of the DINO embeddings (class token, arXiv 2104.14294) of picture and reference",
     "dinov2": "cosine of the DINOv2 embeddings (class token, arXiv 2304.07193) of picture and reference",
     "csd": "cosine of the style embeddings (CSD, arXiv 2404.01292) of picture and reference",

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from lib_ipadapter.errors import FaceModelMissing
-from lib_ipadapter.evaluation.identity import Identity
+from lib_ipadapter.errors import ConfigError, FaceModelMissing
+from lib_ipadapter.evaluation.identity import Identity, Likeness, people_of
 from lib_ipadapter.evaluation.scores import References, Scores
 from lib_ipadapter.faces import FaceAnalyser, FacePacks
 from tests.core.test_face_prompts import NONE, ONE, TWO
@@ -88,3 +89,51 @@ def test_it_is_a_measure_of_the_table(identity):
     values = scores.values()
     assert values["face_found"].each == [0.5, 1.0]
     assert values["identity"].each == pytest.approx([1.0, 1.0])
+
+
+def by_colour(picture):
+    """A recogniser: the mean colour is the person; a black picture has no face."""
+    mean = np.asarray(picture, float).mean((0, 1))
+    return mean if mean.any() else None
+
+
+def plain(*colour):
+    return Image.new("RGB", (4, 4), colour)
+
+
+def test_persons_are_looked_for_among_all():
+    red, green, blue = plain(200, 20, 20), plain(20, 200, 20), plain(20, 20, 200)
+    references = [item(red, "r"), item(green, "g"), item(blue, "b"), item(plain(0, 0, 0), "nobody")]
+    likeness = Likeness(by_colour, references)
+    assert set(likeness.measures()) == {"identity", "face_found", "identity_top_1", "identity_rank"}
+    nearly_green = plain(90, 200, 0)
+    ranks = [likeness.rank(nearly_green, references[i]) for i in range(4)]
+    assert ranks[:3] == [2, 1, 3]
+    assert math.isnan(ranks[3])
+    assert [likeness.first(nearly_green, references[i]) for i in range(3)] == [0, 1, 0]
+    assert math.isnan(likeness.first(nearly_green, references[3]))
+
+
+def test_a_picture_without_a_face_finds_nobody():
+    references = [item(plain(9, 0, 0), "r"), item(plain(0, 9, 0), "g")]
+    likeness = Likeness(by_colour, references)
+    black = plain(0, 0, 0)
+    assert likeness.first(black, references[0]) == 0
+    assert math.isnan(likeness.rank(black, references[0]))
+    assert set(Likeness(by_colour, references[:1]).measures()) == {"identity", "face_found"}
+
+
+def test_other_pictures_of_the_same_people():
+    references = [item(plain(200, 20, 20), "r"), item(plain(20, 200, 20), "g")]
+    swapped = [item(references[1].load(), "r"), item(references[0].load(), "g"), item(plain(1, 1, 1), "stranger")]
+    people = people_of(references, swapped)
+    assert [one.key for one in people] == ["r", "g"]
+    likeness = Likeness(by_colour, people)
+    assert likeness.cosine(references[0].load(), references[0]) == pytest.approx(1)
+    assert (likeness.rank(references[0].load(), references[0]), likeness.rank(swapped[0].load(), references[0])) == (
+        2,
+        1,
+    )
+    assert people_of(references, None) is references
+    with pytest.raises(ConfigError, match="1 are missing: g"):
+        people_of(references, swapped[:1])
