@@ -146,10 +146,10 @@ def write_checkpoint(run: Path, steps: int) -> None:
 
 # Name: function, steps; in order of their dependencies
 PARTS: small_world.Parts = {
-    "autoencoder": (train_autoencoder, 200),
-    "decoder": (train_decoder, 60),
-    "base": (train_base, 800),
-    "clip": (train_clip, 150),
+    "autoencoder": (train_autoencoder, 300),
+    "decoder": (train_decoder, 300),
+    "base": (train_base, 400),
+    "clip": (train_clip, 80),
     "checkpoint": (write_checkpoint, 0),
 }
 
