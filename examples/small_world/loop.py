@@ -64,7 +64,8 @@ def scenes() -> list[data.Scene]:
 def batches(
     size: int, start: int, steps: int, pictures: int
 ) -> Iterator[tuple[int, NDArray[np.int64], np.random.Generator]]:
-    """(step, indices [size] of that many pictures, generator) from step ``start`` on; deterministic."""
+    """(step, indices [size], or all of fewer ``pictures``, generator) from step ``start`` on; deterministic."""
+    size = min(size, pictures)
     per_epoch = pictures // size
     for step in range(start, steps):
         order = np.random.default_rng([SEED, step // per_epoch]).permutation(pictures)
