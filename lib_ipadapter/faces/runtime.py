@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from ..errors import FaceModelError, FacesUnavailable
@@ -35,13 +36,19 @@ def cv2() -> Any:
     return _package("cv2", "opencv-python-headless")
 
 
+def threads() -> int:
+    """Those of a session: THREADS, or fewer where the environment's OMP_NUM_THREADS says so, as torch takes it."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return min(THREADS, max(1, int(said))) if said.isdecimal() else THREADS
+
+
 def session(content: bytes, name: str) -> Any:
     """An onnxruntime session on the CPU for the bytes of an ONNX file, which must hold all of its weights. Raises
     FacesUnavailable, FaceModelError."""
     runtime = _package("onnxruntime", _RUNTIME)
     refuse_hostile(content, name)
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = THREADS
+    options.intra_op_num_threads = threads()
     options.log_severity_level = 4  # a refused file is our error, not a log line
     try:
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -391,3 +391,9 @@ def test_a_trainings_encoder_travels_to_workers(tmp_path):
     assert torch.equal(
         sent.encode_pixels(sent.reference(item)[None], "face").norm(dim=-1).round(decimals=4), torch.ones(1)
     )
+
+
+@pytest.mark.parametrize(("said", "wanted"), [("", 4), ("1", 1), ("64", 4), ("0", 1), ("many", 4)])
+def test_no_more_threads_than_the_environment_says(monkeypatch, said, wanted):
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert runtime.threads() == wanted
