@@ -34,8 +34,10 @@ class Likeness:
         """By name: the cosine with the reference, NaN where either has no face; and whether the picture has one, whose
         mean is the rate of faces found. A picture without a face says nothing of who it is, so both belong together.
         Where there are ``people``: whether its own person is the closest, and at which place it is."""
-        own = {IDENTITY: self.cosine, FOUND: self.found}
-        return {**own, TOP_1: self.first, RANK: self.rank} if len(self._people) > 1 else own
+        own: dict[str, Callable[[Image.Image, Item], float]] = {IDENTITY: self.cosine, FOUND: self.found}
+        if len(self._people) > 1:
+            own |= {TOP_1: self.first, RANK: self.rank}
+        return own
 
     def cosine(self, picture: Image.Image, item: Item) -> float:
         """-1..1"""
