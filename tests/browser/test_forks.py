@@ -154,7 +154,7 @@ def test_the_tab_of_trainings(page: Any, fork: Fork) -> None:
     page.wait_for_selector(".ipadapter-look meter")
     page.click("#ipadapter_train_start")
     panel = PanelPage(page)
-    panel.until(lambda: "name: got" in said(page), True)
+    panel.until(lambda: "type a name first" in said(page), True)
     if fork.host == "forge":  # the others bring ldm along
         page.locator("#ipadapter_train_name textarea, #ipadapter_train_name input").first.fill("other")
         page.click("#ipadapter_train_start")

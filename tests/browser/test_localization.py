@@ -115,6 +115,6 @@ def test_the_tab_of_trainings_is_translated(browser: Any, chinese: WithPage):
     found = set(page.evaluate(TEXTS, "#tab_ipadapter_train"))
     assert {"both", "log.txt", "base-model", "mine", "CLIP-I"} <= found
     assert {text for text in found - LOGS if str(chinese.data) not in text} <= {
-        "both", "log.txt", "base-model", "mine", "CLIP-I", "top-1",
+        "both", "log.txt", "base-model", "base-model 0", "mine", "CLIP-I", "top-1",
     }  # fmt: skip
     page.close()

@@ -147,7 +147,7 @@ def test_adapters_are_measured(tab: Any, webui: WithPage):
     page.until(lambda: "weights" in box(tab, "text", "evaluate").input_value(), True)
     box(tab, "data", "evaluate").fill(str(webui.data / "config_states"))
     tab.click("#ipadapter_evaluate_start")
-    page.until(lambda: "name: got" in said(tab, "evaluate"), True)
+    page.until(lambda: "type a name first" in said(tab, "evaluate"), True)
     box(tab, "name", "evaluate").fill("both")
     tab.click("#ipadapter_evaluate_start")
     page.until(lambda: "no pictures in it" in said(tab, "evaluate") or "no such folder" in said(tab, "evaluate"), True)

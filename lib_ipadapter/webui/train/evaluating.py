@@ -109,7 +109,8 @@ class EvaluatingPart(Part):
         from ...runs.yaml_text import changed
 
         made, wrong = tried(lambda: changed(text, self.bench.chosen(*chosen), _OURS))
-        return [gr.update() if made is None else made, wrong]
+        # An error of a button that was pressed since stays.
+        return [gr.update() if made is None else made, wrong or gr.update()]
 
     def _start(self, name: str, text: str, unload: bool) -> list[Any]:
         state, wrong = tried(lambda: self.bench.start(str(name).strip(), text, bool(unload)))

@@ -118,7 +118,8 @@ class TrainingPart(Part):
         from ...runs.yaml_text import changed
 
         made, wrong = tried(lambda: changed(text, self.desk.chosen(*chosen), _OURS))
-        return [gr.update() if made is None else made, wrong]
+        # An error of a button that was pressed since stays.
+        return [gr.update() if made is None else made, wrong or gr.update()]
 
     def _look(self, data: str, text: str) -> str:
         from ...runs.yaml_text import fields_of
