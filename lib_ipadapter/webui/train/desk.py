@@ -14,6 +14,7 @@ from ...training.runs import look, recipe
 from ...training.runs.recipe import Preset
 from ...training.runs.runs import Runs
 from ...training.runs.state import RunState
+from ...unit.names import checked_name
 from .place import Place, family
 
 _LONGEST = 4096  # characters of a path
@@ -92,6 +93,7 @@ class Desk(Place):
         """Starts a training in a process of its own. unload: the WebUI's model leaves the device first, until the next
         job. Raises IPAdapterError."""
         self.allow()
+        checked_name("name", name)
         given = dict(config) if isinstance(config, Mapping) else yaml_text.fields_of(config)
         return self.runs.start(name, given, self.launch(unload, not os.path.isdir(str(given.get("base"))))).state()
 
