@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ import torch
 from PIL import Image, ImageFilter, ImageFont
 
 import dev
-from examples.small_world import data, demo, models, publish, read
+from examples.small_world import augmentation, data, demo, models, publish, read
 from lib_ipadapter.adapters.file import sha256
 from lib_ipadapter.encoders import register_archs
 from lib_ipadapter.encoders.configs import register_arch
 from lib_ipadapter.errors import BrokenEncoder, FileError, ModelError, UnsupportedModel
+from lib_ipadapter.evaluation import Item
 from lib_ipadapter.standalone import Standalone
 from tests.small_world import write_stand_in
 
@@ -126,6 +128,25 @@ def test_what_a_caption_names_is_found_again():
             named = data.named(data.caption(scene, rng))
             shown = {**vars(scene.things[0]), "background": scene.background}
             assert named.items() <= shown.items()
+
+
+def test_with_and_without_augmentation_differ_in_nothing_else(tmp_path: Path):
+    plain, augmented = (augmentation.config(tmp_path, name, 350).as_dict() for name in augmentation.METHODS)
+    differing = {name for name in plain if plain[name] != augmented[name]}
+    assert differing == {"out", "cache_dir", "reference_crop", "reference_flip"}
+
+
+def test_where_a_thing_lies_is_counted_for_the_text_or_the_reference():
+    thing = data.Thing("heart", "red", "plain", "large", "left")
+    item = Item("a", "", None, vars(thing))
+    assert augmentation.elsewhere(item) == "right"
+    rng = np.random.default_rng(0)
+    for place, text, reference in (("left", 0, 1), ("right", 1, 0), ("top", 0, 0)):
+        for colour, kept in (("red", 1), ("blue", 2 / 3)):
+            drawn = data.draw(data.Scene((replace(thing, place=place, colour=colour),), "white"), rng)
+            assert augmentation.text_wins(drawn, item) == text
+            assert augmentation.image_wins(drawn, item) == reference
+            assert augmentation.kept(drawn, item) == pytest.approx(kept)
 
 
 # its text tower
