@@ -1,6 +1,6 @@
 """Image encoders: a picture to the features that adapters take."""
 
-from .catalog import Catalog, find_encoder, weight_file
+from .catalog import Catalog, absolute_weight_file, find_encoder, weight_file
 from .clip import Features, ImageEncoder
 from .configs import register_archs
 from .recognise import identify_encoder
@@ -19,6 +19,7 @@ __all__ = [
     "HubFile",
     "ImageEncoder",
     "Need",
+    "absolute_weight_file",
     "find_encoder",
     "for_feature",
     "identify_encoder",

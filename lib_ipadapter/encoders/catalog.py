@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ..errors import BrokenEncoder, EncoderMissing
+from ..errors import BrokenEncoder, ConfigError, EncoderError, EncoderMissing
 from .configs import forget_configs
 from .files import SUFFIXES
 from .listing import Listing, walk
@@ -162,6 +163,15 @@ def weight_file(given: Path | str) -> Path:
     extensions = Path(__file__).resolve().parents[3]
     roots = [Path.cwd(), *([extensions.parent] if extensions.name == "extensions" else [])]
     return Catalog([root / "models" / "clip_vision" for root in roots]).find(str(given)).path
+
+
+def absolute_weight_file(given: str) -> str:
+    """As ``weight_file``, from this process's folder on, for a command that will run in another. A path is not looked
+    at. Raises ConfigError."""
+    try:
+        return os.path.abspath(weight_file(os.path.expanduser(given)))
+    except EncoderError as error:
+        raise ConfigError("encoder", given, f"a file that is there, or an encoder's name: {error}") from None
 
 
 def find_encoder(name: str, folders: Sequence[Path]) -> Path:

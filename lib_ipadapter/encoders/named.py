@@ -74,8 +74,10 @@ def _by_timm(name: str) -> dict[str, Any] | None:
 def _by_open_clip(name: str) -> dict[str, Any] | None:
     if not _OPEN_CLIP.fullmatch(name):
         return None
-    import open_clip
-
+    try:
+        import open_clip
+    except ImportError:  # not every host has it; what it builds is then known by a config alone
+        return None
     config = open_clip.get_model_config(name)
     if not isinstance(config, dict) or "timm_model_name" not in config["vision_cfg"]:
         return None

@@ -6,12 +6,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("psutil", reason="psutil is not installed")
 
@@ -240,3 +243,15 @@ def test_a_clip_with_both_towers_can_measure(tmp_path: Path):
     assert arch_of(recognise(write_encoder(tmp_path))) is None, "only a vision tower"
     (tmp_path / "other.safetensors").write_bytes(b"no tensors")
     assert arch_of(recognise(tmp_path / "other.safetensors")) is None
+
+
+def test_an_encoder_may_be_named(
+    runs: Evaluations, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    name = "convnext_atto.d2_in1k"
+    own = tmp_path / "models" / "clip_vision" / f"{name}.safetensors"
+    own.parent.mkdir(parents=True)
+    save_file({"x": torch.ones(1)}, own)
+    monkeypatch.chdir(tmp_path)
+    fields = runs.checked("mine", {**config, "encoder": [name, str(tmp_path)]})
+    assert [os.path.samefile(*pair) for pair in zip(fields["encoder"], (own, tmp_path), strict=True)] == [True, True]

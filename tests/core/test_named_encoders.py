@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,14 @@ def test_what_is_wrong_is_said(tmp_path: Path):
     with pytest.raises(EncoderMissing, match=rf"trained with the image encoder {missing}.*{missing}\.safetensors"):
         EncoderSource(Catalog([tmp_path])).check(Need("pooled", 7, missing))
     assert not named_spec(name).gives("levels")
+
+
+def test_a_host_without_open_clip_still_lists_its_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    name = "ViT-B-16-SigLIP"
+    save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    (found,) = Catalog([tmp_path]).all()
+    assert found.spec is None
+    assert name in found.problem
+    with pytest.raises(BrokenEncoder, match=rf"no tower {name} is known.*{name}\.json"):
+        ImageEncoder.load(tmp_path / f"{name}.safetensors")

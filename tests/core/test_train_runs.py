@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 pytest.importorskip("psutil", reason="psutil is not installed")
 
@@ -288,3 +290,15 @@ def test_only_what_is_new_of_the_log_is_read_and_a_new_one_anew(tmp_path: Path):
     assert progress.update().step == 300
     path.unlink()
     assert progress.update().step == 0
+
+
+def test_an_encoder_may_be_named(runs: Runs, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    name = "convnext_atto.d2_in1k"
+    own = tmp_path / "models" / "clip_vision" / f"{name}.safetensors"
+    own.parent.mkdir(parents=True)
+    save_file({"x": torch.ones(1)}, own)
+    monkeypatch.chdir(tmp_path)
+    fields = runs.checked("mine", {**config, "encoder": name})
+    assert os.path.samefile(fields["encoder"], own), "the process runs in another folder"
+    with pytest.raises(ConfigError, match=r"encoder: got 'vit_gone', expected a file .* vit_gone was not found"):
+        runs.checked("mine", {**config, "encoder": "vit_gone"})

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...encoders import absolute_weight_file
 from ...errors import ConfigError
 from ...options import Option, as_flags, fields_of, parse
 from ...runs.launch import Launch
@@ -68,12 +69,16 @@ def _from_here(option: Option, value: Any) -> Any:
     if option.kind != "path":
         return value
     if isinstance(value, list):
-        return [_absolute(one) for one in value]
-    return _absolute(value)
+        return [_absolute(option.name, one) for one in value]
+    return _absolute(option.name, value)
 
 
-def _absolute(path: Any) -> Any:
-    return os.path.abspath(os.path.expanduser(path.strip())) if isinstance(path, str) and path.strip() else path
+def _absolute(name: str, path: Any) -> Any:
+    if not isinstance(path, str) or not path.strip():
+        return path
+    if name == "encoder":
+        return absolute_weight_file(path.strip())
+    return os.path.abspath(os.path.expanduser(path.strip()))
 
 
 def _each(value: Any) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...encoders import absolute_weight_file
 from ...errors import ConfigError, UnitError
 from ...runs.folder import CONFIG
 from ...runs.launch import Launch
@@ -46,8 +47,7 @@ class Runs(Shelf[Run]):
         if given.get("out") not in (None, "", out):
             raise ConfigError("out", given["out"], f"nothing: the run's folder is {out}")
         fields = {
-            key: os.path.abspath(os.path.expanduser(value)) if key in _PATHS and isinstance(value, str) and value
-            else value
+            key: _from_here(key, value) if key in _PATHS and isinstance(value, str) and value else value
             for key, value in given.items()
         }  # fmt: skip
         fields["out"] = out
@@ -61,6 +61,10 @@ class Runs(Shelf[Run]):
         """Puts the adapters of all runs that are over into the list of models; whether any was not there yet."""
         made = [self._of(name).publish() for name in self.names()]
         return any(made)
+
+
+def _from_here(key: str, path: str) -> str:
+    return absolute_weight_file(path) if key == "encoder" else os.path.abspath(os.path.expanduser(path))
 
 
 def _arguments(run: Run) -> list[str]:
