@@ -5,6 +5,8 @@
     const {byId, inTurn, isBusy, pictureCount, prefixOf, press, tiles} = window.ipadapter;
     let place = ""; // what the server is told: the place of a reference, or "from,to"
     let carried = null; // {prefix, index} of the tile that is dragged
+    let held = null; // {prefix, index, part}: the control of a tile that has the keyboard
+    const PARTS = [".ipadapter-open", ".ipadapter-remove", ".ipadapter-weight input"];
 
     // gradio calls it with a handler's inputs and then its outputs; what we know goes in an input's place.
     window.ipadapterPlace = (files, weights, saved, box, masks) => [files, weights, saved, box, masks, place];
@@ -53,7 +55,27 @@
         const step = {ArrowLeft: -1, ArrowRight: 1}[event.key];
         if (!open || !step) return;
         event.preventDefault();
-        move(prefixOf(open), Number(open.dataset.index), Number(open.dataset.index) + step);
+        const prefix = prefixOf(open), from = Number(open.dataset.index), to = from + step;
+        if (held && !isBusy(prefix) && to >= 0 && to < pictureCount(prefix)) held.index = to;
+        move(prefix, from, to);
+    });
+
+    // The server draws the tiles anew, and what had the keyboard is gone: it goes on in the same place.
+    document.addEventListener("focusin", event => {
+        const tile = event.target.closest?.(".ipadapter-thumb"), part = PARTS.find(one => event.target.matches?.(one));
+        const prefix = tile && prefixOf(tile);
+        held = tile && part ? {prefix, index: Array.from(tiles(prefix)).indexOf(tile), part} : null;
+    });
+
+    document.addEventListener("pointerdown", event => {
+        if (!event.target.closest?.(".ipadapter-thumb")) held = null;
+    });
+
+    onUiUpdate(() => {
+        if (!held || document.activeElement !== document.body) return;
+        const shown = tiles(held.prefix), tile = shown[Math.min(held.index, shown.length - 1)];
+        const next = tile?.querySelector(held.part) ?? byId(`${held.prefix}_thumbnails`)?.querySelector(".ipadapter-adder");
+        next?.focus({preventScroll: true});
     });
 
     // In the capture phase and before ipadapter_drop.js's handlers could take the tile for a picture from outside.

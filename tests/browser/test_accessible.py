@@ -79,3 +79,32 @@ def test_the_keyboard_unfolds_the_panel_and_its_groups(page: Any):
     assert group.get_attribute("aria-expanded") == "true"
     group.press("Enter")
     panel.unit(0, "region").wait_for(state="hidden")
+
+
+# The place of the tile whose control has the keyboard, and which control that is
+HELD = """() => [document.activeElement.closest(".ipadapter-thumb")?.dataset.index,
+    document.activeElement.className.split(" ")[0]]"""
+
+
+def test_the_keyboard_stays_in_the_tiles_when_they_are_drawn_anew(page: Any, panel: PanelPage):
+    """F25: a tile that is moved or taken out by keys leaves the next key where it is looked for."""
+    panel.add(0, upload(0), upload(1), upload(2))
+    panel.until(panel.thumbs, 3)
+    first, second, third = panel.sources()
+    panel.unit(0, "thumbnails").locator(".ipadapter-open").first.focus()
+    page.keyboard.press("Alt+ArrowRight")
+    panel.until(panel.sources, [second, first, third])
+    panel.until(lambda: page.evaluate(HELD), ["1", "ipadapter-open"])
+    page.keyboard.press("Alt+ArrowRight")
+    panel.until(panel.sources, [second, third, first])
+    panel.until(lambda: page.evaluate(HELD), ["2", "ipadapter-open"])
+    panel.unit(0, "thumbnails").locator(".ipadapter-remove").nth(1).focus()
+    page.keyboard.press("Enter")
+    panel.until(panel.sources, [second, first])
+    panel.until(lambda: page.evaluate(HELD), ["1", "ipadapter-remove"])
+    page.keyboard.press("Enter")
+    panel.until(panel.sources, [second])
+    panel.until(lambda: page.evaluate(HELD), ["0", "ipadapter-remove"])
+    page.keyboard.press("Enter")
+    panel.until(panel.thumbs, 0)
+    panel.until(lambda: page.evaluate(HELD), [None, "ipadapter-adder"])
