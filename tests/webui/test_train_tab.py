@@ -178,7 +178,7 @@ def test_adapters_are_measured_over_weights(webui: Own, data: Path):
     """The rest is found: the loaded checkpoint, the adapters' encoder, the CLIP."""
     write_clip(webui.data / "models" / "clip_vision")
     webui.get("/ip-adapter/model_list")  # lists the folders anew
-    config = {**MEASURED, "references": str(data), "count": 50}
+    config = {**MEASURED, "references": str(data), "count": 2000}
     reply = webui.post("/ip-adapter/evaluate", {"name": "both", "config": config, "unload": True})
     assert reply.status == 200, reply.body
     until(webui, "both", lambda seen: seen["phase"] == "drawing" and seen["done"] > 1, "evaluate")
