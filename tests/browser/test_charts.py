@@ -32,7 +32,10 @@ def weights(panel: PanelPage) -> list[str]:
 
 
 def centre(panel: PanelPage, index: int) -> tuple[float, float]:
-    box = charts(panel).locator("circle").nth(index).bounding_box()
+    circle, box = charts(panel).locator("circle").nth(index), None
+    while box is None:  # it may be drawn anew meanwhile
+        circle.wait_for()
+        box = circle.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 

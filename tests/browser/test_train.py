@@ -153,6 +153,7 @@ def test_adapters_are_measured(tab: Any, webui: WithPage):
     page.until(lambda: "no pictures in it" in said(tab, "evaluate") or "no such folder" in said(tab, "evaluate"), True)
     shot(tab, "evaluate-refused")
     box(tab, "data", "evaluate").fill(str(data))
+    page.until(lambda: str(data) in box(tab, "text", "evaluate").input_value(), True)
     tab.click("#ipadapter_evaluate_start")
     page.until(lambda: "choose at least one adapter" in said(tab, "evaluate"), True)
     for name in ("sd1-base", "sd1-plus"):
