@@ -195,6 +195,9 @@ def test_every_field_is_a_flag():
     # Latents that are cached are of pictures as they are.
     given[given.index("--cache")] = "--no-cache"
     wanted["cache"] = False
+    # Compiled weights are neither converted nor computed again.
+    given[given.index("--compile")] = "--no-compile"
+    wanted["compile"] = False
     # Stages have resolutions of their own.
     at = given.index("--resolution")
     del given[at : at + 2]
@@ -317,6 +320,8 @@ def field_values() -> st.SearchStrategy[dict[str, Any]]:
 def test_the_resolved_yaml_is_the_same_config(tmp_path_factory, values):
     from lib_ipadapter.training.run_folder import RunFolder
 
+    if values.get("compile"):
+        values = {**values, "storage": "auto", "checkpointing": False}
     config = TrainConfig.parse(values)
     root: Path = tmp_path_factory.getbasetemp() / "resolved"
     RunFolder(root, config).begin()
