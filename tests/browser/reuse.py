@@ -63,8 +63,8 @@ FOLD = """([tabs, settings]) => {
     window.slow = 0;
     for (const tab of tabs) {
         const inputs = document.querySelector(`#tab_${tab}`).querySelectorAll("input, textarea, select");
-        JSON.parse(settings[tab]).forEach(([value], index) => {
-            const input = inputs[index];
+        JSON.parse(settings[tab]).forEach((held, index) => {
+            const input = inputs[index], value = held[0]; // of files there is but a number
             if (!input || value === undefined || input.value === value || input.closest("[id^=ipadapter_]")) return;
             if (input.type === "file" || input.type === "checkbox" || input.type === "radio") return;
             input.value = value;
