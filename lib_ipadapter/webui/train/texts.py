@@ -10,6 +10,11 @@ NO_JUDGE = (
     "open_clip_pytorch_model.bin of huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K."
 )
 
+# labels that one part has and the other has not
+TRAININGS, EVALUATIONS = "Trainings", "Evaluations"
+NAME_OF_ADAPTER, NAME_OF_EVALUATION = "Name of the adapter", "Name of the evaluation"
+SAVE_AND_STOP, STOP = "Save and stop", "Stop"
+
 PHASES = {
     name: name
     for name in (
@@ -37,5 +42,6 @@ FILES = "All pictures and tables are in:"
 WORDS = (
     STARTED, STOPPING, NO_ENCODER, NO_JUDGE, *PHASES, STEP, LOSS, VALIDATION, SPEED, LEFT, LISTED, PICTURES, MEASURED,
     OPENED, SMALLEST, LARGEST, ENLARGED, REFERENCES, UNCAPTIONED, BROKEN, CUT, LOSSES, METHOD, WEIGHT, DIFFERENCES,
-    MINUS, CURVES, CLIPS, TOPS, GRID, FILES,
+    MINUS, CURVES, CLIPS, TOPS, GRID, FILES, TRAININGS, EVALUATIONS, NAME_OF_ADAPTER, NAME_OF_EVALUATION, SAVE_AND_STOP,
+    STOP,
 )  # fmt: skip

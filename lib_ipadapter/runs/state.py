@@ -1,0 +1,29 @@
+"""What a run in a process of its own is doing, for the page and the API."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+ENDED = ("done", "stopped", "failed", "killed")
+
+
+@dataclass(frozen=True)
+class State:
+    """phase: one of ENDED when its process is over; message: why it ended, or what it does now; seconds_left: where it
+    is known; log: its last lines."""
+
+    name: str
+    phase: str
+    seconds_left: float | None = None
+    message: str = ""
+    log: tuple[str, ...] = ()
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self.phase not in ENDED
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the API answers."""
+        return {**asdict(self), "alive": self.alive}
