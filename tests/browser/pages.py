@@ -38,8 +38,9 @@ def upload(seed: int, name: str | None = None, size: tuple[int, int] = (320, 200
 class PanelPage:
     """One tab's panel of a loaded page. Waits instead of sleeping."""
 
-    def __init__(self, page: Any, tab: str = "txt2img") -> None:
+    def __init__(self, page: Any, tab: str = "txt2img", patience: float = 30) -> None:
         self.page = page
+        self.patience = patience  # seconds
         self.tab = tab
         self.root = f"#ipadapter_{tab}"
 
@@ -48,9 +49,9 @@ class PanelPage:
         # gradio writes the id of an HTML component twice, nested
         return self.page.locator(f"{self.root}_{index}_{name}").first
 
-    def until(self, what: Callable[[], Any], wanted: Any, seconds: float = 30) -> None:
+    def until(self, what: Callable[[], Any], wanted: Any, seconds: float | None = None) -> None:
         """Waits until ``what()`` gives ``wanted``; fails with what it gave last."""
-        seen = what()
+        seconds, seen = seconds or self.patience, what()
         for _ in range(int(seconds * 10)):
             if seen == wanted:
                 return
@@ -85,7 +86,8 @@ class PanelPage:
         return self.unit(index, "thumbnails").locator(".ipadapter-open img").count()
 
     def sources(self, index: int = 0) -> list[str]:
-        return [img.get_attribute("src") for img in self.unit(index, "thumbnails").locator(".ipadapter-open img").all()]
+        images = self.unit(index, "thumbnails").locator(".ipadapter-open img")
+        return list(images.evaluate_all("images => images.map(image => image.getAttribute('src'))"))
 
     def note(self, index: int = 0) -> str:
         return self.unit(index, "note").inner_text().strip()

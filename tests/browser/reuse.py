@@ -55,7 +55,8 @@ LOOK = """tabs => {
     seen.tabs = [...document.querySelectorAll("#tabs > .tab-nav button")].map(tab => tab.className).join();
     seen.stored = JSON.stringify({...localStorage});
     seen.address = location.href;
-    seen.waiting = [window.slow, window.waiting, window.apart].join();
+    seen.apart = window.apart;
+    seen.waiting = [window.slow, window.waiting].join();
     return seen;
 }"""
 # What needs no server: texts of the WebUI's own, what is unfolded, selected and switched on
@@ -104,6 +105,8 @@ def settled(page: Any) -> dict[str, Any]:
 
 def put_back(page: Any, new: dict[str, Any]) -> list[str]:
     """Puts the page back; the places that still differ from how they looked when it was ``new``."""
+    if look(page)["apart"]:
+        return ["apart"]
     page.set_viewport_size(SIZE)
     fold = [list(TABS), {tab: new[f"{tab} settings"] for tab in TABS}]
     page.evaluate(FOLD, fold)
@@ -113,7 +116,7 @@ def put_back(page: Any, new: dict[str, Any]) -> list[str]:
         for index in range(sum(name.startswith(f"{tab} ") and name[-1].isdigit() for name in new)):
             if seen.get(f"{tab} {index}") != new[f"{tab} {index}"]:
                 page.locator("#tabs > .tab-nav button", has_text=tab).first.click()
-                panel = PanelPage(page, tab).open()
+                panel = PanelPage(page, tab, SECONDS).open()
                 panel.show_unit(index)
                 panel.from_menu(index, "Reset this unit")
     page.evaluate(FOLD, fold)
