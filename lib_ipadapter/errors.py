@@ -34,6 +34,7 @@ the WebUI's API answers with.
 
 from __future__ import annotations
 
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,25 @@ def _printable(value: Any) -> Any:
     if isinstance(value, str):
         return printable(value)
     return [*map(_printable, value)] if isinstance(value, list) else value
+
+
+class _Short(reprlib.Repr):
+    """A value's repr, of lists of lists of lists only so much that it stays small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 6
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 40
+        self.maxstring = self.maxother = self.maxlong = 4000
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python writes no number of more than some thousand digits."""
+        return super().repr_int(x, level) if x.bit_length() < 10_000 else f"a number of {x.bit_length()} bits"
+
+
+def _shown(value: Any, most: int) -> str:
+    shown = _Short().repr(value)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 class IPAdapterError(Exception):
@@ -85,8 +105,7 @@ class UnitError(IPAdapterError, ValueError):
     value and expectation alone would not tell people what to do."""
 
     def __init__(self, field: str, value: Any, expected: str, sentence: str = "") -> None:
-        shown = repr(value)
-        shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
+        shown = _shown(value, 120)
         field = field if len(field) <= 80 else f"{field[:77]}..."
         message = sentence or f"{field}: got {shown}, expected {expected}"
         super().__init__(message, field=field, value=shown, expected=expected)
@@ -188,7 +207,8 @@ class ConfigError(IPAdapterError, ValueError):
     """A field of a config cannot be used. ``expected`` says what is accepted."""
 
     def __init__(self, field: str, value: Any, expected: str) -> None:
-        super().__init__(f"{field}: got {value!r}, expected {expected}", field=field, expected=expected)
+        field = field if len(field) <= 80 else f"{field[:77]}..."
+        super().__init__(f"{field}: got {_shown(value, 400)}, expected {expected}", field=field, expected=expected)
 
 
 class TrainingError(IPAdapterError):

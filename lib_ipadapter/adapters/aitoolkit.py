@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from ..atomic import replacing
@@ -23,13 +24,20 @@ ENCODER = "image_encoder."
 
 
 def scaled(tensors: Mapping[str, Tensor], factors: Mapping[str, float]) -> dict[str, Tensor]:
-    """The tensors with the factor of each layer (``ip_adapter.N.``) in its K' and V', in their own dtype."""
+    """The tensors with the factor of each layer (``ip_adapter.N.``) in its K' and V', in their own dtype where that has
+    room for them: 8 bits would be rounded twice, and neither they nor float16 reach far."""
     merged = dict(tensors)
     for layer, factor in factors.items():
         for key in (f"{layer}to_k_ip.weight", f"{layer}to_v_ip.weight"):
             if key in merged:
-                merged[key] = (merged[key].float() * factor).to(merged[key].dtype)
+                merged[key] = _times(merged[key], factor)
     return merged
+
+
+def _times(weight: Tensor, factor: float) -> Tensor:
+    product = weight.float() * factor
+    own = product.to(weight.dtype if weight.element_size() > 1 else torch.float16)
+    return own if bool(own.isfinite().all()) else product
 
 
 def layer_of(key: str) -> str:

@@ -4,6 +4,7 @@ a file of its own beside it."""
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -21,9 +22,9 @@ def convert(source: Path, target: Path, dtype: str | None = None, force: bool = 
     encoder along, TARGET-encoder.safetensors and its config, which the adapter then names. Raises FileError."""
     if target.suffix != ".safetensors":
         raise FileError(target, "the output's name must end in .safetensors")
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise FileError(target, "exists already; pass --force to replace it")
-    if not target.parent.is_dir():
+    if not os.path.isdir(target.parent):
         raise FileError(target, f"the folder {target.parent} does not exist")
     file = open_adapter(source)
     spec = identify(file.shapes, source, known=file.known)
@@ -42,8 +43,9 @@ def _split_encoder(file: AdapterFile, target: Path, force: bool) -> dict[str, st
         return {}
     spec, weights = found
     own = target.with_name(f"{target.stem}-encoder.safetensors")
-    if own.exists() and not force:
-        raise FileError(own, "exists already; pass --force to replace it")
+    for path in (own, own.with_suffix(".json")):
+        if os.path.lexists(path) and not force:
+            raise FileError(path, "exists already; pass --force to replace it")
     save_adapter(weights, own)
     write_config(own.with_suffix(".json"), spec)
     return {"encoder": own.stem, "trained_with": "ai-toolkit"}

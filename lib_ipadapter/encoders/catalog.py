@@ -158,7 +158,7 @@ def weight_file(given: Path | str) -> Path:
     """The file of an encoder that a path or a name names; names are looked for in ``models/clip_vision`` of the working
     folder, and of the WebUI that this package is an extension of. Raises EncoderMissing, BrokenEncoder."""
     path = Path(given)
-    if path.exists() or path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
+    if os.path.exists(path) or path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
         return path
     extensions = Path(__file__).resolve().parents[3]
     roots = [Path.cwd(), *([extensions.parent] if extensions.name == "extensions" else [])]

@@ -198,7 +198,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parsed(path: Path) -> Any:
     """The JSON in a regular file, with or without a byte order mark. Raises FileError, OSError, ValueError."""
-    with open_regular(path) as file:
+    with open_regular(path, "a text file") as file:
         return json.loads(file.read(_MAX_BYTES).decode("utf-8-sig"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ def opened(path: Path) -> Iterator[tuple[dict[str, Shape], Read]]:
 
     Raises EncoderMissing (no such file), UnsafeFile (not readable as tensors, or it carries code), FileError.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise EncoderMissing(f"{path.name}: no such file in {path.parent}; choose another encoder file")
     file = open_tensors(path)
     yield file.shapes, file.read

@@ -28,7 +28,7 @@ def walk(folder: Path) -> Listing:
     """Files in a folder and below; links to folders are followed once (people link their model folders, even in
     circles). Folders named NOT_SEARCHED are left out. A folder that is a file stands for itself."""
     made = time.time_ns()
-    if folder.is_file():
+    if os.path.isfile(folder):
         return Listing((folder, *_beside(folder)), ((str(folder.parent), _changed(str(folder.parent))),), made)
     files: list[Path] = []
     folders: dict[str, int] = {str(folder): _changed(str(folder))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def identify_encoder(path: Path | str) -> EncoderSpec | None:
 def spec_of(path: Path) -> EncoderSpec:
     """The encoder in a weight file. A file with an open_clip config of its name is that custom encoder, and no other,
     whatever its shapes. Raises BrokenEncoder, EncoderMissing, UnsafeFile."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise EncoderMissing(f"{path.name}: no such file in {path.parent}; choose another encoder file")
     custom = custom_spec(path)
     if custom is None:
@@ -93,11 +94,11 @@ def spec_of(path: Path) -> EncoderSpec:
 
 
 def _by_shape_or_name(path: Path) -> EncoderSpec:
-    """Known shapes tell more than a name does."""
-    try:
-        return _by_shape(path)
-    except BrokenEncoder:
-        return named_spec(path.stem)
+    """Known shapes tell more than a name does. The name tells of what has no keys of CLIP's tower: of a file that has
+    some, what is wrong with them is said."""
+    keys, shape = _tower(path)
+    known = any(spec.shape == shape and spec.timm[0] for spec in ENCODERS.values())
+    return _by_shape(path) if keys is not None or known else named_spec(path.stem)
 
 
 def _by_shape(path: Path) -> EncoderSpec:

@@ -25,7 +25,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-_MOST = 16384  # of a size of a tower
+MOST = 16384  # of a size of a tower
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class EncoderSpec:
         return feature != "levels" or (bool(self.timm[0]) and not self.timm[0].startswith("convnext"))
 
     def checked(self) -> EncoderSpec:
-        """Raises EncoderError for sizes that make no tower."""
+        """Raises EncoderError for sizes that make no tower. timm's leave pixels over where the patches do not fit."""
         sizes = (self.image_size, self.patch, self.width, self.layers, self.heads, self.embed_dim)
-        whole = all(type(n) is int and 0 < n <= _MOST for n in sizes)
-        whole = whole and not self.image_size % self.patch and not self.width % self.heads
+        whole = all(type(n) is int and 0 < n <= MOST for n in sizes)
+        whole = whole and (bool(self.timm[0]) or not self.image_size % self.patch) and not self.width % self.heads
         pixels = (*self.mean, *self.std, self.mlp_ratio)
         if (
             len(self.mean) != 3
@@ -143,7 +143,7 @@ class EncoderSpec:
         if not self.name or not whole:
             raise BrokenEncoder(
                 f"encoder {self.name!r}: image_size {self.image_size} must be a multiple of patch {self.patch}, "
-                f"width {self.width} one of heads {self.heads}, and all sizes whole numbers from 1 to {_MOST}, "
+                f"width {self.width} one of heads {self.heads}, and all sizes whole numbers from 1 to {MOST}, "
                 "with a name"
             )
         return self

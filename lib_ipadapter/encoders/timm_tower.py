@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..errors import BrokenEncoder
 from .eva import eva_keys
 from .files import opened
-from .spec import CLIP_MEAN, CLIP_STD, LEVELS, EncoderSpec, Feature
+from .spec import CLIP_MEAN, CLIP_STD, LEVELS, MOST, EncoderSpec, Feature
 
 PREFIX = "visual."
 
@@ -53,9 +54,10 @@ class TimmTower(nn.Module):
                 self.trunk: Any = timm.create_model(name, img_size=image_size, **options)
             except TypeError:  # convolutions take any size and have no such argument
                 self.trunk = timm.create_model(name, **options)
-        except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # timm raises all kinds
             raise BrokenEncoder(
-                f"timm cannot build {name} with {options} ({error}); use the config that open_clip has for it"
+                f"timm cannot build {name} with {options} ({error or type(error).__name__}); use the config that "
+                "open_clip has for it"
             ) from None
         self.head = nn.Sequential()
         if projection == "linear":
@@ -103,16 +105,43 @@ def blocks_of(trunk: Any) -> list[nn.Module]:
     return list(getattr(trunk, "blocks", [])) or [block for stage in stages for block in getattr(stage, "blocks", [])]
 
 
+class _Numbers(TorchFunctionMode):
+    """What timm before 1.0 reads numbers off is real, whatever the device: meta has none."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        return func(*args, **({"device": "cpu", **given} if func is torch.linspace else given))
+
+
+def _without_weights(model: str, pool: str, projection: str, embed_dim: int, size: int) -> TimmTower:
+    """The tower of which only the shapes are there: a name may be that of gigabytes. Raises BrokenEncoder."""
+    with torch.device("meta"), _Numbers():
+        return TimmTower(model, pool, projection, embed_dim, size)
+
+
 def timm_spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
     """The spec of a config with ``timm_model_name``; sizes are read off the tower. Raises BrokenEncoder."""
+    try:
+        return _spec(name, config)
+    except BrokenEncoder:
+        raise
+    except Exception as error:  # a network of another kind, which has not what is read off here; a foreign config
+        raise BrokenEncoder(
+            f"{name}: no vision transformer or ConvNeXt that can be used here ({error or type(error).__name__}); "
+            "choose another tower",
+            value=name,
+        ) from None
+
+
+def _spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
     vision, pixels = config["vision_cfg"], config.get("preprocess_cfg", {})
     model, pool, projection = _names(vision)
     size, embed_dim = int(vision["image_size"]), int(config["embed_dim"] or 0)
-    try:
-        with torch.device("meta"):  # only its shapes are needed
-            trunk = TimmTower(model, pool, projection, embed_dim, size).trunk
-    except BrokenEncoder:  # timm before 1.0 reads numbers off tensors, which meta has not
-        trunk = TimmTower(model, pool, projection, embed_dim, size).trunk
+    if not (0 < size <= MOST and 0 <= embed_dim <= MOST):
+        raise BrokenEncoder(
+            f"image_size {size} and embed_dim {embed_dim}: expected whole numbers to {MOST}", value=name
+        )
+    trunk = _without_weights(model, pool, projection, embed_dim, size).trunk
     blocks: list[Any] = blocks_of(trunk)
     convolutional = hasattr(trunk, "stem") and not hasattr(trunk, "patch_embed")
     if not blocks or not (hasattr(trunk, "patch_embed") or convolutional):
@@ -133,7 +162,7 @@ def timm_spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
         std=(float(std[0]), float(std[1]), float(std[2])),
         prefix=0 if convolutional else int(getattr(trunk, "num_prefix_tokens", 1)),
         timm=(model, pool, projection),
-    )
+    ).checked()
 
 
 def _names(vision: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -145,13 +174,13 @@ def _names(vision: Mapping[str, Any]) -> tuple[str, str, str]:
 
 def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: torch.dtype) -> TimmTower:
     """The tower in a weight file. Raises BrokenEncoder, UnsafeFile, EncoderMissing."""
-    tower = TimmTower(*spec.timm, spec.embed_dim, spec.image_size)
+    parts = (*spec.timm, spec.embed_dim, spec.image_size)
     with opened(path) as (shapes, read):
         prefix = PREFIX if any(key.startswith(PREFIX) for key in shapes) else ""
         names = eva_keys(shapes) or {key[len(prefix) :]: key for key in shapes if key.startswith(prefix)}
         if not any(key.startswith("trunk.") for key in names):  # a file of timm's own
             names = {f"trunk.{key}": own for key, own in names.items()}
-        wanted = {key: tuple(value.shape) for key, value in tower.state_dict().items()}
+        wanted = {key: tuple(value.shape) for key, value in _without_weights(*parts).state_dict().items()}
         wrong = [key for key, shape in wanted.items() if shapes.get(names.get(key, "")) != shape]
         if wrong or (prefix and set(names) - set(wanted)):
             left = sorted(set(names) - set(wanted))
@@ -162,6 +191,7 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
                 "publishes"
                 f"{f', or {spec.pretrained_hint}' if spec.pretrained_hint else ''}"
             )
+        tower = TimmTower(*parts)
         tower.load_state_dict({key: read(names[key]) for key in wanted})
     return tower.to(torch.device(device), dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def standalone_methods(options: EvaluateOptions, faces: FaceAnalyser | None = No
 def _named(text: str) -> tuple[str, Path]:
     """NAME=FILE, or a file under its own name."""
     name, sign, rest = text.partition("=")
-    if sign and not Path(text).is_file():
+    if sign and not os.path.isfile(text):
         return name, Path(rest)
     path = Path(text)
     return (f"{path.stem}-adapter" if path.stem in (BASE, "text") else path.stem), path

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,7 @@ from ..unit.names import is_device
 from .dreambench import is_dreambench, read_dreambench
 
 _Row = tuple[Path, str, dict[str, str]]
+_LONGEST = 160  # bytes of a key; with its number and ending it is a file's name
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -63,7 +66,7 @@ def read_items(folder: Path | str, coco: Path | str | None = None, limit: int | 
     (files/captioned.py). Raises FileError, ConfigError.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise FileError(folder, "no such folder; give the folder of the reference pictures")
     if limit is not None and limit < 1:
         raise ConfigError("limit", limit, "a whole number from 1")
@@ -90,7 +93,7 @@ def _captioned(folder: Path, limit: int | None) -> list[_Row]:
     if not (folder / METADATA).is_file():
         entries = sorted(entries, key=lambda entry: entry.reference)[:limit]
     for entry in entries:
-        if not (folder / entry.reference).is_file():
+        if not os.path.isfile(folder / entry.reference):
             raise FileError(
                 folder / METADATA,
                 f"line {entry.line} names {entry.reference}, which is not beside it; take the line out",
@@ -112,21 +115,31 @@ def _coco(path: Path, folder: Path) -> list[_Row]:
         first: dict[Any, str] = {}
         for entry in content["annotations"]:
             first.setdefault(entry["image_id"], " ".join(str(entry["caption"]).split()))
-        names = {entry["file_name"]: entry["id"] for entry in content["images"]}
-    except (ValueError, KeyError, TypeError) as error:
+        names = {str(entry["file_name"]): entry["id"] for entry in content["images"]}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(
             path, f"not COCO's captions ({error!r}); expected images (id, file_name) and annotations "
             "(image_id, caption), as in captions_val2017.json",
         ) from None  # fmt: skip
-    rows: list[_Row] = [(folder / name, first.get(i, ""), {}) for name, i in names.items() if (folder / name).is_file()]
+    rows: list[_Row] = [
+        (folder / name, first.get(i, ""), {}) for name, i in names.items() if os.path.isfile(folder / name)
+    ]
     if not rows:
         raise FileError(folder, f"none of the {len(names)} pictures that {path.name} names is in it")
     return [row for row in rows if row[1]]
 
 
+def _short(key: str) -> str:
+    """A key whose file's name no system finds too long."""
+    if len(key.encode()) <= _LONGEST:
+        return key
+    kept = key.encode()[:_LONGEST].decode(errors="ignore")
+    return f"{kept}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
 def _keys(paths: Sequence[Path]) -> list[str]:
     """A unique name for the pictures of each, that any file system takes."""
     plain = [re.sub(r"[^\w.-]+", "_", path.with_suffix("").as_posix()) for path in paths]
-    plain = [f"_{key}" if is_device(key) else key for key in plain]
+    plain = [f"_{key}" if is_device(key) else key for key in map(_short, plain)]
     counts = Counter(key.lower() for key in plain)
     return [key if counts[key.lower()] == 1 else f"{key}_{i}" for i, key in enumerate(plain)]

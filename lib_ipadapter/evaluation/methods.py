@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ class Studio:
              dtype: torch.dtype = torch.float32, prediction: str = "auto", **sampling: Any) -> Studio:  # fmt: skip
         """``sampling``: steps, cfg, negative, size. Raises FileError, ModelError."""
         host = Standalone.load(checkpoint, config, device, dtype, prediction)
-        identity = {"checkpoint": sha256(checkpoint), "config": sha256(config) if config.is_file() else ""}
+        identity = {"checkpoint": sha256(checkpoint), "config": sha256(config) if os.path.isfile(config) else ""}
         said = {} if prediction == "auto" else {"prediction": prediction}
         return cls(host, {**identity, **said}, **sampling)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Pictures:
 
     def has(self, path: Path, settings: Mapping[str, Any]) -> bool:
         """Whether the picture is there, whole, and made with these settings. Raises FileError for others."""
-        if not path.is_file():
+        if not os.path.isfile(path):
             return False
         try:
             with Image.open(path) as picture:
@@ -43,7 +44,7 @@ class Pictures:
                 picture.verify()
         except (OSError, SyntaxError, ValueError):
             return False  # cut short: it is drawn again
-        found = json.loads(text) if text else {}
+        found = _told(text)
         if found.get("hash") != settings_hash(settings):
             raise FileError(
                 path, f"in {self.folder} was drawn with other settings: "
@@ -58,6 +59,17 @@ class Pictures:
         info.add_text(CHUNK, json.dumps({"hash": settings_hash(settings), "settings": settings}, sort_keys=True))
         with replacing(path) as part:
             picture.save(part, "PNG", pnginfo=info)
+
+
+def _told(text: Any) -> dict[str, Any]:
+    """What a picture says of itself; {} where it is none of ours."""
+    try:
+        found = json.loads(text) if text else {}
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict) or not isinstance(found.get("settings", {}), dict):
+        return {}
+    return found
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:

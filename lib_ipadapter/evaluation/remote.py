@@ -33,7 +33,7 @@ def read_payload(path: Path) -> dict[str, Any]:
         payload = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(path, f"not JSON: {error}; expected the body of a {ROUTE} request") from None
     if not isinstance(payload, dict):
         raise FileError(path, f"holds no JSON object; expected the body of a {ROUTE} request")

@@ -7,15 +7,18 @@ A picture may have a second one for the image encoder, the reference: ``NAME.ref
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, FileError, printable
 from ..pictures.images import SUFFIXES
+from .disk import open_regular
 
 METADATA = "metadata.jsonl"
+LONGEST = 2**20  # bytes of a caption
 _OWN = ("file_name", "text", "caption", "reference")
 
 
@@ -35,7 +38,7 @@ class Entry:
 def entries(root: Path) -> list[Entry]:
     """Of metadata.jsonl in its order, else of the pictures below the folder by name. Raises DataError for a bad
     line; a folder without pictures has no entries."""
-    return from_metadata(root) if (root / METADATA).is_file() else beside(root)
+    return from_metadata(root) if os.path.isfile(root / METADATA) else beside(root)
 
 
 def beside(root: Path) -> list[Entry]:
@@ -59,12 +62,21 @@ def caption(root: Path, entry: Entry) -> str:
     """The caption, stripped; "" without one. Raises DataError for a file that cannot be read."""
     if entry.caption is not None:
         return entry.caption
-    try:
-        return (root / entry.text).read_text(encoding="utf-8-sig").strip()
-    except FileNotFoundError:
+    path = root / entry.text
+    if not os.path.lexists(path):
         return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(root / entry.text, f"this caption cannot be read ({error}); expected text in UTF-8") from None
+    try:
+        with open_regular(path, "a text file") as file:
+            return caption_in(file.read(LONGEST + 1))
+    except (OSError, ValueError, FileError) as error:
+        raise DataError(path, f"this caption cannot be read ({error}); expected text in UTF-8") from None
+
+
+def caption_in(content: bytes) -> str:
+    """The caption in a text file's bytes. Raises ValueError."""
+    if len(content) > LONGEST:
+        raise ValueError(f"it has more than {LONGEST} bytes")
+    return content.decode("utf-8-sig").strip()
 
 
 def from_metadata(root: Path) -> list[Entry]:
@@ -87,15 +99,17 @@ def _line(root: Path, path: Path, number: int, line: str) -> Entry:
         name = row["file_name"]
         reference, text = row.get("reference") or name, caption_of(row, "text", "caption")
         good = isinstance(name, str) and isinstance(reference, str)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         good = False
     if not good:
         raise DataError(path, f"line {number}: expected an object with file_name and text, got {line[:80]!r}")
     for part in (name, reference):
+        if not part.strip("./") or "\0" in part or printable(part) != part:
+            raise DataError(path, f"line {number}: {part!r} is no file's name; give a path below {root.name}")
         pure = PurePosixPath(part)
         if pure.is_absolute() or ".." in pure.parts or ":" in part or "\\" in part:
             raise DataError(path, f"line {number}: {part!r} leaves the folder; give a path below {root.name}")
-    fields = {key: str(value) for key, value in row.items() if key not in _OWN}
+    fields = {printable(key): printable(str(value)) for key, value in row.items() if key not in _OWN}
     return Entry(name, reference, text, "", fields, number)
 
 
@@ -104,4 +118,4 @@ def caption_of(row: Any, *names: str) -> str:
     found = next((row[name] for name in names if row.get(name) is not None), "")
     if not isinstance(found, str):
         raise TypeError(f"a caption of type {type(found).__name__}, expected text")
-    return found.strip()
+    return printable(found).strip()

@@ -23,32 +23,33 @@ _OTHER_KINDS = {
 }
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file for reading, unbuffered positions included. Raises FileError.
+def open_regular(path: Path, expected: str = "a file with tensors") -> BinaryIO:
+    """Opens a regular file for reading, unbuffered positions included. expected: what it should be, for the message.
+    Raises FileError.
 
     Devices, sockets and FIFOs are refused and cannot block: the type is looked at before and after opening.
     Symbolic links are followed, as people link their models.
     """
     try:
-        _require_regular(path, os.stat(path))
+        _require_regular(path, os.stat(path), expected)
         flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise FileError(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     file = os.fdopen(descriptor, "rb")
     try:
-        _require_regular(path, os.fstat(descriptor))
+        _require_regular(path, os.fstat(descriptor), expected)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _require_regular(path: Path, found: os.stat_result) -> None:
+def _require_regular(path: Path, found: os.stat_result, expected: str) -> None:
     if stat.S_ISDIR(found.st_mode):
-        raise UnsafeFile(path, "this is a folder, expected a file with tensors")
+        raise UnsafeFile(path, f"this is a folder, expected {expected}")
     if not stat.S_ISREG(found.st_mode):
-        raise UnsafeFile(path, "this is a device, socket or pipe, expected a file with tensors")
+        raise UnsafeFile(path, f"this is a device, socket or pipe, expected {expected}")
     on_disk = getattr(found, "st_blocks", 0) * 512  # 0 where the system does not say
     if found.st_size >= _SPARSE and 0 < on_disk < found.st_size // 16:
         raise UnsafeFile(

@@ -125,6 +125,10 @@ def _from_file(path: Path) -> bytes:
             _check_bytes(max(len(data), file.seek(0, io.SEEK_END)))
     except OSError as error:
         raise ImageError(f"the picture {path.name} cannot be opened: {error.strerror or error}") from error
+    except ImageError:
+        raise
+    except ValueError as error:  # a null byte in the path
+        raise ImageError(f"the picture {path.name} cannot be opened: {error}") from error
     return data
 
 

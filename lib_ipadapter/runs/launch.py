@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +13,13 @@ ROOT = Path(__file__).resolve().parents[2]  # where the package is
 
 @dataclass(frozen=True)
 class Launch:
-    """The Python, folders of packages that it finds beside its own, and variables of its environment."""
+    """The Python, folders of packages that it finds beside its own, variables of its environment, and what is done
+    before it starts, once all is checked."""
 
     python: str = sys.executable
     packages: Sequence[Path] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
+    before: Callable[[], None] = lambda: None
 
     def command(self, *arguments: str) -> list[str]:
         """As people would type it; the first argument is the command's name."""

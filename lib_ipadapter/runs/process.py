@@ -70,10 +70,10 @@ def spawn(command: Sequence[str], folder: Path, env: Mapping[str, str], log: Pat
                 list(command), cwd=folder, env=dict(env), stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, **own,
             )  # fmt: skip
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte in an argument
+        reason = getattr(error, "strerror", None) or error
         raise TrainingError(
-            f"the process cannot be started ({error.strerror or error}); expected to run {command[0]} in "
-            f"{folder} and to write {log}"
+            f"the process cannot be started ({reason}); expected to run {command[0]} in {folder} and to write {log}"
         ) from None
     _OURS[child.pid] = child
     try:

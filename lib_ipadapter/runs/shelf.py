@@ -68,6 +68,7 @@ class Shelf(Generic[R]):
                     raise TrainingError(f"the {shelf.kind} {other.name} is running; wait for its end, or stop it first")
             run = self._of(name)
             check(run)
+            launch.before()
             run.write(fields)
             (run.root / STOP).unlink(missing_ok=True)
             begun = time.time()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -12,26 +13,49 @@ LONGEST = 2**16  # characters
 
 def fields_of(text: Any) -> dict[str, Any]:
     """The fields in a YAML text, not checked yet. Raises ConfigError."""
-    import yaml
-
     if not isinstance(text, str):
         raise ConfigError("config", text, "fields, or the YAML text of them")
     if len(text) > LONGEST:
-        raise ConfigError("config", f"{len(text)} characters", f"at most {LONGEST}")
+        raise ConfigError("config", f"more than {LONGEST} characters", f"at most {LONGEST}")
     try:
-        # A few lines of aliases of aliases may stand for gigabytes.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ConfigError("config", "an alias (*name)", "plain values: write them out")
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError("config", " ".join(str(error).split())[:200], "plain YAML, a line for each field") from None
+        content = _content(text)
+    except NotYaml as error:
+        raise ConfigError("config", str(error), "plain YAML, a line for each field") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ConfigError("config", text[:80], "a YAML mapping: a line for each field, as steps: 10000")
     return content
+
+
+class NotYaml(ValueError):
+    """A text that is no plain YAML; the message is one line."""
+
+
+def plain(read: Callable[[], Any]) -> Any:
+    """What ``read`` reads by PyYAML. Raises NotYaml: of its tags some fail with any exception, as KeyError of
+    "!!bool maybe"."""
+    try:
+        return read()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise NotYaml(" ".join(f"{error or type(error).__name__}".split())[:200]) from None
+
+
+def _content(text: str) -> Any:
+    import yaml
+
+    # A few lines of aliases of aliases may stand for gigabytes.
+    if plain(lambda: any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))):
+        raise ConfigError("config", "an alias (*name)", "plain values: write them out")
+    loader = yaml.SafeLoader(text)
+    root = plain(loader.get_single_node)
+    if isinstance(root, yaml.MappingNode):
+        names = Counter(str(name.value) for name, _ in root.value)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ConfigError(twice[0], "two lines", "one: YAML would take the last without a word")
+    return None if root is None else plain(lambda: loader.construct_document(root))
 
 
 def text_of(fields: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ def load_parts(
     """config: the yaml, which SDXL does not need; prediction: what the UNet predicts, where the file does not say so
     itself. Raises FileError (either file), ModelError (they do not belong together, ldm is absent)."""
     checkpoint, config = Path(checkpoint), Path(config)
-    if not config.is_file() and not checkpoint.is_file():
+    if not os.path.isfile(config) and not os.path.isfile(checkpoint):
         read_config(config)
     with contextlib.redirect_stdout(io.StringIO()):  # ldm prints as it is imported and built
         require_ldm()

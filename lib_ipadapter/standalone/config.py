@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, UnsupportedModel
+from ..runs.yaml_text import NotYaml, plain
 
 MODEL = ("ldm.models.diffusion.ddpm.LatentDiffusion",)
 UNET = ("ldm.modules.diffusionmodules.openaimodel.UNetModel",)
@@ -83,10 +84,11 @@ def plain_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return plain(lambda: yaml.safe_load(text))
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}; give the checkpoint's yaml") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except (NotYaml, UnicodeDecodeError):
         raise FileError(path, "not a plain yaml file; give the checkpoint's yaml") from None
 
 

@@ -12,6 +12,7 @@ open_clip's architecture, and v-prediction.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -171,7 +172,7 @@ class Said:
 
 def read_said(path: Path) -> Said:
     """Without a yaml, SDXL's own. Raises FileError for one that is no yaml."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return Said()
     params: Any = _at(plain_yaml(path), "model", "params")
     towers = _at(params, "conditioner_config", "params", "emb_models")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -130,7 +131,7 @@ def open_base(
     """The model in ``path``. prediction: what it predicts, where its file does not say so. Raises FileError,
     ModelError, UnsupportedModel."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         if prediction != "auto":
             raise ModelError(f"prediction: got {prediction}, expected auto: the scheduler of {path.name} says it")
         return DiffusersBase(path, device, dtype)

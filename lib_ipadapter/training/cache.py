@@ -87,7 +87,10 @@ class Cache:
         if name not in self._open:
             try:
                 self._open[name] = np.load(self._path(name), mmap_mode="r+")
-            except (OSError, ValueError) as error:
+                if self._open[name].shape[:1] != (self._count,):
+                    raise ValueError(f"it has {self._open[name].shape} numbers for {self._count} rows")
+            except (OSError, ValueError, EOFError) as error:
+                self._open.pop(name, None)
                 raise FileError(
                     self._path(name), f"cannot be read ({error}); delete {self.folder} and it is made again"
                 ) from None

@@ -239,6 +239,8 @@ class TrainConfig:
         """With the steps of all stages together."""
         rows = stages.read(self.stages)
         total = sum(row.steps for row in rows)
+        if total > _FOREVER:
+            raise ConfigError("stages", self.stages, f"at most {_FOREVER} steps in all, not {total}")
         if steps_given and self.steps != total:
             raise ConfigError("steps", self.steps, f"nothing, or {total}: the steps of all stages")
         if self.resolution is not None:

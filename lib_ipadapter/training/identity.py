@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def _content(path: str) -> str:
     """Hash of a file; of a folder, of its files' names and sizes."""
     if not path:
         return ""
-    if not Path(path).is_dir():
+    if not os.path.isdir(path):
         return sha256(path)
     files = sorted(p for p in Path(path).rglob("*") if p.is_file())
     lines = (f"{p.relative_to(path).as_posix()}\0{p.stat().st_size}\n" for p in files)

@@ -13,7 +13,9 @@ OUT/samples, OUT/tensorboard
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -40,7 +42,7 @@ class RunFolder:
     def begin(self) -> None:
         """Makes the folder. Raises ConfigError when a training of other settings is in it, FileError."""
         config = self.root / "config.yaml"
-        if config.is_file() and self.latest() is not None:
+        if os.path.isfile(config) and self.latest() is not None:
             self._check_settings(config)
         with writing(self.root):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -86,7 +88,7 @@ class RunFolder:
     def steps(self) -> list[int]:
         """Steps of the whole checkpoints, ascending."""
         found = [path.name[len(_PREFIX) :] for path in self.checkpoints.glob(f"{_PREFIX}*") if path.is_dir()]
-        return sorted(int(name) for name in found if name.isdigit())
+        return sorted(int(name) for name in found if re.fullmatch("[0-9]{8,18}", name))
 
     def latest(self) -> tuple[int, Path] | None:
         """The newest checkpoint: (its step, its folder)."""
@@ -120,7 +122,8 @@ class RunFolder:
         path = self.root / "log.jsonl"
         if path.is_file():
             with writing(self.root):
-                kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+                lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+                kept = [line for line in lines if _step_of(line) <= step]
                 _replace(path, "".join(f"{line}\n" for line in kept))
 
     def log(self, values: Mapping[str, float | int]) -> None:
@@ -132,6 +135,14 @@ class RunFolder:
         """One line of the list of broken pictures."""
         with writing(self.root), (self.root / "broken.txt").open("a", encoding="utf-8") as file:
             file.write(f"{key}\t{reason}\n")
+
+
+def _step_of(line: str) -> float:
+    """The step that a line of the log tells of; inf for one that was cut off as it was written."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return math.inf
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,7 +57,8 @@ class Sampler:
         if not self.config.sample_references:
             return self.feed.first_pictures(ROWS)
         folder = Path(self.config.sample_references)
-        found = sorted(p for p in folder.glob("*") if p.suffix.lower() in images.SUFFIXES) if folder.is_dir() else []
+        inside = folder.glob("*") if os.path.isdir(folder) else ()
+        found = sorted(p for p in inside if p.suffix.lower() in images.SUFFIXES)
         if not found:
             raise TrainingError(f"sample_references: {folder} holds no pictures; give a folder with some")
         return [images.load(path) for path in found[:ROWS]]

@@ -13,19 +13,24 @@ import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from glob import glob
+from glob import iglob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError
-from ..files.captioned import caption_of
+from ..errors import DataError, FileError
+from ..files.captioned import caption_in, caption_of
+from ..files.disk import open_regular
+from ..pictures import images
 from ..pictures.images import SUFFIXES
 from .source import BrokenPicture, Item, Source, described, item_of, rng, sized
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_MOST_SHARDS = 100_000
+_MOST_BYTES = 2 * images.MAX_BYTES  # of a member: what is larger is no picture and no caption that is read
 _KINDS = (*SUFFIXES, ".txt", ".json")
 
 
@@ -52,11 +57,13 @@ def expand(pattern: str) -> list[Path]:
         first, last, digits = int(match[1]), int(match[2]), len(match[1])
         if first > last:
             raise DataError(pattern, f"{match[0]} counts from {first} down to {last}; give the lower number first")
+        if (count := len(names) * (last - first + 1)) > _MOST_SHARDS:
+            raise DataError(pattern, f"names {count} shards; at most {_MOST_SHARDS} are opened, use larger ones")
         names = [_BRACES.sub(f"{n:0{digits}d}", name, count=1) for name in names for n in range(first, last + 1)]
     found: set[Path] = set()
     for name in names:
-        literal = Path(name).is_file() or not set(name) & set("*?[")
-        found |= {Path(path) for path in ([name] if literal else glob(name))}
+        literal = os.path.isfile(name) or not set(name) & set("*?[")
+        found |= {Path(path) for path in ([name] if literal else islice(iglob(name), _MOST_SHARDS))}
     if not found:
         raise DataError(pattern, "no file matches; give .tar shards, as set-{000..009}.tar or set-*.tar")
     return sorted(found)
@@ -95,10 +102,10 @@ class ShardSource(Source):
         sample = self.samples[index]
         try:
             if ".txt" in sample.parts:
-                return self._read(sample.parts[".txt"]).decode("utf-8-sig").strip()
+                return caption_in(self._read(sample.parts[".txt"]))
             if ".json" in sample.parts:
                 return caption_of(json.loads(self._read(sample.parts[".json"])), "caption", "text")
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise BrokenPicture(sample.key, f"its caption cannot be read: {error}") from None
         return ""
 
@@ -126,7 +133,7 @@ class ShardSource(Source):
             self._files[where] = self.paths[place.shard].open("rb")
         file = self._files[where]
         file.seek(place.offset)
-        content: bytes = file.read(place.size)
+        content: bytes = file.read(min(place.size, _MOST_BYTES))
         return content
 
     def close(self) -> None:
@@ -151,13 +158,19 @@ def _index(number: int, path: Path) -> list[_Sample]:
     """The shard's samples that have a picture, in the shard's order."""
     found: dict[str, _Sample] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path, "a tar file") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            at = -1
             for member in tar:
+                if member.size < 0 or tar.offset <= at:  # tarfile would go round in circles
+                    raise tarfile.ReadError(f"{member.name} ends before it begins")
+                at = tar.offset
                 if member.isfile():
                     _take(found, member.name, path, Place(number, member.offset_data, member.size))
             end = tar.offset
         whole = _is_end(path, end)
-    except (OSError, tarfile.TarError) as error:
+    except FileError as error:
+        raise DataError(path, str(error).removeprefix(f"{path.name}: ")) from None
+    except Exception as error:  # tarfile raises all kinds on damaged headers
         raise DataError(path, f"cannot be read as a tar file ({error}); make or download it again") from None
     if not whole:
         raise DataError(path, f"the tar file is cut off or damaged at byte {end}; make or download it again")

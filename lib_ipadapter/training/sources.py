@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import DataError
@@ -16,12 +17,12 @@ _GLOB = set("*?[{")
 def open_source(path: Path | str) -> Source:
     """A folder, a .tar file, a folder of them, or a pattern such as ``set-{000..009}.tar``. Raises DataError."""
     text = str(path)
-    if _GLOB & set(text) and not Path(text).exists():
+    if _GLOB & set(text) and not os.path.exists(text):
         return ShardSource(expand(text))
     path = Path(path)
     if path.suffix == ".tar":
         return ShardSource([path])
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(path, "no such folder or .tar file; give a folder of pictures with captions, or shards")
     entries = captioned.entries(path)
     if entries:

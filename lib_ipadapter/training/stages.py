@@ -11,10 +11,12 @@ from ..errors import ConfigError
 
 _FORM = re.compile(r"\s*(\d{2,4})\s*px\s*[x*]\s*(\d{1,9})\s*steps\s*[x*]\s*(\d{1,5})(\s+square)?\s*", re.IGNORECASE)
 _EXPECTED = (
-    "stages such as 512px x 200000steps x 16 square, 1024px x 50000steps x 4 (resolution, a multiple of 8; optimizer "
-    "steps; batch of one process), or in YAML a list of mappings with resolution, steps and batch"
+    "stages such as 512px x 200000steps x 16 square, 1024px x 50000steps x 4 (resolution, a multiple of 8 from 32 to "
+    "4096; optimizer steps; batch of one process, to 65536), or in YAML a list of mappings with resolution, steps and "
+    "batch"
 )
 _FIELDS = {"resolution", "steps", "batch"}
+_LARGEST, _MOST_PICTURES = 4096, 65_536  # pixels, batch: as of the fields of these names
 
 
 class Row(NamedTuple):
@@ -49,7 +51,10 @@ def written(value: Any) -> Any:
     if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
         return value
     if not all(
-        _FIELDS <= set(row) <= {*_FIELDS, "square"} and row.get("square", True) in (True, False) for row in value
+        _FIELDS <= set(row) <= {*_FIELDS, "square"}
+        and row.get("square", True) in (True, False)
+        and all(type(row[name]) is int and 0 < row[name] < 10**9 for name in _FIELDS)
+        for row in value
     ):
         raise ConfigError("stages", value, _EXPECTED)
     return text_of([Row(**row) for row in value])
@@ -61,10 +66,15 @@ def read(text: str) -> list[Row]:
     for part in text.split(","):
         match = _FORM.fullmatch(part)
         row = Row(int(match[1]), int(match[2]), int(match[3]), bool(match[4])) if match else None
-        if row is None or row.resolution % 8 or row.resolution < 32 or not (row.steps and row.batch):
+        if row is None or not _is_usable(row):
             raise ConfigError("stages", text, _EXPECTED)
         found.append(row)
     return found
+
+
+def _is_usable(row: Row) -> bool:
+    fits = not row.resolution % 8 and 32 <= row.resolution <= _LARGEST
+    return fits and row.steps > 0 and 0 < row.batch <= _MOST_PICTURES
 
 
 def text_of(rows: Sequence[Row]) -> str:

@@ -217,11 +217,11 @@ class Trainer:
             self.accelerator.load_state(str(path / "state"))
             if self.ema is not None:
                 self.ema.load_state_dict(load_state(path / "ema.pt"))
-        except (OSError, RuntimeError, ValueError, KeyError, FileError) as error:
+        except Exception as error:  # of damaged files torch and accelerate raise all kinds, EOFError for one
+            reason = " ".join(f"{error or type(error).__name__}".split())[:200]
             raise FileError(
-                path, f"this checkpoint cannot be resumed ({' '.join(str(error).split())[:200]}); delete it, and "
-                "the one before it is used",
-            ) from None  # fmt: skip
+                path, f"this checkpoint cannot be resumed ({reason}); delete it, and the one before it is used"
+            ) from None
         if self.main:
             self.folder.trim_log(step)
         return step

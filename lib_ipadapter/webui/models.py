@@ -101,6 +101,11 @@ class Models:
         with queue_lock:
             pass
 
+    def unload(self) -> None:
+        """The WebUI's model leaves the device, once what it does now is done: loading a checkpoint, or a job."""
+        with queue_lock:
+            self.host.unload()
+
     def model_names(self) -> list[str]:
         """The adapters' names."""
         if not self._listed:

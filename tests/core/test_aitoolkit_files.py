@@ -52,6 +52,18 @@ def test_a_factor_keeps_the_dtype_and_outlives_a_conversion(tmp_path: Path):
     assert torch.equal(found["ip_adapter.1.to_k_ip.weight"], flat["ip_adapter.1.to_k_ip.weight"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_factor_of_more_than_one_neither_overflows_nor_is_rounded_twice(tmp_path: Path, dtype: torch.dtype):
+    flat = adapter_tensors()
+    key, largest = "ip_adapter.3.to_k_ip.weight", torch.finfo(dtype).max
+    flat[key] = torch.linspace(-largest, largest, flat[key].numel()).view_as(flat[key])
+    flat = {name: value.to(dtype) for name, value in flat.items()}
+    own = {"ip_adapter.3.ip_scaler": torch.tensor([3.0])}
+    found = open_adapter(written(tmp_path / "a.safetensors", flat | own)).tensors()[key].float()
+    if dtype != torch.bfloat16:  # which reaches as far as float32
+        assert torch.equal(found, flat[key].float() * 3)
+
+
 def clip_face(flat: Tensors) -> Tensors:
     layers = {key: value for key, value in flat.items() if key.startswith("ip_adapter.")}
     sizes = {"norm.weight": (48,), "norm.bias": (48,), "proj.0.weight": (96, 48), "proj.0.bias": (96,),
@@ -109,6 +121,10 @@ def test_an_encoder_that_was_trained_along_becomes_a_file_that_the_adapter_names
     assert torch.equal(found, wanted)
     assert main(["convert", str(source), str(folder / "mine.safetensors")]) == 2
     assert main(["convert", str(source), str(folder / "mine.safetensors"), "--force"]) == 0
+    (folder / "other-encoder.json").write_text("somebody's")
+    assert main(["convert", str(source), str(folder / "other.safetensors")]) == 2
+    assert "other-encoder.json: exists already" in capsys.readouterr().err
+    assert (folder / "other-encoder.json").read_text() == "somebody's"
 
 
 def test_an_encoder_that_is_no_clip_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL.PngImagePlugin import PngInfo
 
 from lib_ipadapter.errors import ConfigError, FileError, ImageError
 from lib_ipadapter.evaluation import Item, Options, evaluate, read_items
@@ -227,10 +228,27 @@ def test_other_settings_are_refused_before_anything_is_drawn(
 def test_a_foreign_picture_is_refused(tmp_path: Path) -> None:
     path = Pictures(tmp_path).path("mixer", 1.0, "red", 0)
     path.parent.mkdir(parents=True)
-    plain("red").save(path)
-    with pytest.raises(FileError, match=r"red-0\.png: .*other settings"):
-        run(tmp_path, [Mixer("mixer")])
-    assert images.load(path).size == (40, 24)
+    for said in (None, "no JSON", "[1]", '{"settings": 3}', "[" * 100_000):
+        info = PngInfo()
+        if said:
+            info.add_text("evaluation", said)
+        plain("red").save(path, pnginfo=info)
+        with pytest.raises(FileError, match=r"red-0\.png: .*other settings"):
+            run(tmp_path, [Mixer("mixer")])
+        assert images.load(path).size == (40, 24)
+
+
+def test_a_reference_deep_in_folders_has_a_file_name_that_is_short_enough(tmp_path: Path) -> None:
+    names = [f"{'x' * 200}/{'y' * 200}{end}" for end in "ab"]
+    for name in names:
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        plain("red").save(path)
+        path.with_suffix(".txt").write_text("red")
+    keys = [item.key for item in read_items(tmp_path)]
+    assert len(set(keys)) == 2
+    assert all(len(key) < 200 for key in keys)
+    assert not Pictures(tmp_path).has(Pictures(tmp_path).path("m", 1.0, keys[0], 0), {})
 
 
 @pytest.mark.parametrize(

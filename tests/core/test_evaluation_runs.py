@@ -191,6 +191,7 @@ def test_what_is_wrong_is_said_before_a_process_starts(runs: Evaluations, config
         ({**config, "out": "elsewhere"}, "out: got 'elsewhere', expected nothing"),
         ({**config, "clip": "gone.pt"}, "gone.pt', expected a file that is there"),
         ({**config, "encoder": ["gone.pt"]}, "gone.pt', expected a file that is there"),
+        ({**config, "weights": 1 << 80_000}, "weights: got a number of 80001 bits"),
         ({**config, "weights": [1, 1.0]}, "numbers that differ"), ({**config, "batch": True}, "batch: got True"),
         ("weights: [", "expected plain YAML"), (7, "YAML text"), ({"clip": config["clip"]}, "references"),
     ]  # fmt: skip

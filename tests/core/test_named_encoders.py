@@ -19,6 +19,7 @@ from lib_ipadapter.encoders.recognise import forget, recognise
 from lib_ipadapter.encoders.timm_tower import blocks_of
 from lib_ipadapter.errors import BrokenEncoder, EncoderMissing
 from tests.synthetic import adapter_tensors
+from tests.tiny_tower import tiny_weights
 
 timm = pytest.importorskip("timm", reason="timm is not installed")
 
@@ -188,3 +189,44 @@ def test_a_host_without_open_clip_still_lists_its_encoders(tmp_path: Path, monke
     assert name in found.problem
     with pytest.raises(BrokenEncoder, match=rf"no tower {name} is known.*{name}\.json"):
         ImageEncoder.load(tmp_path / f"{name}.safetensors")
+
+
+def test_a_tower_without_what_is_read_off_hides_no_other(tmp_path: Path):
+    """Its blocks have several MLPs side by side."""
+    for name in ("vit_small_patch16_18x2_224", "naflexvit_base_patch16_gap", "convnext_atto.d2_in1k"):
+        save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    found = {entry.path.stem: entry for entry in Catalog([tmp_path]).all()}
+    assert found["convnext_atto.d2_in1k"].spec is not None
+    for name in ("vit_small_patch16_18x2_224", "naflexvit_base_patch16_gap"):
+        assert found[name].spec is None
+        assert name in found[name].problem
+
+
+def test_nothing_of_a_towers_size_is_built_before_its_file_is_known_to_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """timm before 1.0 reads numbers off ``linspace``, which has none on meta."""
+    made: list[str] = []
+    small = timm.create_model
+
+    def create(name: str, **options: Any) -> Any:
+        assert [x.item() for x in torch.linspace(0, 1, 2)] == [0, 1]
+        tower = small(name, **options)
+        made.append(next(tower.parameters()).device.type)
+        return tower
+
+    monkeypatch.setattr(timm, "create_model", create)
+    name = "convnext_atto.d2_in1k"
+    save_file({"stem.0.weight": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(BrokenEncoder, match="not a whole convnext_atto"):
+        ImageEncoder.load(tmp_path / f"{name}.safetensors")
+    assert set(made) == {"meta"}
+
+
+def test_what_is_wrong_with_a_clip_is_not_hidden_by_its_files_name(tmp_path: Path):
+    weights = {f"visual.{key}": value for key, value in tiny_weights().items()}
+    path = tmp_path / "vit_base_patch16_clip_224.openai.safetensors"
+    save_file(weights, path)
+    with pytest.raises(BrokenEncoder, match="a CLIP vision tower that is not known"):
+        ImageEncoder.load(path)
+    assert "not known" in recognise(path).problem

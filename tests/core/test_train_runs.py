@@ -22,7 +22,7 @@ from lib_ipadapter.errors import ConfigError, TrainingError, UnitError
 from lib_ipadapter.files.library import Folder, Library
 from lib_ipadapter.runs.folder import LOG, PROCESS
 from lib_ipadapter.runs.launch import Launch
-from lib_ipadapter.runs.process import Process
+from lib_ipadapter.runs.process import Process, spawn
 from lib_ipadapter.training.runs.folder import Run
 from lib_ipadapter.training.runs.runs import Runs
 
@@ -245,6 +245,27 @@ def test_paths_are_from_the_folder_of_who_starts_it(runs: Runs, config: dict[str
     assert fields["out"] == str(runs.root / "mine")
 
 
+def test_nothing_is_done_before_a_start_that_is_refused(runs: Runs, config: dict[str, Any]):
+    """As unloading the WebUI's model."""
+    done: list[bool] = []
+    launch = type("Way", (Standing,), {"way": "waits"})(before=lambda: done.append((runs.root / "mine").exists()))
+    for name, given in (("mine", {**config, "steps": 0}), ("../x", config), ("mine", {**config, "base": "gone"})):
+        with pytest.raises((ConfigError, UnitError)):
+            runs.start(name, given, launch)
+    assert done == []
+    runs.start("mine", config, launch)
+    assert done == [False]
+    with pytest.raises(TrainingError, match="mine is running"):
+        runs.start("other", config, launch)
+    assert done == [False]
+    runs.run("mine").stop()
+
+
+def test_what_no_process_can_be_given_is_said(tmp_path: Path):
+    with pytest.raises(TrainingError, match=r"cannot be started .*null byte"):
+        spawn([sys.executable, "a\0b"], tmp_path, {}, tmp_path / "log.txt")
+
+
 def test_a_python_that_cannot_be_started_is_said(runs: Runs, config: dict[str, Any]):
     with pytest.raises(TrainingError, match="cannot be started"):
         runs.start("mine", config, Launch(python="/no/such/python"))
@@ -255,7 +276,8 @@ def test_files_of_others_in_the_folder_break_nothing(runs: Runs, config: dict[st
     run: Run = runs.start("mine", config, standing())
     ended(runs)
     for name, content in {
-        "log.jsonl": b'[1]\n{"step": "x"}\nnull\n{"step": 3, "loss": 1, "time": null}\n\xff\n{"step": 4, "loss": 0.5}',
+        "log.jsonl": b'[1]\n{"step": "x"}\nnull\n{"step": 3, "loss": 1, "time": null}\n\xff\n{"step": 4, "loss": 0.5}\n'
+                     b'{"step": 1e300, "loss": 1}\n',
         PROCESS: b"[]", "run.yaml": b"steps: [1", LOG: b"\xff\xfe\x00",
     }.items():  # fmt: skip
         (run.root / name).write_bytes(content)
@@ -290,6 +312,19 @@ def test_only_what_is_new_of_the_log_is_read_and_a_new_one_anew(tmp_path: Path):
     assert progress.update().step == 300
     path.unlink()
     assert progress.update().step == 0
+
+
+def test_a_log_that_several_read_at_once_is_read_once(tmp_path: Path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lib_ipadapter.training.runs.progress import Progress
+
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": n, "loss": 1.0, "time": 1.0}) + "\n" for n in range(1, 3001)))
+    progress = Progress(path)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: progress.update(), range(16)))
+    assert list(progress.steps) == list(range(1, 3001))
 
 
 def test_an_encoder_may_be_named(runs: Runs, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

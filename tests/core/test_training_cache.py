@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -147,9 +148,13 @@ def test_a_disk_that_fills_up_is_told_before_anything_is_encoded(tmp_path, monke
 def test_a_cache_file_that_is_gone_or_damaged_is_told(tmp_path):
     cache = opened(tmp_path)
     cache.put([0], rows([0]))
-    (cache.folder / "features.npy").write_bytes(b"no array")
-    with pytest.raises(FileError, match=r"features\.npy: cannot be read .*made again"):
-        opened(tmp_path).get(0, "key")
+    for content in (b"no array", b""):
+        (cache.folder / "features.npy").write_bytes(content)
+        with pytest.raises(FileError, match=r"features\.npy: cannot be read .*made again"):
+            opened(tmp_path).get(0, "key")
+    np.save(cache.folder / "done.npy", np.zeros(3, np.uint8))
+    with pytest.raises(FileError, match=r"done\.npy: cannot be read .*for 6 rows.*made again"):
+        opened(tmp_path).missing()
 
 
 def test_a_training_from_the_cache_has_the_pictures_of_one_without(tmp_path):

@@ -229,7 +229,10 @@ def test_a_learning_rate_is_a_number_however_yaml_writes_it(tmp_path, text):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [(b"[1, 2]", "mapping"), (b"text", "mapping"), (b"a: [", "plain YAML"), (b"\xff\xfe\xff", "plain YAML"),
-     (b"a: !!python/object/apply:os.getcwd []", "plain YAML")],
+     (b"a: !!python/object/apply:os.getcwd []", "plain YAML"), (b"a: !!bool maybe", "plain YAML"),
+     (b'a: !!int ""', "plain YAML"), (b"a: !!timestamp x", "plain YAML"), (b"a: 2026-99-99", "plain YAML"),
+     (b"a: " + b"[" * 9000, "plain YAML"), (b"a: &x [1]\nb: *x", "write them out"),
+     (b"steps: 1\nsteps: 2", "steps: got 'two lines'"), (b"steps: 1\n" * 9000, "at most 65536")],
 )  # fmt: skip
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, expected):
     path = tmp_path / "c.yaml"
@@ -329,3 +332,25 @@ def test_the_resolved_yaml_is_the_same_config(tmp_path_factory, values):
     assert again == config
     assert again.hash == config.hash
     assert set(read_yaml(root / "config.yaml")) == set(ROWS)
+
+
+def test_a_value_of_any_size_is_refused_in_few_words():
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    wide = {"a": ["x" * 10**6] * 50}
+    for values in (
+        {"steps": 1 << 80_000}, {"steps": deep}, {"steps": wide}, {"x" * 10**6: 1}, {"lr": "9" * 9000},
+        {"stages": [{"resolution": 1 << 80_000, "steps": 1, "batch": 1}]}, {"stages": "x" * 10**6},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError) as caught:
+            parse(**values)
+        assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("text", ["9992px x 1steps x 1", "512px x 1steps x 99999"])
+def test_a_stage_has_the_bounds_of_the_fields_it_stands_for(text):
+    with pytest.raises(ConfigError, match="from 32 to 4096"):
+        parse(stages=text)
+    with pytest.raises(ConfigError, match="at most 100000000 steps in all"):
+        parse(stages="512px x 60000000steps x 1, 512px x 60000000steps x 1")

@@ -48,10 +48,14 @@ def test_a_caption_may_begin_with_the_mark_that_windows_editors_write(tmp_path):
 
 
 def test_a_caption_that_is_no_text_breaks_its_own_picture_only(tmp_path):
-    write(tmp_path, {"a.png": encoded(), "a.txt": b"\xff\xfe\xff", "b.png": encoded(), "b.txt": "b"})
+    write(tmp_path, {f"{name}.png": encoded() for name in "abcde"})
+    write(tmp_path, {"a.txt": b"\xff\xfe\xff", "b.txt": "b", "c.txt": "x" * (2**20 + 1)})
+    os.mkfifo(tmp_path / "d.txt")  # which would never end, as /dev/zero would not
+    (tmp_path / "e.txt").symlink_to("/dev/zero")
     source = open_source(tmp_path)
-    with pytest.raises(BrokenPicture, match=r"a\.png: its caption a\.txt"):
-        source.load(0)
+    for index, name in ((0, "a"), (2, "c"), (3, "d"), (4, "e")):
+        with pytest.raises(BrokenPicture, match=rf"{name}\.png: its caption {name}\.txt"):
+            source.load(index)
     assert source.load(1).caption == "b"
 
 
@@ -164,7 +168,7 @@ def test_a_shards_members_of_one_name_are_one_sample(tmp_path):
     assert items[4].picture.getpixel((0, 0)) == BLUE
 
 
-@pytest.mark.parametrize("content", ['{"caption": 3}', "[1]", "{", b"\xff"])
+@pytest.mark.parametrize("content", ['{"caption": 3}', "[1]", "{", b"\xff", "[" * 100_000])
 def test_a_shards_caption_that_cannot_be_read_breaks_its_sample(tmp_path, content):
     source = open_source(tar(tmp_path / "a.tar", {"1.png": encoded(), "1.json": content}))
     with pytest.raises(BrokenPicture, match=r"a\.tar/1: its caption"):
@@ -256,3 +260,47 @@ def test_a_forked_worker_does_not_move_the_place_where_its_parent_reads(tmp_path
     child.join()
     assert child.exitcode == 0
     assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == before
+
+
+def test_a_pattern_cannot_name_more_shards_than_anybody_has(tmp_path):
+    for braces in ("{0..999999999}", "{000..999}{000..999}{000..999}"):
+        with pytest.raises(DataError, match="at most 100000 are opened"):
+            open_source(str(tmp_path / f"s-{braces}.tar"))
+    with pytest.raises(DataError):
+        open_source(str(tmp_path / f"s-{{{'9' * 5000}..{'9' * 5000}}}.tar"))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\0", "x" * 300 + "{0..1}.tar", "x" * 300 + ".tar", "\ud800"])
+def test_a_name_that_no_file_can_have_is_told(tmp_path, name):
+    with pytest.raises(DataError):
+        open_source(f"{tmp_path}/{name}")
+
+
+def test_a_pipe_and_a_shard_that_goes_round_in_circles_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    with pytest.raises(DataError, match="a device, socket or pipe, expected a tar file"):
+        open_source(tmp_path / "pipe.tar")
+    content = bytearray(tar(tmp_path / "a.tar", SHARD).read_bytes())
+    content[124:136] = b"\xff" * 10 + b"\xfe\x00"  # a size of -512 bytes: the next header is this one
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.tar: .*make or download it again"):
+        open_source(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("name", ["", ".", "a\0.png", "\ud800.png"])
+def test_metadata_with_a_name_of_no_file_is_told_by_its_line(tmp_path, name):
+    write(tmp_path, {"metadata.jsonl": json.dumps({"file_name": name, "text": "x"})})
+    with pytest.raises(DataError, match="line 1: .*" if name else "line 1: '' is no file's name"):
+        open_source(tmp_path)
+
+
+def test_halves_of_characters_in_metadata_are_text_that_can_be_written(tmp_path):
+    row = {"file_name": "a.png", "text": "\ud83d hi", "\ud800": "\udc00"}
+    source = open_source(write(tmp_path, {"a.png": encoded(), "metadata.jsonl": json.dumps(row)}))
+    assert source.caption(0) == "\\ud83d hi"
+    assert source.identity
+    write(tmp_path, {"metadata.jsonl": "[" * 100_000})
+    with pytest.raises(DataError, match="line 1"):
+        open_source(tmp_path)

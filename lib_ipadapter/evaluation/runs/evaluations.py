@@ -60,8 +60,10 @@ class Evaluations(Shelf[Evaluation]):
 
 def _listed(option: Option, value: Any) -> Any:
     """A field of several values may be given as one, or as it is typed on the command line."""
-    if option.many == "," and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return option.read(str(value))
+    if option.many == "," and isinstance(value, (int, float)):
+        return [value]
+    if option.many == "," and isinstance(value, str):
+        return option.read(value)
     return [value] if option.many and isinstance(value, str) else value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ class Progress:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.RLock()  # pages and the API ask at the same time
         self._forget()
 
     def _forget(self) -> None:
@@ -29,6 +31,10 @@ class Progress:
 
     def update(self) -> Progress:
         """A file that was written anew, as a training that is gone on with does, is read anew."""
+        with self._lock:
+            return self._read_on()
+
+    def _read_on(self) -> Progress:
         try:
             with self.path.open("rb") as file:
                 stat = os.fstat(file.fileno())
@@ -53,7 +59,7 @@ class Progress:
             measured = None if validation is None else float(validation)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
             return  # not one of the trainer's lines
-        if not all(map(math.isfinite, (loss, when, measured or 0.0))):
+        if abs(step) >= 2**63 or not all(map(math.isfinite, (loss, when, measured or 0.0))):
             return
         self.steps.append(step)
         self.losses.append(loss)
@@ -85,7 +91,8 @@ class Progress:
 
     def curve(self, most: int) -> list[tuple[int, float]]:
         """(step, loss), at most so many points: each the mean of its steps, at the last of them."""
-        return thinned(self.steps, self.losses, most)
+        with self._lock:
+            return thinned(self.steps, self.losses, most)
 
 
 def thinned(steps: Sequence[int], values: Sequence[float], most: int) -> list[tuple[int, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,7 @@ class Bench(Place):
         if not isinstance(data, str) or not data.strip():
             raise UnitError("references", data, "the path of a folder with pictures",
                             "references: type the path of a folder with pictures first")  # fmt: skip
-        folder = Path(data.strip()).expanduser().absolute()
+        folder = Path(os.path.abspath(os.path.expanduser(data.strip())))
         check_count(folder, time.monotonic() + _SECONDS)
         coco, limit = fields.get("coco"), fields.get("limit")
         if coco is None and (limit is None or (isinstance(limit, int) and limit > 0)):
@@ -141,7 +142,7 @@ class Bench(Place):
         """A name of the list, or [NAME=]FILE as on the command line. Raises AdapterMissing."""
         label, sign, rest = name.partition("=")
         for title, text in ((label, rest if sign else ""), (Path(name).stem, name)):
-            if text and Path(text).is_absolute() and Path(text).is_file():
+            if text and os.path.isabs(text) and os.path.isfile(text):
                 return title, Path(text)
         return name, self.models.find(name)
 
@@ -151,7 +152,7 @@ class Bench(Place):
         if given is None:
             return next(iter(listed.values()), None) if needed or fields.get("text_baseline") else None
         path = listed.get(given) if isinstance(given, str) else None
-        if path is None and not (isinstance(given, str) and Path(given).is_file()):
+        if path is None and not (isinstance(given, str) and os.path.isfile(given)):
             raise UnitError("checkpoint", given, f"the path of a checkpoint, or one of {', '.join(listed) or 'none'}")
         return path or Path(given)
 

@@ -40,7 +40,7 @@ class Place:
 
     def yaml_of(self, base: Path) -> str:
         """The yaml of a checkpoint of SD1.x or SD2.x that has none beside it: as the WebUI loaded it, or SD1.x's."""
-        if base.with_suffix(".yaml").is_file():
+        if os.path.isfile(base.with_suffix(".yaml")):
             return ""
         shapes = shapes_of(base)
         if any(key.startswith(SDXL) for key in shapes):
@@ -48,17 +48,15 @@ class Place:
         return self.models.host.checkpoint_config(base, shapes.get(_CONTEXT, (0, 0))[-1])
 
     def launch(self, unload: Any, file: bool = True) -> Launch:
-        """How a process is started now. unload: the WebUI's model leaves the device first, until the next job; file:
-        whether a checkpoint in one file is opened. Raises UnitError, TrainingError."""
+        """How a process is started now. unload: the WebUI's model leaves the device before it starts, until the next
+        job; file: whether a checkpoint in one file is opened. Raises UnitError, TrainingError."""
         self.allow()
         if file:
             require_ldm()
         if not isinstance(unload, bool):
             raise UnitError("unload", unload, "true or false")
-        if unload:
-            self.models.wait()
-            self.models.host.unload()
-        return Launch(packages=_packages(), variables=self.models.host.training_variables())
+        before = self.models.unload if unload else (lambda: None)
+        return Launch(packages=_packages(), variables=self.models.host.training_variables(), before=before)
 
 
 def require_ldm() -> None:
