@@ -86,6 +86,7 @@ class Cache:
     def _rows(self, name: str) -> NDArray[Any]:
         if name not in self._open:
             try:
+                np.load(self._path(name), mmap_mode="r")  # of one that is cut off r+ would make zeros of what is lost
                 self._open[name] = np.load(self._path(name), mmap_mode="r+")
                 if self._open[name].shape[:1] != (self._count,):
                     raise ValueError(f"it has {self._open[name].shape} numbers for {self._count} rows")

@@ -39,7 +39,7 @@ def _content(path: str) -> str:
         return sha256(path)
     files = sorted(p for p in Path(path).rglob("*") if p.is_file())
     lines = (f"{p.relative_to(path).as_posix()}\0{p.stat().st_size}\n" for p in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], root: Path) -> None:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, FileError
+from ..errors import ConfigError, FileError, printable
 from ..runs.folder import STOP
 from .config import TrainConfig
 
@@ -134,7 +134,7 @@ class RunFolder:
     def broken(self, key: str, reason: str) -> None:
         """One line of the list of broken pictures."""
         with writing(self.root), (self.root / "broken.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{key}\t{reason}\n")
+            file.write(printable(f"{key}\t{reason}\n"))
 
 
 def _step_of(line: str) -> float:

@@ -151,7 +151,7 @@ class ShardSource(Source):
 
     def _digest(self, times: bool) -> str:
         lines = (f"{path.name}\0{described(path, times)}\n" for path in self.paths)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _index(number: int, path: Path) -> list[_Sample]:

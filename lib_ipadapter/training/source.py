@@ -127,7 +127,7 @@ class FolderSource(Source):
         digest = hashlib.sha256()
         for group in names:
             for name in dict.fromkeys(filter(None, group)):
-                digest.update(f"{name}\0{described(self.root / name, times)}\n".encode())
+                digest.update(f"{name}\0{described(self.root / name, times)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 

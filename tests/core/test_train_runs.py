@@ -3,6 +3,7 @@ write what the trainer writes stand for it; the real one runs in tests/webui/tes
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -314,17 +315,24 @@ def test_only_what_is_new_of_the_log_is_read_and_a_new_one_anew(tmp_path: Path):
     assert progress.update().step == 0
 
 
-def test_a_log_that_several_read_at_once_is_read_once(tmp_path: Path):
+def test_a_log_that_several_read_at_once_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from concurrent.futures import ThreadPoolExecutor
 
     from lib_ipadapter.training.runs.progress import Progress
 
     path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps({"step": n, "loss": 1.0, "time": 1.0}) + "\n" for n in range(1, 3001)))
+    path.write_text("".join(json.dumps({"step": n, "loss": 1.0, "time": 1.0}) + "\n" for n in (1, 2, 3)))
+
+    class Slow(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            time.sleep(0.02)
+            return super().read(size)
+
     progress = Progress(path)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: progress.update(), range(16)))
-    assert list(progress.steps) == list(range(1, 3001))
+    monkeypatch.setattr(Path, "open", lambda path, mode: Slow(path))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: progress.update(), range(4)))
+    assert list(progress.steps) == [1, 2, 3]
 
 
 def test_an_encoder_may_be_named(runs: Runs, config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

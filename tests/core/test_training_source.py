@@ -13,6 +13,9 @@ from itertools import pairwise
 import pytest
 
 from lib_ipadapter.errors import DataError
+from lib_ipadapter.training.config import TrainConfig
+from lib_ipadapter.training.run_folder import RunFolder
+from lib_ipadapter.training.runs.look import look
 from lib_ipadapter.training.source import BrokenPicture
 from lib_ipadapter.training.sources import open_source
 from tests.training_pictures import BLUE, RED, encoded, noise, tar, write
@@ -117,6 +120,24 @@ def test_metadata_without_a_line_or_not_of_text_is_refused(tmp_path, content):
     write(tmp_path, {"metadata.jsonl": content, "a.png": encoded()})
     with pytest.raises(DataError, match=r"metadata\.jsonl: "):
         open_source(tmp_path)
+
+
+def test_a_name_that_is_not_utf8_is_a_picture_like_any_other(tmp_path):
+    name = os.fsdecode(b"\xff\xfe")
+    (tmp_path / f"{name}.png").write_bytes(encoded())
+    (tmp_path / f"{name}.txt").write_text("x")
+    source = open_source(tmp_path)
+    assert source.load(0).caption == "x"
+    assert source.identity != source.fingerprint
+    config = TrainConfig.parse({"base": "b", "data": "d", "encoder": "e", "out": str(tmp_path / "run")})
+    folder = RunFolder(tmp_path / "run", config)
+    folder.begin()
+    folder.broken(source.key(0), "why")
+    assert (tmp_path / "run" / "broken.txt").read_text() == "\\udcff\\udcfe.png\twhy\n"
+    # What a process that was killed wrote last
+    (tmp_path / "run" / "log.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n\xff\n{"ste')
+    folder.trim_log(2)
+    assert (tmp_path / "run" / "log.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_what_holds_no_pictures_is_refused(tmp_path):
@@ -272,8 +293,9 @@ def test_a_pattern_cannot_name_more_shards_than_anybody_has(tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 300, "\0", "x" * 300 + "{0..1}.tar", "x" * 300 + ".tar", "\ud800"])
 def test_a_name_that_no_file_can_have_is_told(tmp_path, name):
-    with pytest.raises(DataError):
-        open_source(f"{tmp_path}/{name}")
+    for read in (open_source, look):
+        with pytest.raises(DataError):
+            read(f"{tmp_path}/{name}")
 
 
 def test_a_pipe_and_a_shard_that_goes_round_in_circles_are_refused(tmp_path):

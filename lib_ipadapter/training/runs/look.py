@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import DataError
+from ...errors import DataError, printable
 from ..buckets import Size, bucket_sizes, nearest
 from ..source import BrokenPicture, FolderSource, Source
 from ..sources import open_source
@@ -95,6 +95,8 @@ def check_count(path: Path, end: float, clock: Callable[[], float] = time.monoto
     """Raises DataError for a folder with so much in it that it is hardly one of pictures alone, as "/" is; also where
     ``end`` comes before all is counted."""
     count = 0
+    if "\0" in str(path) or printable(str(path)) != str(path):
+        raise DataError(path, "no folder has such a name; give a folder of pictures with captions, or .tar shards")
     for _, _, names in os.walk(path):
         count += len(names)
         if count > _MOST_FILES or clock() > end:
