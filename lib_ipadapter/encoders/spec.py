@@ -115,6 +115,12 @@ class EncoderSpec:
         hidden = int(self.width * self.mlp_ratio)
         return TowerShape(self.width, self.layers, self.patch, self.tokens, self.embed_dim, hidden)
 
+    @property
+    def beside_weights(self) -> str:
+        """Of a custom tower what makes its features and its weights do not show, "" for a registered one."""
+        names = () if self in ENCODERS.values() else ("image_size", "heads", "quick_gelu", "mean", "std", "timm")
+        return ", ".join(f"{name} {getattr(self, name)}" for name in names)
+
     def feature_width(self, feature: Feature) -> int:
         """Width of the last axis of ``feature``."""
         return self.embed_dim if feature == "pooled" else self.width

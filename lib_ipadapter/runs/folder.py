@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,14 @@ class RunFolder:
     def started(self, process: Process, begun: float) -> None:
         """Notes the process. Raises FileError."""
         with replacing(self.root / PROCESS) as part:
-            part.write_text(json.dumps({"pid": process.pid, "made": process.made, "begun": begun}), encoding="utf-8")
+            part.write_text(json.dumps({**asdict(process), "begun": begun}), encoding="utf-8")
 
     def process(self) -> tuple[Process, float] | None:
         """The process and when it was started, seconds since the epoch; None where none is noted."""
         found = read_json(self.root / PROCESS)
         try:
-            return Process(int(found["pid"]), float(found["made"])), float(found["begun"])
+            made = Process(int(found["pid"]), float(found["made"]), str(found.get("tick", "")))
+            return made, float(found["begun"])
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
 

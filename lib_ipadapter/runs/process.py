@@ -1,4 +1,8 @@
-"""A process of its own: known by its number and by when it was made, for numbers are used again."""
+"""A process of its own: known by its number and by when it was made, for numbers are used again.
+
+When it was made is said by the system's clock; on Linux, where that is reckoned from the clock of now, which may have
+been set since, by the boot and its ticks.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,12 @@ _OURS: dict[int, subprocess.Popen[bytes]] = {}  # started by this process: they 
 
 @dataclass(frozen=True)
 class Process:
-    """pid: its number; made: when the system made it, seconds since the epoch."""
+    """pid: its number; made: when the system made it, seconds since the epoch; tick: which boot and tick that was, ""
+    where the system does not say."""
 
     pid: int
     made: float
+    tick: str = ""
 
     def alive(self) -> bool:
         """Whether it runs, and is no other process that has got its number since."""
@@ -41,10 +47,20 @@ class Process:
 
         try:
             found = psutil.Process(self.pid)
-            same = abs(found.create_time() - self.made) < _SAME
+            same = self.tick == _tick(self.pid) if self.tick else abs(found.create_time() - self.made) < _SAME
             return found if same and found.status() != psutil.STATUS_ZOMBIE else None
         except (psutil.Error, OSError, ValueError, OverflowError):
             return None
+
+
+def _tick(pid: int) -> str:
+    """The boot's name, and the ticks from it to when a process was made (proc(5), starttime); "" but on Linux."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+        return f"{boot} {after_name.split()[19]}"
+    except (OSError, IndexError):
+        return ""
 
 
 def require() -> None:
@@ -77,6 +93,6 @@ def spawn(command: Sequence[str], folder: Path, env: Mapping[str, str], log: Pat
         ) from None
     _OURS[child.pid] = child
     try:
-        return Process(child.pid, psutil.Process(child.pid).create_time())
+        return Process(child.pid, psutil.Process(child.pid).create_time(), _tick(child.pid))
     except psutil.Error:  # over already
         return Process(child.pid, 0.0)

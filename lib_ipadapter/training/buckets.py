@@ -91,15 +91,16 @@ class BucketPlan:
         self._mixes = lru_cache(maxsize=2)(self._mix)
 
     def candidates(self, position: int) -> Iterator[int]:
-        """``Plan.candidates``; the next of its bucket stands in for a broken picture."""
+        """``Plan.candidates``; the next of its bucket stands in for a broken picture. Of a bucket that is broken
+        altogether it is one of the next bucket, as for the others of the group."""
         group, at = divmod(position - self.start, self.group)
         epoch = self._epoch(group)
         number, row = self._mixes(epoch)[group - self._before(epoch)]
-        count = self.counts[number]
-        when, place = divmod(row * self.group + at, count)
-        order = self._orders(when)[number]
-        for offset in range(count):
-            yield int(order[(place + offset) % count])
+        place = row * self.group + at
+        orders = self._orders(place // self.counts[number])
+        for order in (*orders[number:], *orders[:number]):
+            for offset in range(len(order)):
+                yield int(order[(place + offset) % len(order)])
 
     def _before(self, epoch: int) -> int:
         """Groups before an epoch."""

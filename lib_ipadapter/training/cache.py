@@ -104,13 +104,24 @@ class Cache:
     def put(self, indices: Sequence[int], rows: Mapping[str, Tensor]) -> None:
         """Rows [len(indices), ...]. Marked as done after the data, so that a crash leaves no half row."""
         for name, (_, kind) in self._shapes.items():
-            stored, given = self._rows(name), _bits(rows[name], kind).numpy()
+            stored, given = self._rows(name), self._bits(name, rows[name], kind).numpy()
             if given.ndim == 2:  # a row may be shorter than its place
                 stored[indices, : given.shape[1]] = given
             else:
                 stored[indices] = given
             stored.flush()  # type: ignore[attr-defined]
         self._mark(indices, DONE)
+
+    def _bits(self, name: str, rows: Tensor, kind: str) -> Tensor:
+        """As numpy can store them. Raises FileError for what half precision does not hold."""
+        if kind == "bfloat16":
+            return rows.cpu().bfloat16().view(torch.int16)
+        if kind == "float16" and not (stored := rows.cpu().half()).isfinite().all():
+            raise FileError(
+                self.folder, f"{name} go up to {float(rows.abs().max()):.3g}, and half precision to 65504; set "
+                "cache_half to false",
+            )  # fmt: skip
+        return stored if kind == "float16" else rows.cpu()
 
     def put_broken(self, index: int) -> None:
         """The picture cannot be read."""
@@ -133,11 +144,6 @@ class Cache:
     def _row(self, name: str, index: int, kind: str) -> Tensor:
         row = torch.from_numpy(np.array(self._rows(name)[index]))
         return (row.view(torch.bfloat16) if kind == "bfloat16" else row).float()
-
-
-def _bits(rows: Tensor, kind: str) -> Tensor:
-    """As numpy can store them."""
-    return rows.cpu().bfloat16().view(torch.int16) if kind == "bfloat16" else rows.cpu()
 
 
 def _reserve(path: Path) -> None:

@@ -19,8 +19,8 @@ from .faces import FaceEncoder, FacePlusEncoder
 
 class Encoding:
     """What encodes a training's pictures. feature: the encoder's output that the variant takes; kept: what the cache
-    calls it; nothing [1, ...]: that feature without a picture; digest: of the files that make the features. Raises
-    EncoderError, FaceError."""
+    calls it; nothing [1, ...]: that feature without a picture; digest: of the files that make the features; config:
+    what those do not show. Raises EncoderError, FaceError."""
 
     def __init__(self, config: TrainConfig, base: Base) -> None:
         self.base = base
@@ -28,6 +28,7 @@ class Encoding:
         self.feature = FEATURES[config.variant]
         # In float32: features decide what is learned, and cost little beside the UNet.
         self.kept: str = self.feature
+        self.config = ""
         file = weight_file(config.encoder) if config.encoder else None
         if config.of_face:
             folder = Path(config.face_models) if config.face_models else own_folder()
@@ -40,7 +41,7 @@ class Encoding:
         else:
             assert file is not None  # the config has checked it
             encoder = ImageEncoder.load(file, base.device)
-            self.encoder, self.digest = encoder, sha256(file)
+            self.encoder, self.digest, self.config = encoder, sha256(file), encoder.spec.beside_weights
             self.nothing = encoder.unconditional(self.feature).of(self.feature)
 
     def features(self, references: Tensor) -> Tensor:

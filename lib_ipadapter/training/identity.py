@@ -50,7 +50,7 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], root: Path) ->
             "processes", here, f"{there}, as the training in {root} began with: each step's pictures depend on their "
             "number. Start as many, or give another out",
         )  # fmt: skip
-    names = {"data": "the data (names, sizes or captions)", **_FILES}
+    names = {"data": "the data (names, sizes or captions)", **_FILES, "encoder_config": "the encoder's config"}
     changed = [words for name, words in names.items() if name in before and before[name] != now[name]]
     if changed:
         raise ConfigError(

@@ -23,11 +23,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout  # of torch's own requirements
+
 from ..errors import ConfigError, FileError, printable
 from ..runs.folder import STOP
 from .config import TrainConfig
 
 ADAPTER, IDENTITY = "ip_adapter.safetensors", "identity.json"
+LOCK = ".lock"
+_WAIT = 10.0  # seconds: workers of a training that was killed hold the lock until they notice
+_HELD: dict[Path, FileLock] = {}  # folders of this process
 _PREFIX = "step-"
 _TORCH_WRITERS = ("PytorchStreamWriter", "inline_container")  # which torch.save's errors on a full disk name
 
@@ -40,17 +45,40 @@ class RunFolder:
         self.checkpoints = root / "checkpoints"
 
     def begin(self) -> None:
-        """Makes the folder. Raises ConfigError when a training of other settings is in it, FileError."""
+        """Makes the folder. Raises ConfigError when a training of other settings is in it, or one that runs, and
+        FileError."""
         config = self.root / "config.yaml"
         if os.path.isfile(config) and self.latest() is not None:
             self._check_settings(config)
         with writing(self.root):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._hold()
             for left in self.checkpoints.glob(".part-*"):
                 shutil.rmtree(left, ignore_errors=True)
             (self.root / STOP).unlink(missing_ok=True)
             if self.latest() is None:
                 _replace(config, _as_yaml(self.config))
+
+    def _hold(self) -> None:
+        """The folder is this process's until ``release``, or its end."""
+        root = self.root.absolute()
+        if root in _HELD:
+            return
+        lock = FileLock(root / LOCK)
+        try:
+            lock.acquire(timeout=_WAIT)
+        except Timeout:
+            raise ConfigError(
+                "out", str(self.root), "a folder that no other process is training in; wait for its end, or stop it"
+            ) from None
+        except NotImplementedError:  # a disk without locks
+            return
+        _HELD[root] = lock
+
+    def release(self) -> None:
+        """Another process may train in the folder."""
+        if (lock := _HELD.pop(self.root.absolute(), None)) is not None:
+            lock.release()
 
     def _check_settings(self, path: Path) -> None:
         from .yaml_file import read_yaml
@@ -118,7 +146,7 @@ class RunFolder:
                 shutil.rmtree(self.of(old), ignore_errors=True)
 
     def trim_log(self, step: int) -> None:
-        """Drops what was logged from ``step`` on: it is done again."""
+        """Drops what was logged behind ``step``: it is done again; and lines that a full disk or a crash cut off."""
         path = self.root / "log.jsonl"
         if path.is_file():
             with writing(self.root):

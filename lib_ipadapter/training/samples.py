@@ -16,7 +16,7 @@ from ..attention.session import ImagePrompt, Session
 from ..encoders.clip import ImageEncoder
 from ..encoders.source import LoadedSource
 from ..encoders.spec import Need
-from ..errors import TrainingError
+from ..errors import DataError, TrainingError
 from ..pictures import images
 from ..pictures.picture import Pictures
 from ..prompts.pipeline import Pipeline
@@ -55,7 +55,11 @@ class Sampler:
 
     def _references(self) -> list[Image.Image]:
         if not self.config.sample_references:
-            return self.feed.first_pictures(ROWS)
+            pictures = self.feed.first_pictures(ROWS)
+            if not pictures:
+                without = " and has a face in it" if self.config.of_face else ""
+                raise DataError(self.config.data, f"not one picture of the data can be read{without}; give others")
+            return pictures
         folder = Path(self.config.sample_references)
         inside = folder.glob("*") if os.path.isdir(folder) else ()
         found = sorted(p for p in inside if p.suffix.lower() in images.SUFFIXES)

@@ -12,7 +12,7 @@ import os
 import re
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import iglob
 from itertools import islice
 from pathlib import Path
@@ -117,13 +117,16 @@ class ShardSource(Source):
             raise BrokenPicture(sample.key, f"its shard cannot be read: {error}") from None
 
     def load(self, index: int) -> Item:
+        return replace(self.pictures(index), caption=self.caption(index))
+
+    def pictures(self, index: int) -> Item:
         sample = self.samples[index]
         try:
             picture, other = self._read(sample.parts["picture"]), sample.parts.get("reference")
             reference = self._read(other) if other else None
         except OSError as error:
             raise BrokenPicture(sample.key, f"its shard cannot be read: {error}") from None
-        return item_of(sample.key, picture, reference, self.caption(index))
+        return item_of(sample.key, picture, reference)
 
     def _read(self, place: Place) -> bytes:
         # A forked process has its parent's files, but must not move the place where the parent reads.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,10 @@ class Source(ABC):
     @abstractmethod
     def load(self, index: int) -> Item:
         """Raises BrokenPicture."""
+
+    def pictures(self, index: int) -> Item:
+        """``load``, also where the caption cannot be read: without it."""
+        return self.load(index)
 
     @abstractmethod
     def caption(self, index: int) -> str:
@@ -109,9 +113,12 @@ class FolderSource(Source):
         return sized(entry.picture, self.root / entry.picture)
 
     def load(self, index: int) -> Item:
+        return replace(self.pictures(index), caption=self.caption(index))
+
+    def pictures(self, index: int) -> Item:
         entry = self.entries[index]
         other = None if entry.reference == entry.picture else self.root / entry.reference
-        return item_of(entry.picture, self.root / entry.picture, other, self.caption(index))
+        return item_of(entry.picture, self.root / entry.picture, other)
 
     @property
     def fingerprint(self) -> str:
@@ -140,8 +147,8 @@ def described(path: Path, times: bool) -> str:
     return f"{stat.st_size}\0{stat.st_mtime_ns}" if times else f"{stat.st_size}"
 
 
-def item_of(key: str, picture: Path | bytes, reference: Path | bytes | None, caption: str) -> Item:
-    """The sample, decoded. reference: None where the picture is its own. Raises BrokenPicture."""
+def item_of(key: str, picture: Path | bytes, reference: Path | bytes | None) -> Item:
+    """The sample, decoded, without its caption. reference: None where the picture is its own. Raises BrokenPicture."""
     try:
         target = images.load_cut_out(picture)
         other = target if reference is None else images.load_cut_out(reference)
@@ -149,7 +156,7 @@ def item_of(key: str, picture: Path | bytes, reference: Path | bytes | None, cap
         raise BrokenPicture(key, str(error)) from None
     seen = images.over(target, images.WHITE)
     shown = seen if reference is None else images.over(other, images.WHITE)
-    return Item(key, seen, shown, caption, other if other.mode == "RGBA" else None)
+    return Item(key, seen, shown, "", other if other.mode == "RGBA" else None)
 
 
 def sized(key: str, content: Path | bytes) -> tuple[int, int]:

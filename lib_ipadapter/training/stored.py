@@ -26,7 +26,9 @@ from .source import BrokenPicture, Source
 Kinds = dict[str, tuple[tuple[int, ...], str]]
 SIZES: Kinds = {"size": ((2,), "float32")}
 Fill = Callable[[Cache, Sequence[int]], None]
-_TEXT_FILES = ("text_encoder*/*.safetensors", "tokenizer*/*")  # of a diffusers folder
+# Of a diffusers folder
+_TEXT_FILES, _TEXT_PICKLES = ("text_encoder*/*.safetensors", "tokenizer*/*"), "text_encoder*/*.bin"
+_VAE_FILES = ("vae/*.safetensors", "vae/*.bin", "vae/config.json")
 
 
 def stored_dtype(feature: str, half: bool = True) -> str:
@@ -58,13 +60,13 @@ class Storing:
         }
         if not prepare.augmentation.of_reference:
             shapes["features"] = tuple(encoding.nothing.shape[1:]), stored_dtype(encoding.kept, half)
-        inner = self.model if self.model.is_file() else self.model / "vae" / "diffusion_pytorch_model.safetensors"
         about = {
             "data": self.source.fingerprint,
-            "base": sha256(inner) if inner.is_file() else str(self.model),
+            "base": self._latents_digest(),
             "encoder": encoding.digest,
             "feature": encoding.kept,
             "resolution": str(prepare.resolution),
+            **({"encoder's config": encoding.config} if encoding.config else {}),
             **({"buckets": str(prepare.buckets)} if prepare.buckets else {}),
             **({"features": "not kept"} if prepare.augmentation.of_reference else {}),
         }
@@ -76,7 +78,8 @@ class Storing:
             ready: dict[int, dict[str, Tensor]] = {}
             for index in group:
                 try:
-                    ready[index] = prepare(self.source.load(index))
+                    # A caption that cannot be read is looked at again each time: it may be mended.
+                    ready[index] = prepare(self.source.pictures(index))
                 except BrokenPicture as error:
                     cache.put_broken(index)
                     self.folder.broken(error.key, error.reason)
@@ -134,11 +137,23 @@ class Storing:
         about = {"captions": digest.hexdigest(), "text encoder": self._text_digest()}
         return self._filled(Cache(self.place, about, len(self.source) + 1, shapes), self._fill_texts)
 
+    def _latents_digest(self) -> str:
+        """Of what makes latents."""
+        usual = self.model / "vae" / "diffusion_pytorch_model.safetensors"
+        if self.model.is_file() or usual.is_file():
+            return sha256(self.model if self.model.is_file() else usual)
+        return self._digest(_VAE_FILES)
+
     def _text_digest(self) -> str:
         if self.model.is_file():
             return sha256(self.model)
+        usual = any(self.model.glob(_TEXT_FILES[0]))
+        return self._digest(_TEXT_FILES if usual else (*_TEXT_FILES, _TEXT_PICKLES))
+
+    def _digest(self, patterns: Sequence[str]) -> str:
+        """Of files of a diffusers folder, by name and content."""
         digest = hashlib.sha256()
-        for path in sorted(p for pattern in _TEXT_FILES for p in self.model.glob(pattern) if p.is_file()):
+        for path in sorted(p for pattern in patterns for p in self.model.glob(pattern) if p.is_file()):
             digest.update(f"{path.relative_to(self.model).as_posix()}\0{sha256(path)}\n".encode())
         return digest.hexdigest()
 

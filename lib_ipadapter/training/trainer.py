@@ -69,6 +69,7 @@ class Trainer:
         self.feed = Feed(config, self.base, self.accelerator, self.folder)
         self.identity = identity_of(config, self.feed.source.identity, self.accelerator.num_processes)
         self.identity["encoder"] = self.feed.digest  # the recogniser's, where there is no encoder
+        self.identity["encoder_config"] = self.feed.encoding.config
         if self.main:
             check_same(self.folder.identity(), self.identity, self.folder.root)
             self.folder.write(self.identity)
@@ -151,6 +152,7 @@ class Trainer:
                         break
         finally:
             self.denoiser.remove()
+            self.folder.release()
         return Outcome(saved, self.folder.root / ADAPTER, step < self.config.steps)
 
     def _validated(self, step: int, last: bool) -> float | None:
@@ -195,13 +197,14 @@ class Trainer:
         return shared
 
     def _not_finite(self, step: int, batch: Batch) -> str:
-        latest = self.folder.latest()
-        kept = f"the checkpoint of step {latest[0]} is kept" if latest else "there is no checkpoint yet"
         return (
-            f"the loss of step {step + 1} is not a finite number (pictures: {', '.join(batch.keys[:4])}); {kept}. "
-            "Lower "
-            "lr, or choose precision bf16 or no"
+            f"the loss of step {step + 1} is not a finite number (pictures: {', '.join(batch.keys[:4])}); "
+            f"{self._kept()}. Lower lr, or choose precision bf16 or no"
         )
+
+    def _kept(self) -> str:
+        latest = self.folder.latest()
+        return f"the checkpoint of step {latest[0]} is kept" if latest else "there is no checkpoint yet"
 
     # files
 
@@ -210,6 +213,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         step = agreed_step(self.accelerator, self.folder)
         if step is None:
+            if self.main:
+                self.folder.trim_log(0)
             return 0
         path = self.folder.of(step)
         try:
@@ -227,6 +232,11 @@ class Trainer:
         return step
 
     def _save(self, step: int) -> None:
+        if not all(bool(value.isfinite().all()) for value in self.denoiser.parameters()):
+            raise TrainingError(
+                f"the weights after step {step} are not all finite numbers; {self._kept()}. Lower lr, or choose "
+                "precision bf16 or no"
+            )
         part = self.folder.part(step)
         with writing(self.folder.root):
             part.mkdir(parents=True, exist_ok=True)

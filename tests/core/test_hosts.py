@@ -32,7 +32,8 @@ HOSTS: dict[str, dict[str, Any]] = {
             "options": {"ckpt_dirs": ["/ckpt"], "controlnet_dir": "/models/ControlNet", "controlnet_dirs": ["/cn"]}},
 }  # fmt: skip
 PROBE = """
-import contextlib, importlib.machinery, json, sys, types
+import contextlib, importlib.machinery, json, os, sys, types
+os.environ.pop("GRADIO_SERVER_NAME", None)
 root, told = sys.argv[1], json.loads(sys.argv[2])
 sys.path.insert(0, root)
 for name in told.get("lacks", []):
@@ -59,7 +60,14 @@ sys.modules["modules.scripts"].scripts_data = []
 for name in ("FormRow", "InputAccordion", "ToolButton"):
     setattr(sys.modules["modules.ui_components"], name, object)
 sys.modules["modules.sd_models"].model_data = types.SimpleNamespace(sd_model=None)
-stand("modules.call_queue", queue_lock=contextlib.nullcontext())
+held = []
+
+class Lock:
+    def __enter__(self): held.append("in")
+    def __exit__(self, *error): held.append("out")
+
+sys.modules[told["manager"]].unload_all_models = lambda: held.append("unloaded")
+stand("modules.call_queue", queue_lock=Lock())
 stand("modules.paths", models_path=told.get("models", "/models"), extensions_dir="/extensions")
 stand("modules.shared", cmd_opts=types.SimpleNamespace(**told["options"]), state=types.SimpleNamespace(),
       opts=types.SimpleNamespace(data={}), sd_model=types.SimpleNamespace())
@@ -90,6 +98,18 @@ if "chosen" in told:  # in the page, and not loaded yet
     sys.modules["modules.sd_models"].model_data.forge_loading_parameters = {"checkpoint_info": info}
     chosen = {name: entry._MODELS.describe(name) for name in entry._MODELS.by_fit()}
     chosen = [[name, said["fits"], said["checkpoint"]] for name, said in chosen.items()] + [entry._MODELS.suggested()]
+held.clear()
+entry._MODELS.unload()
+sys.modules["modules.sd_models"].checkpoints_list = {
+    name: types.SimpleNamespace(name=name, filename=f"/ckpt/{name}", title=name,
+                                name_for_extra=name.rpartition("/")[2].removesuffix(".safetensors"))
+    for name in ("zoo.safetensors", "one/model.safetensors", "two/model.safetensors")
+}
+sys.modules["modules.shared"].opts.data["sd_model_checkpoint"] = "two/model.safetensors [0123456789]"
+checkpoints = {name: str(path) for name, path in host.checkpoints().items()}
+serves = [host.serves_others()]
+os.environ["GRADIO_SERVER_NAME"] = "0.0.0.0"
+serves.append(host.serves_others())
 from lib_ipadapter.errors import UnsupportedModel
 try:
     host.unet()
@@ -100,6 +120,7 @@ print(json.dumps({
     "said": said, "loaded": host.loaded_unet(), "name": host.checkpoint_name(), "half": str(host.device_and_dtype()[1]),
     "adapters": [str(folder.path) for folder in host.adapter_folders()],
     "encoders": [str(path) for path in host.encoder_folders()],
+    "held": held, "checkpoints": checkpoints, "serves": serves,
     "reserved": reserved, "chosen": chosen, "towers": [str(path) for path in host.text_tower_folders()],
 }))
 """
@@ -144,6 +165,23 @@ def test_room_beside_the_unet_is_made_before_it_samples(host):
     """And never in a step: the manager would take away the UNet that samples."""
     device, ((count, _),), within, freed = host["reserved"]
     assert (device, count > 1000, within, freed) == ("cuda", True, None, [])
+
+
+def test_the_model_leaves_between_jobs(host):
+    """A job that waits begins as soon as the one before it ends."""
+    assert host["held"] == ["in", "unloaded", "out"]
+
+
+def test_checkpoints_of_one_name_stay_apart_and_the_chosen_one_is_first(host):
+    assert list(host["checkpoints"].items()) == [
+        ("two/model", "/ckpt/two/model.safetensors"), ("one/model", "/ckpt/one/model.safetensors"),
+        ("zoo", "/ckpt/zoo.safetensors"),
+    ]  # fmt: skip
+
+
+def test_a_name_of_the_server_in_the_environment_opens_it_too(host):
+    """gradio listens there (its networking.py)."""
+    assert host["serves"] == [False, True]
 
 
 def test_what_takes_time_stands_in_the_pages_progress(host):

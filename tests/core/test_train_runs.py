@@ -24,7 +24,9 @@ from lib_ipadapter.files.library import Folder, Library
 from lib_ipadapter.runs.folder import LOG, PROCESS
 from lib_ipadapter.runs.launch import Launch
 from lib_ipadapter.runs.process import Process, spawn
+from lib_ipadapter.training.runs.ending import ending
 from lib_ipadapter.training.runs.folder import Run
+from lib_ipadapter.training.runs.progress import Progress, thinned
 from lib_ipadapter.training.runs.runs import Runs
 
 TRAINER = """
@@ -291,8 +293,6 @@ def test_files_of_others_in_the_folder_break_nothing(runs: Runs, config: dict[st
 
 
 def test_only_what_is_new_of_the_log_is_read_and_a_new_one_anew(tmp_path: Path):
-    from lib_ipadapter.training.runs.progress import Progress, thinned
-
     path = tmp_path / "log.jsonl"
     lines = [json.dumps({"step": n, "loss": 1.0 * n, "time": 100.0 + n}) + "\n" for n in range(1, 1001)]
     path.write_text("".join(lines[:500]) + lines[500][:7])
@@ -345,3 +345,25 @@ def test_an_encoder_may_be_named(runs: Runs, config: dict[str, Any], tmp_path: P
     assert os.path.samefile(fields["encoder"], own), "the process runs in another folder"
     with pytest.raises(ConfigError, match=r"encoder: got 'vit_gone', expected a file .* vit_gone was not found"):
         runs.checked("mine", {**config, "encoder": "vit_gone"})
+
+
+def test_what_packages_say_as_they_end_hides_no_end(tmp_path: Path):
+    log = tmp_path / LOG
+    log.write_text("9/10\n/out/ip_adapter.safetensors\nresource_tracker.py:224: leaked semaphore\n  warnings.warn\n")
+    assert ending(log, 10, 10, False).how == "done"
+    assert ending(log, 9, 10, False).how == "killed", "control: by the steps too"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the time of a process is kept as it was")
+def test_a_clock_that_was_set_ends_no_training(runs: Runs, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """Linux reckons when a process was made from the clock of now."""
+    import psutil
+
+    runs.start("mine", {**config, "steps": 100_000}, standing("slow"))
+    real = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: real(self) + 30)
+    assert again(runs).run("mine").alive
+    noted = json.loads((runs.root / "mine" / PROCESS).read_text())
+    (runs.root / "mine" / PROCESS).write_text(json.dumps({**noted, "tick": f"{noted['tick']}1"}))
+    assert not again(runs).run("mine").alive, "control: another process of this number is made at another tick"
+    (runs.root / "mine" / PROCESS).write_text(json.dumps(noted))

@@ -18,7 +18,7 @@ from lib_ipadapter.files.captioned import Entry
 from lib_ipadapter.pictures import images
 from lib_ipadapter.training.buckets import BucketPlan, bucket_sizes, cut, nearest, size_conditions
 from lib_ipadapter.training.config import TrainConfig
-from lib_ipadapter.training.data import Preparation, covered
+from lib_ipadapter.training.data import Positions, Preparation, covered
 from lib_ipadapter.training.source import FolderSource, Item
 from lib_ipadapter.training.sources import open_source
 from lib_ipadapter.training.stages import Stage, planned, read
@@ -164,8 +164,9 @@ def test_what_stands_in_for_a_broken_picture_is_of_its_bucket():
     own = plan(sizes, 2)
     for position in range(40):
         found = list(own.candidates(position))
-        assert len(found) == len(set(found)) == sum(size == sizes[found[0]] for size in sizes)
-        assert len({sizes[i] for i in found}) == 1
+        own_bucket = sum(size == sizes[found[0]] for size in sizes)
+        assert len(found) == len(set(found)) == 8, "those of the other bucket come behind"
+        assert len({sizes[i] for i in found[:own_bucket]}) == len({sizes[i] for i in found[own_bucket:]}) == 1
     assert not {3, 4} & set(picks(own, range(100)))
 
 
@@ -231,3 +232,20 @@ def test_stages_are_text_or_a_list_and_decide_the_steps():
 def test_stages_that_cannot_be_are_refused(fields: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         TrainConfig.parse({**LEAST, **fields})
+
+
+def test_another_bucket_stands_in_for_one_that_is_broken_altogether(tmp_path):
+    """A picture whose head can be read and whose body, or face, cannot, may be the only one of its shape."""
+    shapes = {"a.png": (40, 20), **{f"{n}.png": (20, 20) for n in range(5)}, "z.png": (20, 40)}
+    files = {name: encoded(size=size) for name, size in shapes.items()}
+    files["a.png"] = files["a.png"][:-30]
+    source = open_source(write(tmp_path, files))
+    sizes = [source.size(index) for index in range(len(source))]
+    plan = BucketPlan(source, sizes, [(16, 16), (24, 8), (8, 24)], 0, 2)
+    positions = Positions(source, Preparation(16, SPEC, ((16, 16), (24, 8), (8, 24))), 0, plan=plan)
+    seen = Counter()
+    for group in range(12):
+        pair = [positions[2 * group + at] for at in range(2)]
+        assert pair[0].tensors["pixels"].shape == pair[1].tensors["pixels"].shape, "a batch is of one bucket"
+        seen[bool(pair[0].broken)] += 1
+    assert seen[True] > 0 < seen[False]

@@ -9,17 +9,21 @@ import shutil
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from lib_ipadapter.encoders.spec import ENCODERS, EncoderSpec
 from lib_ipadapter.errors import FileError
 from lib_ipadapter.training.cache import Cache
 from lib_ipadapter.training.source import BrokenPicture
 from lib_ipadapter.training.sources import open_source
+from lib_ipadapter.training.stored import Storing
 from tests.training_pictures import PREPARE, pictures, take
 
 SHAPES = {"moments": ((2, 3), "float32"), "features": ((4,), "float16")}
@@ -173,3 +177,42 @@ def test_a_training_from_the_cache_has_the_pictures_of_one_without(tmp_path):
         assert (ours.key, ours.caption) == (theirs.key, theirs.caption)
         assert [key for key, _ in ours.broken] == [key for key, _ in theirs.broken]
         assert all(torch.equal(ours.tensors[name], theirs.tensors[name]) for name in theirs.tensors)
+
+
+def test_what_half_precision_cannot_hold_is_refused(tmp_path):
+    cache = opened(tmp_path)
+    with pytest.raises(FileError, match=r"features go up to 1e\+05, and half precision to 65504; set"):
+        cache.put([0], {**rows([0]), "features": torch.full((1, 4), 1e5)})
+    assert 0 in cache.missing()
+
+
+def test_the_config_of_a_custom_encoder_is_part_of_what_features_are_of(tmp_path):
+    """Its weights are the same with another mean, and its features are not."""
+    plain = EncoderSpec("mine", 32, 8, 64, 2, 1, 48)
+    other = replace(plain, mean=(0.5, 0.5, 0.5))
+    assert other.beside_weights != plain.beside_weights != ""
+    assert replace(plain, name="another name").beside_weights == plain.beside_weights
+    assert all(spec.beside_weights == "" for spec in ENCODERS.values()), "caches from before hold"
+    assert kept(tmp_path, config=plain.beside_weights) != kept(tmp_path, config=other.beside_weights)
+    assert kept(tmp_path, config="") == kept(tmp_path, config="")
+
+
+def test_the_autoencoder_of_a_folder_counts_by_its_content(tmp_path):
+    weights = tmp_path / "model" / "vae" / "diffusion_pytorch_model.bin"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"one")
+    first = kept(tmp_path)
+    weights.write_bytes(b"two")
+    assert kept(tmp_path) != first
+
+
+def kept(root: Path, config: str = "") -> Path:
+    """The folder of a training's latents and features."""
+    data = root / "data"
+    source = open_source(data if data.is_dir() else pictures(data, 2))
+    base = SimpleNamespace(factor=8, moments=lambda pixels: torch.zeros(len(pixels), 8, 2, 2))
+    encoding = SimpleNamespace(base=base, nothing=torch.zeros(1, 4), kept="pooled", digest="d", config=config,
+                               features=lambda references: torch.zeros(len(references), 4))  # fmt: skip
+    alone = SimpleNamespace(is_main_process=True, wait_for_everyone=lambda: None, process_index=0, num_processes=1)
+    storing = Storing(source, encoding, alone, SimpleNamespace(), root / "cache", 2, root / "model")
+    return storing.pictures(replace(PREPARE, resolution=16), True).folder

@@ -326,3 +326,12 @@ def test_halves_of_characters_in_metadata_are_text_that_can_be_written(tmp_path)
     write(tmp_path, {"metadata.jsonl": "[" * 100_000})
     with pytest.raises(DataError, match="line 1"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_pictures_are_there_without_a_caption_that_cannot_be_read(tmp_path, shards):
+    files = {"a.png": encoded(), "a.txt": b"caf\xe9"}
+    source = open_source(tar(tmp_path / "a.tar", files) if shards else write(tmp_path, files))
+    with pytest.raises(BrokenPicture, match="its caption"):
+        source.load(0)
+    assert source.pictures(0).picture.size == (30, 20)

@@ -20,7 +20,7 @@ pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.cli import main
-from lib_ipadapter.errors import ConfigError, FileError, TrainingError
+from lib_ipadapter.errors import ConfigError, DataError, FileError, TrainingError
 from lib_ipadapter.training import objective
 from lib_ipadapter.training.trainer import Trainer
 from tests.full_disk import full_disk
@@ -118,6 +118,36 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(folder, tm
     with pytest.raises(TrainingError, match=r"step 4 .*the checkpoint of step 2 is kept"):
         train(folder, tmp_path, steps=8, save_every=2)
     assert all(value.isfinite().all() for value in tensors(tmp_path / "ip_adapter.safetensors").values())
+
+
+def test_weights_that_are_no_numbers_are_not_kept(folder, tmp_path, monkeypatch):
+    """A gradient may overflow while the loss is a number still."""
+    real, calls = objective.loss, []
+
+    def overflowing(*args: Any) -> torch.Tensor:
+        calls.append(1)
+        nothing = next(args[1].parameters()).sum() * 0
+        return real(*args) + (nothing.sqrt() if len(calls) == 3 else nothing)
+
+    monkeypatch.setattr(objective, "loss", overflowing)
+    with pytest.raises(TrainingError, match=r"weights after step 3 .*the checkpoint of step 2 is kept"):
+        train(folder, tmp_path, steps=3, save_every=2)
+    assert all(value.isfinite().all() for value in tensors(tmp_path / "ip_adapter.safetensors").values())
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_done_again(folder, tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "loss": 9.0}\n')
+    train(folder, tmp_path, steps=2)
+    assert len(losses(tmp_path)) == 2
+    assert 9.0 not in losses(tmp_path)
+
+
+def test_data_without_a_picture_is_said_with_samples_too(folder, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="not one picture of the data can be read"):
+        train(folder, tmp_path / "run", data=str(data), sample_every=1)
 
 
 FULL = r"cannot be written to: .*The last whole checkpoint is kept"

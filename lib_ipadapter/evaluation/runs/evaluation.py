@@ -60,7 +60,8 @@ class Evaluation(RunFolder):
 
     def _ended(self, lines: list[str], at: str) -> tuple[str, str]:
         """(phase, message) of one whose process runs no more."""
-        if lines and lines[-1].startswith(_LAST) and (self.root / RESULTS).is_file():
+        # Behind its last line packages may say something as they end.
+        if any(line.startswith(_LAST) for line in lines[-4:]) and (self.root / RESULTS).is_file():
             return "done", ""
         if wrong := words.said(lines) or words.thrown(lines, SMALLER):
             return "failed", wrong

@@ -26,7 +26,8 @@ def ending(log: Path, step: int, steps: int, stopped: bool) -> Ending:
     for line in reversed(lines[-4:]):
         if line == "stopped" or line.startswith("stopped after step"):
             return Ending("stopped", line)
-    if steps and step >= steps and any(line.endswith(".safetensors") for line in lines[-1:]):
+    # Behind its last line packages may say something as they end.
+    if steps and step >= steps and any(line.endswith(".safetensors") for line in lines[-4:]):
         return Ending("done")
     if thrown := words.thrown(lines, SMALLER):
         return Ending("failed", thrown)

@@ -16,7 +16,8 @@ _MOST = 64 * 2**20  # bytes that are read at a time
 
 
 class Progress:
-    """``update`` reads on. steps, losses: of all steps so far; measured: (step, validation loss)."""
+    """``update`` reads on, in one thread at a time: pages and routes ask at once. steps, losses: of all steps so far;
+    measured: (step, validation loss)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

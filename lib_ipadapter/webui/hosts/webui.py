@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +76,16 @@ class WebUI:
     # the model
 
     def checkpoints(self) -> dict[str, Path]:
-        """All that it lists; the chosen one is first."""
-        listed = {info.name_for_extra: Path(info.filename) for info in sd_models.checkpoints_list.values()}
-        chosen = str(shared.opts.data.get("sd_model_checkpoint") or "")
-        first = self.checkpoint_name() or Path(chosen.split(" [")[0]).stem
-        return dict(sorted(listed.items(), key=lambda item: (item[0] != first, item[0].lower())))
+        """All that it lists, files of one name in several folders by their paths; the chosen one is first."""
+        infos = list(sd_models.checkpoints_list.values())
+        names = _apart([_names(info) for info in infos])
+        listed = {name: Path(info.filename) for name, info in zip(names, infos, strict=True)}
+        chosen = str(shared.opts.data.get("sd_model_checkpoint") or "").split(" [")[0]
+        loaded = getattr(sd_models.model_data.sd_model, "sd_checkpoint_info", None)
+        first = getattr(loaded, "filename", None) or next(
+            (info.filename for info in infos if chosen in (info.name, info.filename, info.name_for_extra)), ""
+        )
+        return dict(sorted(listed.items(), key=lambda item: (item[1] != Path(first), item[0].lower())))
 
     def checkpoint_config(self, path: Path, context: int) -> str:
         """As it was loaded; for all of SD1.x the WebUI has one."""
@@ -163,7 +170,7 @@ class WebUI:
     def serves_others(self) -> bool:
         """Whether it is reached from other computers: then what one person has uploaded is not told to another."""
         options = shared.cmd_opts
-        name = getattr(options, "server_name", None)
+        name = getattr(options, "server_name", None) or os.environ.get("GRADIO_SERVER_NAME")  # which gradio reads
         opened = any(getattr(options, option, None) for option in ("share", "listen", "ngrok"))
         return opened or name not in (None, "", "localhost", "127.0.0.1", "::1")
 
@@ -172,6 +179,17 @@ class WebUI:
         from modules.images import get_font
 
         return get_font(size)
+
+
+def _names(info: Any) -> tuple[str, str, str]:
+    """A checkpoint's name, that with its folder, and its path: one more than the other."""
+    return str(info.name_for_extra), os.path.splitext(str(info.name))[0], str(info.filename)
+
+
+def _apart(names: Sequence[Sequence[str]]) -> list[str]:
+    """Of each row the first name that no other row has at its place; the last where there is none."""
+    counts = [Counter(column) for column in zip(*names, strict=True)]
+    return [next((name for name, count in zip(row, counts, strict=True) if count[name] == 1), row[-1]) for row in names]
 
 
 def _models() -> Path:
