@@ -45,10 +45,19 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _cut(text: str) -> str:
+    """What people can read: a value that is repeated in a message may have any length."""
+    text = printable(text[: LONGEST + 1])
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
 def _printable(value: Any) -> Any:
     if isinstance(value, str):
-        return printable(value)
+        return _cut(value)
     return [*map(_printable, value)] if isinstance(value, list) else value
+
+
+LONGEST = 8000  # characters of a message
 
 
 class _Short(reprlib.Repr):
@@ -76,7 +85,7 @@ class IPAdapterError(Exception):
     status = 422
 
     def __init__(self, message: str, **detail: Any) -> None:
-        message = printable(message)
+        message = _cut(message)
         super().__init__(message)
         # The WebUI's API reads both from vars(error), so they must be instance attributes.
         self.status_code = self.status

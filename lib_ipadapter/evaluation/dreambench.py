@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..atomic import replacing
 from ..errors import FileError
+from ..files.disk import read_text
 
 COLLECTION, PROMPT = "collection", "prompt_number"  # fields of an item
 Row = tuple[str, str, Path, dict[str, str]]
@@ -33,11 +34,9 @@ def read_dreambench(folder: Path, limit: int | None = None) -> list[Row]:
     for picture in sorted((folder / "images").rglob("*.jpg"))[:limit]:
         text = folder / "captions" / picture.relative_to(folder / "images").with_suffix(".txt")
         try:
-            lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(
-                text, f"cannot be read ({error}); expected a subject and its prompts, a line each"
-            ) from None
+            lines = [line.strip() for line in read_text(text).splitlines()]
+        except FileError as error:
+            raise FileError(text, f"{error}; expected a subject and its prompts, a line each") from None
         prompts = [line for line in lines[1:] if line]
         if not lines or not lines[0] or not prompts:
             raise FileError(text, "expected a subject in the first line and a prompt in each of the next")

@@ -17,6 +17,7 @@ from PIL import Image
 from ..errors import ConfigError, FileError, ImageError
 from ..files import captioned
 from ..files.captioned import METADATA
+from ..files.disk import read_text
 from ..pictures import images
 from ..pictures.images import SUFFIXES
 from ..unit.names import is_device
@@ -101,17 +102,10 @@ def _captioned(folder: Path, limit: int | None) -> list[_Row]:
     return [(folder / e.reference, captioned.caption(folder, e), dict(e.fields)) for e in entries]
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(path, f"cannot be read as text: {error}") from None
-
-
 def _coco(path: Path, folder: Path) -> list[_Row]:
     """Pictures of the annotations that are in ``folder``, each with its first caption."""
     try:
-        content = json.loads(_text(path))
+        content = json.loads(read_text(path, 2**30))
         first: dict[Any, str] = {}
         for entry in content["annotations"]:
             first.setdefault(entry["image_id"], " ".join(str(entry["caption"]).split()))

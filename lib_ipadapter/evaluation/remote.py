@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import FileError, ImageError, IPAdapterError
+from ..files.disk import read_text
 from ..pictures import images
 from .items import Item
 from .methods import Job, Method
@@ -30,9 +31,7 @@ _PLACE = re.compile("|".join(f"{{{name}}}" for name in PLACES).replace("{", r"\{
 def read_payload(path: Path) -> dict[str, Any]:
     """A txt2img body with places to fill in. Raises FileError."""
     try:
-        payload = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror or error}") from None
+        payload = json.loads(read_text(path, 2**28))
     except (ValueError, RecursionError) as error:
         raise FileError(path, f"not JSON: {error}; expected the body of a {ROUTE} request") from None
     if not isinstance(payload, dict):

@@ -59,6 +59,21 @@ def _require_regular(path: Path, found: os.stat_result, expected: str) -> None:
         )  # fmt: skip
 
 
+def read_text(path: Path, most: int = 2**20) -> str:
+    """The UTF-8 text, with or without a BOM, of a regular file of at most so many bytes. Raises FileError."""
+    with open_regular(path, "a text file") as file:
+        try:
+            content = file.read(most + 1)
+        except OSError as error:
+            raise FileError(path, f"cannot be read: {error.strerror or error}") from None
+    if len(content) > most:
+        raise FileError(path, f"has more than {most} bytes, too many for what it should be")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileError(path, f"cannot be read as text in UTF-8: {error}") from None
+
+
 def read_head(path: Path) -> bytes:
     """The first 512 bytes. Raises FileError, and UnsafeFile with a name for what is no tensor file at all."""
     with open_regular(path) as file:

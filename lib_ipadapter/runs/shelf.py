@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ..atomic import remove
 from ..errors import TrainingError, UnitError
 from ..unit.names import checked_name, in_text
 from . import process
@@ -32,7 +34,7 @@ class Shelf(Generic[R]):
     def names(self) -> list[str]:
         """The run that was started last comes first."""
         try:
-            found = [path for path in self.root.iterdir() if (path / CONFIG).is_file()]
+            found = [path for path in self.root.iterdir() if _is_run(path)]
         except OSError:
             return []
         by_time = {path.name: _time(path / PROCESS) for path in found}
@@ -41,7 +43,7 @@ class Shelf(Generic[R]):
     def run(self, name: Any) -> R:
         """Raises UnitError for a name of no run."""
         checked_name("name", name)
-        if not (self.root / name / CONFIG).is_file():
+        if not _is_run(self.root / name):
             known = ", ".join(self.names()[:20]) or "none was started yet"
             raise UnitError("name", name, f"one of the {self.kind}s: {known}")
         return self._of(name)
@@ -68,9 +70,9 @@ class Shelf(Generic[R]):
                     raise TrainingError(f"the {shelf.kind} {other.name} is running; wait for its end, or stop it first")
             run = self._of(name)
             check(run)
-            launch.before()
             run.write(fields)
-            (run.root / STOP).unlink(missing_ok=True)
+            remove(run.root / STOP)
+            launch.before()
             begun = time.time()
             made = process.spawn(launch.command(*arguments(run)), ROOT, launch.env(), run.root / LOG)
             try:
@@ -79,6 +81,11 @@ class Shelf(Generic[R]):
                 made.terminate()  # it could not be found again
                 raise
         return run
+
+
+def _is_run(folder: Path) -> bool:
+    """One whose config somebody deleted is still found while its process is noted: it may run."""
+    return os.path.isfile(folder / CONFIG) or os.path.isfile(folder / PROCESS)
 
 
 def _time(path: Path) -> float:

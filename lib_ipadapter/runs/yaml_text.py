@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
 
 LONGEST = 2**16  # characters
+_DEEPEST = 20  # levels
 
 
 def fields_of(text: Any) -> dict[str, Any]:
@@ -43,12 +44,23 @@ def plain(read: Callable[[], Any]) -> Any:
         raise NotYaml(" ".join(f"{error or type(error).__name__}".split())[:200]) from None
 
 
+def _check_events(events: Iterable[Any]) -> None:
+    """A few lines of aliases of aliases may stand for gigabytes, and lists of lists of lists take PyYAML minutes."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError("config", "an alias (*name)", "plain values: write them out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ConfigError("config", f"lists more than {_DEEPEST} levels deep", "plain YAML, a line for each field")
+
+
 def _content(text: str) -> Any:
     import yaml
 
-    # A few lines of aliases of aliases may stand for gigabytes.
-    if plain(lambda: any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))):
-        raise ConfigError("config", "an alias (*name)", "plain values: write them out")
+    plain(lambda: _check_events(yaml.parse(text)))
     loader = yaml.SafeLoader(text)
     root = plain(loader.get_single_node)
     if isinstance(root, yaml.MappingNode):

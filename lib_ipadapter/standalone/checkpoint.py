@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UnsupportedModel
+from ..files.disk import read_head
 from . import sdxl
 from .config import Config, read_config
 from .model import Parts, load_ldm, require_ldm, state_of
@@ -23,8 +24,8 @@ def load_parts(
     """config: the yaml, which SDXL does not need; prediction: what the UNet predicts, where the file does not say so
     itself. Raises FileError (either file), ModelError (they do not belong together, ldm is absent)."""
     checkpoint, config = Path(checkpoint), Path(config)
-    if not os.path.isfile(config) and not os.path.isfile(checkpoint):
-        read_config(config)
+    if not os.path.isfile(checkpoint):
+        read_head(checkpoint)  # says so before ldm is asked for
     with contextlib.redirect_stdout(io.StringIO()):  # ldm prints as it is imported and built
         require_ldm()
         state = state_of(checkpoint)

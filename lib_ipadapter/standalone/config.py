@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileError, UnsupportedModel
+from ..files.disk import read_text
 from ..runs.yaml_text import NotYaml, plain
 
 MODEL = ("ldm.models.diffusion.ddpm.LatentDiffusion",)
@@ -84,11 +85,12 @@ def plain_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
+    except FileError as error:
+        raise FileError(path, f"{str(error).removeprefix(f'{path.name}: ')}; give the checkpoint's yaml") from None
+    try:
         return plain(lambda: yaml.safe_load(text))
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror or error}; give the checkpoint's yaml") from None
-    except (NotYaml, UnicodeDecodeError):
+    except NotYaml:
         raise FileError(path, "not a plain yaml file; give the checkpoint's yaml") from None
 
 

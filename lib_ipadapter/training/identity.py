@@ -27,17 +27,17 @@ def identity_of(config: TrainConfig, data: str, processes: int) -> dict[str, Any
     paths = {name: getattr(config, name) for name in _FILES}
     if config.encoder:
         paths["encoder"] = str(weight_file(config.encoder))
-    files = {name: _content(path) for name, path in paths.items()}
+    files = {name: _content(path, folder=name == "base") for name, path in paths.items()}
     return {"processes": processes, "data": data, **files}
 
 
-def _content(path: str) -> str:
-    """Hash of a file; of a folder, of its files' names and sizes."""
+def _content(path: str, folder: bool) -> str:
+    """Hash of a file; of what may be a folder, of its files' names and sizes. Raises FileError."""
     if not path:
         return ""
-    if not os.path.isdir(path):
+    if not folder or not os.path.isdir(path):
         return sha256(path)
-    files = sorted(p for p in Path(path).rglob("*") if p.is_file())
+    files = sorted(p for p in Path(path).rglob("*") if os.path.isfile(p))
     lines = (f"{p.relative_to(path).as_posix()}\0{p.stat().st_size}\n" for p in files)
     return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 

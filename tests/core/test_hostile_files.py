@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -157,3 +158,22 @@ def test_the_hosts_loaders_are_passed_by(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", None)
     monkeypatch.setattr(torch.serialization, "load", None)
     assert open_tensors(tmp_path / "a.bin").read("a").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe", ".", "long", "binary", "gone"])
+def test_a_text_that_has_no_end_or_is_none_is_told_by_all_who_read_one(tmp_path, path):
+    from lib_ipadapter.errors import FileError
+    from lib_ipadapter.evaluation.items import read_items
+    from lib_ipadapter.evaluation.remote import read_payload
+    from lib_ipadapter.files.disk import read_text
+    from lib_ipadapter.standalone.config import plain_yaml
+
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "long").write_text("x" * (2**20 + 1))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xff")
+    for read in (read_text, plain_yaml):
+        with pytest.raises(FileError):
+            read(tmp_path / path)
+    for read in (read_payload, lambda file: read_items(tmp_path, file)):
+        with pytest.raises(FileError):
+            read(tmp_path / path)

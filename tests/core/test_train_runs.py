@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 pytest.importorskip("psutil", reason="psutil is not installed")
 
-from lib_ipadapter.errors import ConfigError, TrainingError, UnitError
+from lib_ipadapter.errors import ConfigError, FileError, TrainingError, UnitError
 from lib_ipadapter.files.library import Folder, Library
 from lib_ipadapter.runs.folder import LOG, PROCESS
 from lib_ipadapter.runs.launch import Launch
@@ -155,6 +155,18 @@ def test_it_is_followed_stopped_and_found_again(runs: Runs, config: dict[str, An
     assert (runs.shelf / "mine.safetensors").read_bytes() == b"stopped"
 
 
+def test_one_whose_files_are_deleted_while_it_runs_is_still_found_and_stopped(runs: Runs, config: dict[str, Any]):
+    runs.start("mine", {**config, "steps": 100_000}, standing("slow"))
+    until(lambda: runs.run("mine").state().step > 1)
+    for name in ("run.yaml", "log.jsonl", LOG):
+        (runs.root / "mine" / name).unlink()
+    with pytest.raises(TrainingError, match="mine is running"):
+        again(runs).start("other", config, standing())
+    again(runs).run("mine").stop()
+    again(runs).run("mine").stop()
+    assert ended(again(runs)).phase in ("stopped", "killed")
+
+
 def test_one_that_is_still_preparing_is_ended_at_once(runs: Runs, config: dict[str, Any]):
     runs.start("mine", config, standing("waits"))
     assert runs.run("mine").state().phase == "preparing"
@@ -251,16 +263,23 @@ def test_paths_are_from_the_folder_of_who_starts_it(runs: Runs, config: dict[str
 def test_nothing_is_done_before_a_start_that_is_refused(runs: Runs, config: dict[str, Any]):
     """As unloading the WebUI's model."""
     done: list[bool] = []
-    launch = type("Way", (Standing,), {"way": "waits"})(before=lambda: done.append((runs.root / "mine").exists()))
+    launch = type("Way", (Standing,), {"way": "waits"})(
+        before=lambda: done.append((runs.root / "mine" / "run.yaml").exists())
+    )
+    runs.root.parent.mkdir()
+    runs.root.write_text("no folder can be made here")
+    with pytest.raises(FileError, match=r"run\.yaml: cannot be written"):
+        runs.start("mine", config, launch)
+    runs.root.unlink()
     for name, given in (("mine", {**config, "steps": 0}), ("../x", config), ("mine", {**config, "base": "gone"})):
         with pytest.raises((ConfigError, UnitError)):
             runs.start(name, given, launch)
     assert done == []
     runs.start("mine", config, launch)
-    assert done == [False]
+    assert done == [True]
     with pytest.raises(TrainingError, match="mine is running"):
         runs.start("other", config, launch)
-    assert done == [False]
+    assert done == [True]
     runs.run("mine").stop()
 
 

@@ -231,7 +231,8 @@ def test_a_learning_rate_is_a_number_however_yaml_writes_it(tmp_path, text):
     [(b"[1, 2]", "mapping"), (b"text", "mapping"), (b"a: [", "plain YAML"), (b"\xff\xfe\xff", "plain YAML"),
      (b"a: !!python/object/apply:os.getcwd []", "plain YAML"), (b"a: !!bool maybe", "plain YAML"),
      (b'a: !!int ""', "plain YAML"), (b"a: !!timestamp x", "plain YAML"), (b"a: 2026-99-99", "plain YAML"),
-     (b"a: " + b"[" * 9000, "plain YAML"), (b"a: &x [1]\nb: *x", "write them out"),
+     (b"a: " + b"[" * 60_000, "20 levels deep"), (b"{" * 60_000, "20 levels deep"),
+     (b"a: &x [1]\nb: *x", "write them out"),
      (b"steps: 1\nsteps: 2", "steps: got 'two lines'"), (b"steps: 1\n" * 9000, "at most 65536")],
 )  # fmt: skip
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, content, expected):

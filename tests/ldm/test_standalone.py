@@ -298,7 +298,7 @@ def broken(folder: Path, tmp_path: Path, change: str) -> tuple[Path, Path]:
         ("tag", FileError, "not a plain yaml"),
         ("cut", UnsafeFile, "cut off"),
         ("adapter", ModelError, "no model.diffusion_model"),
-        ("absent", FileError, "cannot be read"),
+        ("absent", FileError, "absent.ckpt: cannot be read"),
     ],
 )
 def test_bad_models_are_refused(
