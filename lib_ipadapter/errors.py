@@ -129,7 +129,8 @@ class FileError(IPAdapterError):
 
     def __init__(self, path: Path | str, message: str, **detail: Any) -> None:
         self.path = Path(path)
-        super().__init__(f"{self.path.name}: {message}", file=self.path.name, **detail)
+        name = self.path.name or str(self.path)  # "/" has none
+        super().__init__(f"{name}: {message}", file=name, **detail)
 
 
 class NotAnAdapter(FileError):

@@ -7,7 +7,8 @@ has its weights under open_clip's names (``visual.trunk.*``, ``visual.head.*``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,11 @@ class _Numbers(TorchFunctionMode):
         return func(*args, **({"device": "cpu", **given} if func is torch.linspace else given))
 
 
-def _without_weights(model: str, pool: str, projection: str, embed_dim: int, size: int) -> TimmTower:
-    """The tower of which only the shapes are there: a name may be that of gigabytes. Raises BrokenEncoder."""
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """What is built inside has shapes and no weights: a name, or a config, may be that of gigabytes."""
     with torch.device("meta"), _Numbers():
-        return TimmTower(model, pool, projection, embed_dim, size)
+        yield
 
 
 def timm_spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
@@ -141,7 +143,8 @@ def _spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
         raise BrokenEncoder(
             f"image_size {size} and embed_dim {embed_dim}: expected whole numbers to {MOST}", value=name
         )
-    trunk = _without_weights(model, pool, projection, embed_dim, size).trunk
+    with shapes_only():
+        trunk = TimmTower(model, pool, projection, embed_dim, size).trunk
     blocks: list[Any] = blocks_of(trunk)
     convolutional = hasattr(trunk, "stem") and not hasattr(trunk, "patch_embed")
     if not blocks or not (hasattr(trunk, "patch_embed") or convolutional):
@@ -180,7 +183,8 @@ def load_timm(path: Path, spec: EncoderSpec, device: torch.device | str, dtype: 
         names = eva_keys(shapes) or {key[len(prefix) :]: key for key in shapes if key.startswith(prefix)}
         if not any(key.startswith("trunk.") for key in names):  # a file of timm's own
             names = {f"trunk.{key}": own for key, own in names.items()}
-        wanted = {key: tuple(value.shape) for key, value in _without_weights(*parts).state_dict().items()}
+        with shapes_only():
+            wanted = {key: tuple(value.shape) for key, value in TimmTower(*parts).state_dict().items()}
         wrong = [key for key, shape in wanted.items() if shapes.get(names.get(key, "")) != shape]
         if wrong or (prefix and set(names) - set(wanted)):
             left = sorted(set(names) - set(wanted))

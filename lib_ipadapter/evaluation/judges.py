@@ -9,7 +9,8 @@ from ..cache import LRU
 from ..encoders.files import opened
 from ..encoders.recognise import Recognised
 from ..encoders.source import identity
-from ..errors import IPAdapterError
+from ..errors import FileError, IPAdapterError
+from ..files.disk import read_text
 from .metric import QUICK, VOCABULARY
 
 _TEXTS = ("token_embedding.weight", "text.token_embedding.weight")
@@ -42,7 +43,7 @@ def _has_text(path: Path) -> bool:
 
 def _config_has_text(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         return "text_cfg" in {**content, **content.get("model_cfg", {})}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (FileError, ValueError, TypeError, AttributeError, RecursionError):
         return False

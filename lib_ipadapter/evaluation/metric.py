@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,9 @@ from torch import Tensor
 from ..adapters.file import sha256
 from ..encoders.files import opened
 from ..encoders.spec import CLIP_MEAN, CLIP_STD
+from ..encoders.timm_tower import shapes_only
 from ..errors import BrokenEncoder, FileError
+from ..files.disk import read_text
 from ..pictures import images
 
 BATCH = 32
@@ -58,8 +61,11 @@ class Clip:
         the JSON file of the same name beside it. Raises FileError, BrokenEncoder, EncoderMissing, UnsafeFile."""
         path = Path(path)
         config = _config(path, arch)
+        state = _state(path)
+        with shapes_only():
+            _check(_build(config, path), state, path)
         model = _build(config, path)
-        _fill(model, _state(path), path)
+        model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)
         return cls(model, config, path, torch.device(device))
 
     def settings(self) -> dict[str, Any]:
@@ -107,14 +113,16 @@ def _config(path: Path, arch: str | None) -> dict[str, Any]:
         return known
     beside = path.with_suffix(".json")
     try:
-        config = json.loads(beside.read_text(encoding="utf-8"))
+        config = json.loads(read_text(beside))
         config = {**config, **config.get("model_cfg", {})}  # open_clip's own hub layout
         _ = config["embed_dim"], config["vision_cfg"]["image_size"], config["text_cfg"]["width"]
-    except OSError:
+    except FileError as error:
+        if os.path.isfile(beside):
+            raise FileError(beside, str(error).removeprefix(f"{beside.name}: ")) from None
         raise FileError(
             path, f"no {beside.name} beside it; put the open_clip config there, or give --clip-arch"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise FileError(beside, "no open_clip config (embed_dim, vision_cfg, text_cfg)") from None
     if "model_cfg" not in config:
         open_clip.add_model_config(beside)  # a checkpoint's text tower may be of the same architecture
@@ -126,7 +134,8 @@ def _build(config: dict[str, Any], path: Path) -> Any:
 
     text = config["text_cfg"]
     foreign = "hf_model_name" in text or "hf_tokenizer_name" in text
-    if foreign or text.get("vocab_size", VOCABULARY) < VOCABULARY:
+    words = text.get("vocab_size", VOCABULARY)
+    if foreign or not isinstance(words, int) or words < VOCABULARY:
         raise BrokenEncoder(
             f"{path.name}: its text tower is not of open_clip's own making; use a CLIP with open_clip's tokeniser"
         )
@@ -135,8 +144,10 @@ def _build(config: dict[str, Any], path: Path) -> Any:
     with torch.random.fork_rng(devices=[]):  # its random weights are not kept, nor shall they be noticed
         try:
             return kind(**{name: config[name] for name in names if name in config})
-        except (TypeError, ValueError, KeyError, RuntimeError) as error:
-            raise BrokenEncoder(f"{path.name}: open_clip cannot build its config: {error}") from None
+        except Exception as error:  # a foreign config may be anything
+            raise BrokenEncoder(
+                f"{path.name}: open_clip cannot build its config: {error or type(error).__name__}"
+            ) from None
 
 
 def _state(path: Path) -> dict[str, Tensor]:
@@ -148,8 +159,8 @@ def _state(path: Path) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key.rpartition(".")[2] != "attn_mask"}
 
 
-def _fill(model: Any, state: dict[str, Tensor], path: Path) -> None:
-    """Loads every weight or raises BrokenEncoder: random weights would give random scores."""
+def _check(model: Any, state: dict[str, Tensor], path: Path) -> None:
+    """Raises BrokenEncoder where a weight is missing, as random ones would give random scores, or left over."""
     own = {key: v.shape for key, v in model.state_dict().items() if key.rpartition(".")[2] != "attn_mask"}
     wrong = {
         "missing": [key for key in own if key not in state],
@@ -161,4 +172,3 @@ def _fill(model: Any, state: dict[str, Tensor], path: Path) -> None:
         raise BrokenEncoder(
             f"{path.name}: does not fit its architecture: {differences}. Expected open_clip's layout with both towers"
         )
-    model.load_state_dict({key: value.float() for key, value in state.items()}, strict=False)

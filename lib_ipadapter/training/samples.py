@@ -16,7 +16,7 @@ from ..attention.session import ImagePrompt, Session
 from ..encoders.clip import ImageEncoder
 from ..encoders.source import LoadedSource
 from ..encoders.spec import Need
-from ..errors import DataError, TrainingError
+from ..errors import ImageError, TrainingError
 from ..pictures import images
 from ..pictures.picture import Pictures
 from ..prompts.pipeline import Pipeline
@@ -63,9 +63,18 @@ class Sampler:
         folder = Path(self.config.sample_references)
         inside = folder.glob("*") if os.path.isdir(folder) else ()
         found = sorted(p for p in inside if p.suffix.lower() in images.SUFFIXES)
-        if not found:
-            raise TrainingError(f"sample_references: {folder} holds no pictures; give a folder with some")
-        return [images.load(path) for path in found[:ROWS]]
+        loaded: list[Image.Image] = []
+        why = ""
+        for path in found:
+            try:
+                loaded.append(images.load(path))
+            except ImageError as error:  # passed over, as in the data
+                why = why or f" that can be read ({path.name}: {error})"
+            if len(loaded) == ROWS:
+                break
+        if not loaded:
+            raise TrainingError(f"sample_references: {folder} holds no pictures{why}; give a folder with some")
+        return loaded
 
     @torch.no_grad()
     def draw(self, adapter: TrainableAdapter, step: int) -> Path:

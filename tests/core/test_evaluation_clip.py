@@ -80,9 +80,21 @@ def test_bad_judges_are_refused(tmp_path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps({**SMALL_CLIP, "text_cfg": text}))
     with pytest.raises(BrokenEncoder, match="not of open_clip's own making"):
         Clip.load(path)
-    path.with_suffix(".json").write_text("{}")
-    with pytest.raises(FileError, match="no open_clip config"):
-        Clip.load(path)
+    for content in ("{}", "[" * 100_000):
+        path.with_suffix(".json").write_text(content)
+        with pytest.raises(FileError, match="no open_clip config"):
+            Clip.load(path)
+
+
+def test_nothing_is_built_by_a_config_that_is_not_the_files(tmp_path: Path) -> None:
+    """Its text tower alone would take 40 GB."""
+    path, _ = write_clip(tmp_path)
+    text = {**SMALL_CLIP["text_cfg"], "vocab_size": 10**9, "width": 16, "heads": 2}  # type: ignore[dict-item]
+    for changed, words in ((text, "of another shape"), ({**text, "vocab_size": "x"}, "tokeniser"),
+                           ({**text, "layers": None}, "cannot build")):  # fmt: skip
+        path.with_suffix(".json").write_text(json.dumps({**SMALL_CLIP, "text_cfg": changed}))
+        with pytest.raises(BrokenEncoder, match=words):
+            Clip.load(path)
 
 
 def test_openai_s_activation_needs_no_config_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,8 @@ def test_a_full_disk_under_what_is_shown_is_said(folder, tmp_path, fields):
 
 
 def test_samples(folder, tmp_path):
-    train(folder, tmp_path, sample_every=2, sample_steps=2, steps=3)
+    data = str(folder / "data")  # of which the fourth picture is broken, and passed over
+    train(folder, tmp_path, sample_every=2, sample_steps=2, steps=3, sample_references=data)
     names = sorted(path.name for path in (tmp_path / "samples").iterdir())
     assert names == ["step-00000002.png", "step-00000003.png"]
     with Image.open(tmp_path / "samples" / names[-1]) as grid:
@@ -199,6 +200,13 @@ def test_sampling_changes_nothing_in_the_training(folder, tmp_path):
     train(folder, tmp_path / "with", sample_every=1, sample_steps=2)
     train(folder, tmp_path / "without")
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
+
+
+def test_a_damaged_checkpoint_is_said(folder, tmp_path):
+    train(folder, tmp_path, steps=1)
+    (tmp_path / "checkpoints/step-00000001/state/optimizer.bin").write_bytes(b"hello {")
+    with pytest.raises(FileError, match=r"step-00000001: this checkpoint cannot be resumed .*delete it"):
+        train(folder, tmp_path, steps=2)
 
 
 def test_another_training_in_the_folder_is_refused(folder, tmp_path):
