@@ -16,7 +16,7 @@ from ..attention.session import ImagePrompt, Session
 from ..encoders.clip import ImageEncoder
 from ..encoders.source import LoadedSource
 from ..encoders.spec import Need
-from ..errors import ImageError, TrainingError
+from ..errors import DataError, ImageError, TrainingError
 from ..pictures import images
 from ..pictures.picture import Pictures
 from ..prompts.pipeline import Pipeline
