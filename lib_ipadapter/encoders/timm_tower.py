@@ -155,7 +155,7 @@ def _spec(name: str, config: Mapping[str, Any]) -> EncoderSpec:
     return EncoderSpec(
         name=name,
         image_size=size,
-        patch=int(trunk.feature_info[-1]["reduction"] if convolutional else trunk.patch_embed.patch_size[0]),
+        patch=int(trunk.feature_info[-1]["reduction"] if convolutional else size // trunk.patch_embed.grid_size[0]),
         width=width,
         layers=len(blocks),
         heads=1 if convolutional else int(blocks[0].attn.num_heads),

@@ -36,6 +36,7 @@ TIMM = {
     "vit_base_patch16_siglip_256.v2_webli": (256, 256, HALF),
     "eva02_tiny_patch14_224.mim_in22k": (224, 257, CLIP),
     "eva02_base_patch16_clip_224.merged2b": (224, 197, CLIP),
+    "vit_tiny_r_s16_p8_224.augreg_in21k": (224, 50, HALF),  # patches are of a ResNet's map
     "convnext_atto.d2_in1k": (224, 49, IMAGENET),
     "convnextv2_atto.fcmae": (224, 49, IMAGENET),
 }
