@@ -163,11 +163,14 @@ class Encoders:
         return self._sources[name]
 
     def identity(self, spec: VariantSpec) -> dict[str, str]:
-        """Hashes of the files that make the features: the encoder's, the face models'. Raises EncoderError,
-        FaceError."""
+        """Hashes of the files that make the features: the encoder's, with what a custom one's config says, the face
+        models'. Raises EncoderError, FaceError."""
         files = {}
         if need := _of_clip(spec):
-            files["encoder"] = self._hash(self.source(spec).find(need).path)
+            found = self.source(spec).find(need)
+            files["encoder"] = self._hash(found.path)
+            if found.spec is not None and (config := found.spec.beside_weights):
+                files["encoder_config"] = config
         if spec.of_face:
             if self.faces is None:
                 raise FaceError(f"the adapter takes {spec.needs[0]}, and faces cannot be looked for here")

@@ -15,6 +15,7 @@ from lib_ipadapter.adapters.file import open_adapter
 from lib_ipadapter.cli import main
 from lib_ipadapter.encoders import Catalog, EncoderSource, ImageEncoder
 from lib_ipadapter.errors import UnsupportedAdapter
+from lib_ipadapter.evaluation.methods import Encoders
 from tests.synthetic import adapter_tensors
 from tests.tiny_tower import TINY, as_hugging_face, picture, tiny_weights
 
@@ -122,6 +123,12 @@ def test_an_encoder_that_was_trained_along_becomes_a_file_that_the_adapter_names
     assert torch.equal(found, wanted)
     assert main(["convert", str(source), str(folder / "mine.safetensors")]) == 2
     assert main(["convert", str(source), str(folder / "mine.safetensors"), "--force"]) == 0
+    before = Encoders([folder]).identity(adapter.spec)
+    config = folder / "mine-encoder.json"
+    config.write_text(config.read_text().replace('"head_width": 32', '"head_width": 64'))
+    changed = Encoders([folder]).identity(adapter.spec)
+    assert changed["encoder"] == before["encoder"]
+    assert changed != before, "an evaluation would mix pictures of two towers"
     (folder / "other-encoder.json").write_text("somebody's")
     assert main(["convert", str(source), str(folder / "other.safetensors")]) == 2
     assert "other-encoder.json: exists already" in capsys.readouterr().err
