@@ -66,6 +66,8 @@ class Trainer:
         )
         self.base.unet.requires_grad_(False)
         layers = self.base.layers
+        if config.compile:  # a compiler that is missing is said before the caches are filled
+            compile_blocks(self.base.unet, device)
         self.feed = Feed(config, self.base, self.accelerator, self.folder)
         self.identity = identity_of(config, self.feed.source.identity, self.accelerator.num_processes)
         self.identity["encoder"] = self.feed.digest  # the recogniser's, where there is no encoder
@@ -81,8 +83,6 @@ class Trainer:
         self.feed.fill_cache()
         adapter = make(config, layers, self.feed.encoder.spec).to(device)
         self.denoiser = objective.Denoiser(self.base, adapter, config.attention == "concat")
-        if config.compile:
-            compile_blocks(self.base.unet, device)
         if config.checkpointing:
             self.base.checkpoint_gradients()
         self.ema = copy.deepcopy(adapter).requires_grad_(False) if config.ema else None
