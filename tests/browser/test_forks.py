@@ -24,7 +24,7 @@ from .test_localization import written
 from .test_looks import box, drag, numbers
 from .test_panel import test_a_preset_is_saved_chosen_and_deleted
 from .test_train import pictures as captioned
-from .test_train import shot
+from .test_train import said, shot
 
 __all__ = [
     "fine",
@@ -142,7 +142,7 @@ def test_below_a_mask_are_pictures_that_are_there(page: Any) -> None:
 
 
 def test_the_tab_of_trainings(page: Any, fork: Fork) -> None:
-    """Its lists, a training that is over, and a first look, on gradio 4 as well."""
+    """Lists, a first look, runs that are over, and errors, on gradio 4 as well."""
     written(fork)
     page.locator("#tabs .tab-nav button", has_text="IP-Adapter training").first.click()
     page.wait_for_selector("#ipadapter_train_state .ipadapter-losses")
@@ -152,7 +152,24 @@ def test_the_tab_of_trainings(page: Any, fork: Fork) -> None:
     page.locator("#ipadapter_train_data textarea, #ipadapter_train_data input").first.fill(str(captioned(fork)))
     page.click("#ipadapter_train_look")
     page.wait_for_selector(".ipadapter-look meter")
-    shot(page, f"{fork.host}-train")
+    page.click("#ipadapter_train_start")
+    panel = PanelPage(page)
+    panel.until(lambda: "type a name first" in said(page), True)
+    if fork.host == "forge":  # the others bring ldm along
+        page.locator("#ipadapter_train_name textarea, #ipadapter_train_name input").first.fill("other")
+        page.click("#ipadapter_train_start")
+        panel.until(lambda: "pip install --no-deps stable-diffusion-sdkit" in said(page), True)
+    page.locator("#ipadapter_train_parts button", has_text="Evaluate").first.click()
+    page.wait_for_selector("#ipadapter_evaluate_state .ipadapter-table")
+    shot(page, f"{fork.host}-evaluate")
+    panel.until(lambda: "put one with both towers" in said(page, "evaluate"), True)
+    page.locator("#ipadapter_evaluate_adapters input").first.click()
+    page.locator("#ipadapter_evaluate_adapters ul.options li").filter(has_text="sd1-plus").first.click()
+    text = page.locator("#ipadapter_evaluate_text textarea").first
+    panel.until(lambda: "sd1-plus" in text.input_value(), True)
+    page.locator("#ipadapter_evaluate_name textarea, #ipadapter_evaluate_name input").first.fill("mine")
+    page.click("#ipadapter_evaluate_start")
+    panel.until(lambda: "type the path of a folder with pictures" in said(page, "evaluate"), True)
 
 
 def test_an_error_reaches_the_eye(small: Any) -> None:
