@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
-ENDED = ("done", "stopped", "failed", "killed")
+Ended = Literal["done", "stopped", "failed", "killed"]
+Phase = Literal["preparing", "training", "drawing", "measuring", "stopping", Ended]
+ENDED: tuple[Ended, ...] = get_args(Ended)
 
 
 @dataclass(frozen=True)
@@ -14,7 +16,7 @@ class State:
     is known; log: its last lines."""
 
     name: str
-    phase: str
+    phase: Phase
     seconds_left: float | None = None
     message: str = ""
     log: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from lib_ipadapter.evaluation.runs.report import Report
 from lib_ipadapter.evaluation.runs.state import EvaluationState
 from lib_ipadapter.evaluation.stats import Values
 from lib_ipadapter.evaluation.table import Results, Row
+from lib_ipadapter.runs.state import Phase
 from lib_ipadapter.training.runs.look import Look
 from lib_ipadapter.training.runs.state import RunState
 from lib_ipadapter.webui.train import texts
@@ -74,10 +76,7 @@ def test_a_training_says_what_it_does_in_words_that_can_be_translated():
 
 
 def test_every_phase_has_a_word():
-    from lib_ipadapter.evaluation.runs import state as evaluations
-    from lib_ipadapter.training.runs import state as trainings
-
-    assert {*evaluations.Phase.__args__, *trainings.Phase.__args__} == set(texts.PHASES)
+    assert set(get_args(Phase)) == set(texts.PHASES)
 
 
 def test_the_first_look_says_what_is_wrong():
@@ -105,14 +104,14 @@ def report() -> Report:
 def test_an_evaluation_shows_table_curves_grid_and_differences(tmp_path: Path):
     grid = tmp_path / "grid.png"
     Image.new("RGB", (40, 20)).save(grid)
-    html = evaluation_html(EvaluationState(BAD, "done", 6, 6, log=(BAD,)), report(), grid)
+    html = evaluation_html(EvaluationState(BAD, "done", done=6, total=6, log=(BAD,)), report(), grid)
     assert "<img src=x" not in html
     assert html.count("<img ") == 1
     assert words_in(html) - set(texts.WORDS) <= {str(tmp_path)}
     assert {texts.METHOD, texts.CLIPS, texts.TOPS, texts.DIFFERENCES, texts.GRID} <= set(Texts(html).found)
     assert "[0.215, 1.485]" in html, "Student's t of 0.8 and 0.9"
     assert Texts(html).tags.count("svg") == 1, "of CLIP-I alone: the others have no line"
-    running = evaluation_html(EvaluationState("mine", "drawing", 2, 6, 61.0), None, grid)
+    running = evaluation_html(EvaluationState("mine", "drawing", 61.0, done=2, total=6), None, grid)
     assert "1 min 1 s" in running
     assert 'data-alive="1"' in running
     assert "<table" not in running

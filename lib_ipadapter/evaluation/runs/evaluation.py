@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from ...runs import log as words
 from ...runs.folder import LOG, SHOWN, STOP, RunFolder
+from ...runs.state import Ended
 from .report import Report, read_report
 from .state import EvaluationState
 
@@ -58,7 +59,7 @@ class Evaluation(RunFolder):
         message = lines[-1] if lines and bar is None else ""
         return EvaluationState(phase=phase, message=message, seconds_left=bar.left if bar else None, **common)
 
-    def _ended(self, lines: list[str], at: str) -> tuple[str, str]:
+    def _ended(self, lines: list[str], at: str) -> tuple[Ended, str]:
         """(phase, message) of one whose process runs no more."""
         # Behind its last line packages may say something as they end.
         if any(line.startswith(_LAST) for line in lines[-4:]) and (self.root / RESULTS).is_file():

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ...runs import log as words
+from ...runs.state import Ended
 
 SMALLER = "Choose the preset of less memory, or set a smaller batch, checkpointing: true and storage: fp8"
 _RESUMES = "it goes on from the last checkpoint"
@@ -14,7 +15,7 @@ _RESUMES = "it goes on from the last checkpoint"
 class Ending(NamedTuple):
     """how: the training's end; message: for people, "" where there is nothing to say."""
 
-    how: Literal["done", "stopped", "failed", "killed"]
+    how: Ended
     message: str = ""
 
 

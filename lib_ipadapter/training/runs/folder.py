@@ -74,8 +74,7 @@ class Run(RunFolder):
             ended = ending(self.root / LOG, progress.step, steps, asked)
             return RunState(phase=ended.how, message=trouble or ended.message, **common)
         if not progress.since(begun):
-            phase = "stopping" if asked else "preparing"
-            return RunState(phase=phase, message=log[-1] if log else "", **common)
+            return RunState(phase="stopping" if asked else "preparing", message=log[-1] if log else "", **common)
         each = progress.seconds_a_step(begun)
         left = None if each is None else each * max(steps - progress.step, 0)
         return RunState(
