@@ -334,7 +334,7 @@ class WebUI:
         if units:
             always["IP-Adapter"] = {"args": list(units)}
         body = {
-            "prompt": "a red house on a hill", "negative_prompt": "blurry", "steps": 3, "width": 64, "height": 64,
+            "prompt": "a red house on a hill", "negative_prompt": "blurry", "steps": 2, "width": 64, "height": 64,
             "seed": 1, "sampler_name": "Euler", "cfg_scale": 5, "alwayson_scripts": always, **self.defaults, **payload,
         }  # fmt: skip
         return self.post(f"/sdapi/v1/{mode}", body)

@@ -57,7 +57,7 @@ def warm(colours: np.ndarray) -> np.ndarray:
 
 
 def test_a_sheet_beside_the_picture_which_stays_hash_for_hash(on_sd1: WebUI, unit, shown):
-    off, on = Job(on_sd1, unit), Job(on_sd1, shown)
+    off, on = Job(on_sd1, unit, steps=3), Job(on_sd1, shown, steps=3)  # one for each column of the sheet
     assert on.pictures == off.pictures
     assert off.sheets == []
     assert len(on.sheets) == 1
@@ -83,7 +83,7 @@ def test_the_weight_shows(on_sd1: WebUI, shown):
     weak, strong = (Job(on_sd1, {**shown, "weight": weight}).means() for weight in (0.2, 1.0))
     assert all(weak[name] < strong[name] for name in COLUMNS)
     assert Job(on_sd1, {**shown, "weight": 0}).sheets == []
-    late = Job(on_sd1, {**shown, "start": 0.6}).means()
+    late = Job(on_sd1, {**shown, "start": 0.6}, steps=3).means()
     assert late["early"] == late["middle"] == 0 < late["late"]
 
 
