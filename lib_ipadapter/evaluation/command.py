@@ -144,7 +144,7 @@ def _entry(text: str) -> Mapping[str, Any]:
     expected = 'a JSON object of the texts "name", "url" and "payload" (a file)'
     try:
         entry = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError("method-json", text, expected) from None
     if not isinstance(entry, dict) or set(entry) != {"name", "url", "payload"}:
         raise ConfigError("method-json", text, expected)

@@ -109,14 +109,16 @@ def _coco(path: Path, folder: Path) -> list[_Row]:
         first: dict[Any, str] = {}
         for entry in content["annotations"]:
             first.setdefault(entry["image_id"], " ".join(str(entry["caption"]).split()))
-        names = {str(entry["file_name"]): entry["id"] for entry in content["images"]}
+        names = {str(entry["file_name"]): first.get(entry["id"], "") for entry in content["images"]}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(
             path, f"not COCO's captions ({error!r}); expected images (id, file_name) and annotations "
             "(image_id, caption), as in captions_val2017.json",
         ) from None  # fmt: skip
     rows: list[_Row] = [
-        (folder / name, first.get(i, ""), {}) for name, i in names.items() if os.path.isfile(folder / name)
+        (folder / name, caption, {})
+        for name, caption in names.items()
+        if captioned.is_inside(name) and os.path.isfile(folder / name)
     ]
     if not rows:
         raise FileError(folder, f"none of the {len(names)} pictures that {path.name} names is in it")

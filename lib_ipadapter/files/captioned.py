@@ -106,11 +106,16 @@ def _line(root: Path, path: Path, number: int, line: str) -> Entry:
     for part in (name, reference):
         if not part.strip("./") or "\0" in part or printable(part) != part:
             raise DataError(path, f"line {number}: {part!r} is no file's name; give a path below {root.name}")
-        pure = PurePosixPath(part)
-        if pure.is_absolute() or ".." in pure.parts or ":" in part or "\\" in part:
+        if not is_inside(part):
             raise DataError(path, f"line {number}: {part!r} leaves the folder; give a path below {root.name}")
     fields = {printable(key): printable(str(value)) for key, value in row.items() if key not in _OWN}
     return Entry(name, reference, text, "", fields, number)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path that a file names stays below the file's folder, on any system."""
+    pure = PurePosixPath(name)
+    return not (pure.is_absolute() or ".." in pure.parts or ":" in name or "\\" in name)
 
 
 def caption_of(row: Any, *names: str) -> str:

@@ -18,6 +18,9 @@ from lib_ipadapter.evaluation.run import plan_columns
 from lib_ipadapter.pictures import images
 from tests.by_colour import COLOURS, THREE, ByColour, Mixer, plain, run
 
+# A file that is there, outside of the folder
+LEAVING = json.dumps({"images": [{"file_name": __file__, "id": 1}], "annotations": [{"image_id": 1, "caption": "x"}]})
+
 # references
 
 
@@ -83,6 +86,9 @@ def test_cocos_layout(tmp_path: Path) -> None:
         ({"a.png": None, "metadata.jsonl": '{"file": "a.png"}'}, "line 1: expected an object with file_name"),
         ({"a.png": None, "coco.json": "[]"}, "not COCO's captions"),
         ({"a.png": None, "coco.json": '{"images": [], "annotations": []}'}, "none of the 0 pictures"),
+        ({"a.png": None, "coco.json": '{"images": [{"file_name": 5, "id": [1]}], "annotations": []}'}, "not COCO's"),
+        ({"a.png": None, "coco.json": "[" * 100_000}, "not COCO's captions"),
+        ({"a.png": None, "coco.json": LEAVING}, "none of the 1 pictures"),
     ],
 )
 def test_bad_folders_are_refused(tmp_path: Path, files: dict[str, str | None], words: str) -> None:

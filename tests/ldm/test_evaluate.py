@@ -294,6 +294,7 @@ def test_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--references", "absent"], "absent: no such folder"),
         (["--webui", "http://127.0.0.1:9"], "--webui and --payload together"),
         (["--method-json", '{"name": "x"}'], '"payload"'),
+        (["--method-json", "[" * 100_000], '"payload"'),
         (["--adapter", "BASE", "--width", "100"], "multiple of 64"),
         ([], "the base model alone has only 0"),
         (["--limit", "0"], "limit"),
