@@ -30,10 +30,18 @@ def convert(source: Path, target: Path, dtype: str | None = None, force: bool = 
     spec = identify(file.shapes, source, known=file.known)
     tensors = file.tensors()
     if dtype:
-        tensors = {key: tensor.to(getattr(torch, dtype)) for key, tensor in tensors.items()}
+        tensors = {key: _cast(source, key, tensor, dtype) for key, tensor in tensors.items()}
     told = {VARIANT: spec.kinds[0]} if len(spec.kinds) == 1 else {}  # its hash will not tell any more
     told |= _split_encoder(file, target, force)
     save_adapter(tensors, target, {**file.metadata, **told})
+
+
+def _cast(source: Path, key: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Raises FileError for weights that the dtype has no room for."""
+    cast: torch.Tensor = tensor.to(getattr(torch, dtype))
+    if bool((cast.isfinite() != tensor.float().isfinite()).any()):
+        raise FileError(source, f"{key} has weights that {dtype} has no room for; take --dtype bfloat16 or float32")
+    return cast
 
 
 def _split_encoder(file: AdapterFile, target: Path, force: bool) -> dict[str, str]:

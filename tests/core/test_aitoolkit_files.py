@@ -66,6 +66,15 @@ def test_a_factor_of_more_than_one_neither_overflows_nor_is_rounded_twice(tmp_pa
         assert torch.equal(found, flat[key].float() * 3)
 
 
+def test_a_conversion_to_a_dtype_without_room_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    written(tmp_path / "a.safetensors", {**adapter_tensors(), "ip_adapter.3.ip_scaler": torch.tensor([1e7])})
+    command = ["convert", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--dtype"]
+    assert main([*command, "float16"]) == 2
+    assert "to_k_ip.weight has weights that float16 has no room for" in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()
+    assert main([*command, "bfloat16"]) == 0
+
+
 def clip_face(flat: Tensors) -> Tensors:
     layers = {key: value for key, value in flat.items() if key.startswith("ip_adapter.")}
     sizes = {"norm.weight": (48,), "norm.bias": (48,), "proj.0.weight": (96, 48), "proj.0.bias": (96,),
