@@ -28,14 +28,14 @@
     function openDialog(chosen, source) {
         const dialog = document.createElement("dialog");
         dialog.className = "ipadapter-crop";
-        dialog.setAttribute("aria-label", "Crop the reference image");
-        dialog.innerHTML = '<div class="ipadapter-crop-area"><img draggable="false" alt="The reference image"><i></i></div><p class="ipadapter-sides"></p><p>Drag to select the part to use. A square of it is still cut as Fit says.</p>' +
+        dialog.setAttribute("aria-labelledby", "ipadapter_crop_title");
+        dialog.innerHTML = '<h2 id="ipadapter_crop_title">Crop the reference image</h2><div class="ipadapter-crop-area"><img draggable="false" alt="The reference image"><i></i></div><p class="ipadapter-sides"></p><p>Drag to select the part to use. A square of it is still cut as Fit says.</p>' +
             '<button type="button" value="use">Apply</button> <button type="button" value="whole">Whole image</button> ' +
             '<button type="button" value="mask">Paint a mask\u2026</button> <button type="button" value="unmask">Remove the mask</button> ' +
             '<button type="button" value="">Cancel</button>';
         const mask = masksOf(chosen)[chosen.index];
         dialog.querySelector('[value="unmask"]').hidden = !mask;
-        const area = dialog.firstElementChild, frame = area.querySelector("i");
+        const area = dialog.querySelector(".ipadapter-crop-area"), frame = area.querySelector("i");
         const image = area.querySelector("img");
         image.addEventListener("load", () => { // a small picture is shown larger, to be dragged on
             const {naturalWidth: width, naturalHeight: height} = image;

@@ -253,7 +253,8 @@ def checked(options: Sequence[Option], values: Mapping[str, Any]) -> dict[str, A
     for name in values:
         if name not in by_name:
             near = difflib.get_close_matches(str(name), by_name, 1)
-            expected = f"one of the fields {', '.join(by_name)}{f'; did you mean {near[0]}?' if near else ''}"
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            expected = f"one of the fields{meant} {', '.join(by_name)}"
             raise options[0].error(str(name), values[name], expected)
     return {name: by_name[name].parse(value) for name, value in values.items()}
 

@@ -28,7 +28,7 @@ _STATEMENT = re.compile(r"[\"'>]([A-Z][^\"'<>`$]*)[\"'<]")
 # Texts of JavaScript that are no words of the page
 _NO_WORDS = {"ArrowDown", "ArrowLeft", "ArrowRight", "ArrowUp", "Escape", "Ctrl+Z", "Alt", "IP-Adapter", "None", "POST"}
 _NO_WORDS |= {"Enter", "Delete", "Files"}  # keys, and what a drag carries
-_NO_WORDS |= {"Crop the reference image", "The reference image", "This unit"}  # for screen readers, which the WebUI
+_NO_WORDS |= {"The reference image", "This unit"}  # for screen readers, which the WebUI
 _NO_WORDS |= {"Canvas. Arrow keys move the brush, space puts it down or lifts it, [ and ] change its size."}  # leaves
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +18,19 @@ from ..errors import ModelError, UnsupportedModel
 from .config import TRANSFORMERS, Config
 
 LENGTH = 77
+TEXT_TOWERS = "IPADAPTER_TEXT_TOWERS"  # variable: further folders with configs of text towers, as in PATH
 
 
 def build_text(config: Config, state: Mapping[str, Tensor]) -> TextTower:
     """The tower that the config names, with the checkpoint's tensors (keys below cond_stage_model.)."""
     if config.text_target == TRANSFORMERS:
         return ClipText(config.text, state)
-    own = config.folder / f"{config.text.get('arch')}.json"
-    if own.is_file():
-        register_arch(own)
+    named = os.environ.get(TEXT_TOWERS, "").split(os.pathsep)
+    for folder in (config.folder, *(Path(one) for one in named if one)):
+        own = folder / f"{config.text.get('arch')}.json"
+        if own.is_file():
+            register_arch(own)
+            break
     return OpenClipText(config.text, state)
 
 

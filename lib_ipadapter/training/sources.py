@@ -11,13 +11,13 @@ from ..pictures.images import SUFFIXES
 from .shards import ShardSource, expand
 from .source import FolderSource, Source
 
-_GLOB = set("*?[{")
+PATTERN = set("*?[{")  # of shards
 
 
 def open_source(path: Path | str) -> Source:
     """A folder, a .tar file, a folder of them, or a pattern such as ``set-{000..009}.tar``. Raises DataError."""
     text = str(path)
-    if _GLOB & set(text) and not os.path.exists(text):
+    if PATTERN & set(text) and not os.path.exists(text):
         return ShardSource(expand(text))
     path = Path(path)
     if path.suffix == ".tar":

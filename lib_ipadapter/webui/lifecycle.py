@@ -18,6 +18,7 @@ from .maps import shown_in, when_closed
 from .models import Models
 from .request import requested_units
 from .script import Run
+from .words import reworded
 from .xyz import cell_values, over_units
 
 RUN = "_ipadapter_run"  # the attribute of a job that has its Run
@@ -52,7 +53,7 @@ class Lifecycle:
             p.extra_generation_params[KEY] = run.infotext
         except IPAdapterError as error:
             logger.error("%s", error)
-            run.refuse(error)
+            run.refuse(reworded(error, args))
         except Exception as error:
             logger.error("unexpected error\n%s", traceback.format_exc())
             run.refuse(error)

@@ -89,6 +89,27 @@ def test_the_label_of_negatives_stands_over_their_drop_zone(panel: PanelPage, wi
     assert zone.evaluate("zone => getComputedStyle(zone).borderTopWidth") == "1px"
 
 
+@pytest.mark.parametrize("width", [600, 700, 1400])
+def test_lines_with_boxes_to_tick_have_room(panel: PanelPage, width: int):
+    """At 600 pixels the number of Feather lay on its label, and In detailers showed two letters of its choice."""
+    panel.page.set_viewport_size({"width": width, "height": 1600})
+    panel.unfold(0, "where")
+    panel.unfold(0, "follow")
+    panel.unit(0, "in_detailer").wait_for(state="visible")
+    places(panel, "feather", "in_detailer")
+    feather = panel.unit(0, "feather")
+    label, typed = feather.locator("label").first, feather.locator("input[type=number]")
+    words = label.evaluate("""label => {
+        const range = document.createRange();
+        range.selectNodeContents(label);
+        return range.getBoundingClientRect().right;
+    }""")
+    number, whole = typed.bounding_box(), feather.bounding_box()
+    assert words + 4 <= number["x"]
+    assert number["x"] + number["width"] <= whole["x"] + whole["width"] + 1
+    assert panel.unit(0, "in_detailer").bounding_box()["width"] >= 100
+
+
 def test_the_choices_of_a_region_are_on_one_line(panel: PanelPage):
     panel.unfold(0, "where")
     labels = panel.unit(0, "region").locator("label:visible").all()
@@ -144,6 +165,13 @@ def test_dialogs_and_menus_look_like_the_page(panel: PanelPage):
     item = panel.page.get_by_role("menuitem").first
     assert item.evaluate(font) == own
     assert item.evaluate("element => getComputedStyle(element).borderTopStyle") == "none"
+    panel.page.keyboard.press("Escape")
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.unit(0, "thumbnails").locator(".ipadapter-open").first.click()
+    title = panel.page.locator("dialog.ipadapter-crop h2")
+    assert title.inner_text() == "Crop the reference image"
+    assert title.evaluate(font) == own
     panel.page.keyboard.press("Escape")
     panel.unfold(0, "where")
     panel.unit(0, "mask_pad").locator(".ipadapter-paint").click()

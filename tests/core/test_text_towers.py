@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lib_ipadapter.errors import UnsupportedModel
 from lib_ipadapter.standalone.config import OPEN_CLIP, TRANSFORMERS, Config
-from lib_ipadapter.standalone.text import build_text, tokenize
+from lib_ipadapter.standalone.text import TEXT_TOWERS, build_text, tokenize
 
 TEXTS = ["a photo of a cat", "", "two dogs, one of them green, beside a house"]
 ARCH = {
@@ -63,6 +65,20 @@ def test_the_tokens_are_those_of_open_clips_own_text_path(tmp_path: Path, layer:
     assert found.std() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(found[0], found[2], atol=1e-2)  # rows do not mix
+
+
+def test_a_towers_config_may_lie_in_a_folder_that_the_webui_names(tmp_path: Path, monkeypatch: Any) -> None:
+    """As the small world's: beside the image encoder, where the WebUI finds it, and not beside the checkpoint."""
+    (tmp_path / "encoders").mkdir()
+    (tmp_path / "encoders" / "elsewhere-text.json").write_text(json.dumps(ARCH))
+    state = {
+        f"model.{key}": value for key, value in random_clip(3).state_dict().items() if not key.startswith("visual.")
+    }
+    given = dataclasses.replace(config(tmp_path, "last"), text={"arch": "elsewhere-text", "layer": "last"})
+    with pytest.raises(UnsupportedModel, match=r"elsewhere-text\.json beside the yaml"):
+        build_text(given, state)
+    monkeypatch.setenv(TEXT_TOWERS, os.pathsep.join([str(tmp_path / "none"), str(tmp_path / "encoders")]))
+    assert build_text(given, state).encode(TEXTS).shape == (3, 77, 32)
 
 
 def test_sd1s_tokens_are_those_of_transformers(tmp_path: Path) -> None:

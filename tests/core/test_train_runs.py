@@ -231,6 +231,8 @@ def test_what_is_wrong_is_said_before_a_process_starts(runs: Runs, config: dict[
         ({**config, "steps": 0}, "steps: got 0"), ({**config, "stepz": 3}, "did you mean steps"),
         ({**config, "out": "elsewhere"}, "out: got 'elsewhere', expected nothing"),
         ({**config, "base": "gone.safetensors"}, "gone.safetensors', expected a file that is there"),
+        ({**config, "data": str(tmp_path / "nowhere")}, "nowhere', expected a folder of pictures that is there"),
+        ({**config, "validation": "gone"}, "gone', expected a folder of pictures that is there"),
         ("steps: [", "expected plain YAML"), ("- a", "a YAML mapping"), ("a: &x 1\nb: *x", "write them out"),
         ("steps: 1\n" * 20_000, "at most"), (7, "the YAML text"), ("data: x", "base"),
     ]  # fmt: skip
@@ -254,6 +256,7 @@ def test_what_is_wrong_is_said_before_a_process_starts(runs: Runs, config: dict[
 def test_paths_are_from_the_folder_of_who_starts_it(runs: Runs, config: dict[str, Any], tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch):  # fmt: skip
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "held-out").mkdir()
     fields = runs.checked("mine", {**config, "base": "base.safetensors", "validation": "held-out"})
     assert fields["base"] == str(tmp_path / "base.safetensors")
     assert fields["validation"] == str(tmp_path / "held-out")

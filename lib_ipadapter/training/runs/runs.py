@@ -15,6 +15,7 @@ from ...runs.shelf import Shelf
 from ...runs.yaml_text import fields_of
 from ...unit.names import checked_name
 from ..config import TrainConfig
+from ..sources import PATTERN
 from .folder import Run
 
 _PATHS = (
@@ -22,6 +23,7 @@ _PATHS = (
     "validation",
 )  # fmt: skip
 _FILES = ("base", "base_config", "encoder", "init", "init_layers")  # of which each must be there
+_PICTURES = ("data", "validation", "sample_references")  # and of these, where they are no pattern
 
 
 class Runs(Shelf[Run]):
@@ -55,6 +57,9 @@ class Runs(Shelf[Run]):
         for key in _FILES:
             if fields.get(key) and not os.path.exists(fields[key]):
                 raise ConfigError(key, fields[key], "a file that is there")
+        for key in _PICTURES:
+            if (path := fields.get(key)) and not PATTERN & set(path) and not os.path.exists(path):
+                raise ConfigError(key, path, "a folder of pictures that is there, or .tar shards")
         return fields
 
     def publish(self) -> bool:

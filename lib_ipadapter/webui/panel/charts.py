@@ -13,6 +13,7 @@ from ...errors import UnitError
 from ...prompts.image_prompt import prompt_fields
 from ...unit import FIELDS, LAYERS, Unit
 from ...unit.weights import LayerCounts, LayerWeight
+from ..words import worded
 from .html import failure
 
 STEPS = 20  # columns of the chart
@@ -40,11 +41,11 @@ def charts(values: Mapping[str, Any], places: LayerCounts) -> tuple[str, str]:
         except UnitError as error:
             field = str(error.detail["field"])
             if field not in values:  # it is the default's own by now
-                return failure(str(error)), above
+                return failure(worded(error)), above
             if field in _ABOVE:
-                above += failure(str(error))
+                above += failure(worded(error))
             else:
-                wrong += failure(str(error))
+                wrong += failure(worded(error))
             del values[field]
     shown = f'{wrong}<div class="ipadapter-charts">{_layers(weights, places, timing)}{_curve(timing)}</div>'
     return shown, above

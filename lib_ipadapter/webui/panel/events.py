@@ -17,6 +17,7 @@ from ...unit.weights import BOTH, SD, SDXL
 from .. import settings
 from ..describe import FACE_FIELDS
 from ..infotext import match
+from ..words import worded
 from . import faces, html
 from .charts import SHOWN, charts
 from .references import CLEARED, ReferenceEvents, is_model, masks_of, numbers_of, paths_of, wanted_hashes
@@ -78,7 +79,7 @@ class UnitEvents:
         try:
             boxes = crops.boxes(crops.parse_boxes(box or ""), len(paths))
         except UnitError as error:
-            boxes, problem = [None] * len(paths), problem or (str(error) if paths else "")
+            boxes, problem = [None] * len(paths), problem or (worded(error) if paths else "")
         name = (lambda digest: "") if self.models.host.serves_others() else html.known_name
         remark = html.note(match(wanted_hashes(wanted), [html.picture_hash(path) for path in paths], name))
         how = preprocess.Preprocess(fit, position, sharpen)
@@ -150,7 +151,7 @@ class UnitEvents:
         try:
             fields = self.models.presets().load(name)
         except IPAdapterError as error:
-            return [html.failure(str(error)), *unchanged]
+            return [html.failure(worded(error)), *unchanged]
         values = {key: fields.get(key, field.default) for key, field in KEPT.items()}
         return ["", *(value or NO_MODEL if key == "model" else value for key, value in values.items())]
 
@@ -163,7 +164,7 @@ class UnitEvents:
         try:
             self.models.presets().save(name or "", unit)
         except IPAdapterError as error:
-            return [gr.update(), html.failure(str(error))]
+            return [gr.update(), html.failure(worded(error))]
         return [gr.update(choices=self.preset_names(), value=name), html.note(f'Saved preset "{name}".')]
 
     def delete_preset(self, name: Any) -> list[Any]:
@@ -173,7 +174,7 @@ class UnitEvents:
         try:
             self.models.presets().remove(name or "")
         except IPAdapterError as error:
-            return [gr.update(), html.failure(str(error))]
+            return [gr.update(), html.failure(worded(error))]
         return [gr.update(choices=self.preset_names(), value=None), html.note(f'Deleted preset "{name}".')]
 
     # the model's file

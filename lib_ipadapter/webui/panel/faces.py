@@ -21,6 +21,7 @@ from ...prompts.pose import drawn, points_in
 from ...unit import crops
 from ...unit.crops import Box
 from ...unit.face import ALL, parse_face, parse_pose_face
+from ..words import worded
 from .html import Seen, by_content, data_uri, face_buttons, failure, note, square
 from .values import MASKS, parse_masks
 
@@ -47,7 +48,7 @@ def view_or_picture(path: str, box: Box | None, choice: Any, focus: str, faces: 
     try:
         return view(path, box, choice, focus, faces)
     except FaceError as error:
-        below = "" if isinstance(error, (FaceModelMissing, FacesUnavailable)) else failure(str(error))
+        below = "" if isinstance(error, (FaceModelMissing, FacesUnavailable)) else failure(worded(error))
         return Seen(square(path, _SIDE, Preprocess(), box, focus), "whose face is not found", below)
 
 
@@ -88,7 +89,7 @@ def pose(given: Mapping[str, Any], images: Sequence[str], poses: Sequence[str], 
         points, size = points_in(picture, box, mask, choice, field, faces)
         shown = drawn(points, size, size)
     except (IPAdapterError, OSError) as error:
-        return failure(str(error))
+        return failure(worded(error))
     alt = "The pose: eyes, nose and the corners of the mouth, as the ControlNet is given them"
     return f'<img class="ipadapter-keypoints" src="{data_uri(shown, _SIDE)}" alt="{alt}" title="{alt}">'
 

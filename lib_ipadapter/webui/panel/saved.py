@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ...errors import IPAdapterError
+from ..words import worded
 from . import html
 from .events import PREPROCESSING
 from .references import extended, paths_of, without
@@ -54,7 +55,7 @@ class SavedEvents:
             images = pictures(files, weights, saved, masks)
             self.models.shelf().save(name, {**unit, "images": images})
         except IPAdapterError as error:
-            return html.failure(str(error))
+            return html.failure(worded(error))
         return html.note(f'Saved embeds "{name}". To use them instead of the images, remove these and choose it here.')
 
     def delete(self, name: Any) -> str:
@@ -64,5 +65,5 @@ class SavedEvents:
         try:
             self.models.shelf().saved.remove(name)
         except IPAdapterError as error:
-            return html.failure(str(error))
+            return html.failure(worded(error))
         return html.note(f'Deleted embeds "{name}".')

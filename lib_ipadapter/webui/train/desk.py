@@ -81,9 +81,9 @@ class Desk(Place):
     def look(self, data: Any, resolution: Any = 512, step: Any = 64) -> look.Look:
         """A first look at a folder. Raises UnitError, DataError, TrainingError."""
         self.allow()
+        _check_named(data)
         if not isinstance(data, str) or not 0 < len(data.strip()) <= _LONGEST:
-            raise UnitError("data", data, "the path of a folder with pictures", "" if data else
-                            "data: type the path of a folder with pictures first")  # fmt: skip
+            raise UnitError("data", data, "the path of a folder with pictures")
         for name, value, least in (("resolution", resolution, 32), ("bucket_step", step, 8)):
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 4096:
                 raise UnitError(name, value, f"a whole number from {least} to 4096 (pixels)")
@@ -95,6 +95,7 @@ class Desk(Place):
         self.allow()
         checked_name("name", name)
         given = dict(config) if isinstance(config, Mapping) else yaml_text.fields_of(config)
+        _check_named(given.get("data"))
         return self.runs.start(name, given, self.launch(unload, not os.path.isdir(str(given.get("base"))))).state()
 
     def stop(self, name: Any) -> RunState:
@@ -115,6 +116,13 @@ class Desk(Place):
         """(step, loss) of the training, at most CURVE points, and of the validation. Raises UnitError."""
         progress = self.runs.run(name).progress.update()
         return {"loss": progress.curve(CURVE), "validation": progress.measured[-CURVE:]}
+
+
+def _check_named(data: Any) -> None:
+    """Raises UnitError where nothing is named."""
+    if data is None or (isinstance(data, str) and not data.strip()):
+        raise UnitError("data", data, "the path of a folder with pictures",
+                        "data: type the path of a folder with pictures first")  # fmt: skip
 
 
 def _memory() -> float:

@@ -40,6 +40,10 @@ class EvaluatingPart(Part):
             self.weights = gr.Textbox("", label="Weights", max_lines=1, elem_id=f"{self.id}_weights")
             self.judge = gr.Dropdown([], label="CLIP that measures", elem_id=f"{self.id}_judge")
 
+    def fields(self) -> dict[str, Any]:
+        """Those that people must fill in."""
+        return {"checkpoint": self.base, "adapter": self.adapters, "references": self.data, "clip": self.judge}
+
     def bind(self) -> None:
         """What its own components do."""
         chosen = [self.base, self.adapters, self.data, self.weights, self.judge]

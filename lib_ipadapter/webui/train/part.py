@@ -13,6 +13,7 @@ from ...runs.yaml_text import changed
 from ..api import access
 from ..models import Models
 from ..panel.html import failure, note
+from ..words import worded
 from .texts import STARTED
 
 QUIET: dict[str, Any] = {"show_progress": False, "queue": False}
@@ -26,10 +27,20 @@ class Part(ABC):
     runs_label: str
     name_label: str
     stop_label: str
+    data: Any
     ours: Sequence[str]
 
     def __init__(self, models: Models) -> None:
         self.models = models
+
+    def tried(self, work: Callable[[], Any]) -> tuple[Any, str]:
+        """What ``work`` gives, or None and what is wrong as HTML, in the words of the page."""
+        try:
+            return work(), ""
+        except IPAdapterError as error:
+            components = {"config": self.text, "data": self.data, **self.fields()}
+            labels = {field: str(component.label) for field, component in components.items()}
+            return None, failure(worded(error, {"name": self.name_label, **labels}))
 
     def open_to_all(self) -> bool:
         """Whether people who are asked for no password open the page over the network."""
@@ -47,6 +58,10 @@ class Part(ABC):
     @abstractmethod
     def bind(self) -> None:
         """What its own components do."""
+
+    @abstractmethod
+    def fields(self) -> dict[str, Any]:
+        """Its own components by the fields whose refusals are to name them."""
 
     @abstractmethod
     def html(self, name: str) -> str:
@@ -104,33 +119,25 @@ class Part(ABC):
 
     def changed(self, text: str, *chosen: Any) -> list[Any]:
         """The YAML with what was chosen, and what is wrong."""
-        made, wrong = tried(lambda: changed(text, self.work.chosen(*chosen), self.ours))
+        made, wrong = self.tried(lambda: changed(text, self.work.chosen(*chosen), self.ours))
         # An error of a button that was pressed since stays.
         return [gr.update() if made is None else made, wrong or gr.update()]
 
     def stopped(self, name: str) -> str:
         """Stops a run; what is wrong."""
-        return tried(lambda: self.work.stop(name or ""))[1]
+        return self.tried(lambda: self.work.stop(name or ""))[1]
 
     def _start(self, name: str, text: str, unload: bool) -> list[Any]:
-        state, wrong = tried(lambda: self.work.start(str(name or "").strip(), text, bool(unload)))
+        state, wrong = self.tried(lambda: self.work.start(str(name or "").strip(), text, bool(unload)))
         if state is None:
             return [gr.update(), wrong]
         return [gr.update(choices=self.work.runs.names(), value=state.name), note(STARTED)]
 
     def _chosen(self, name: str) -> list[Any]:
         """Its name and text as well, to go on with it."""
-        text, _ = tried(lambda: self.work.runs.run(name).text())
+        text, _ = self.tried(lambda: self.work.runs.run(name).text())
         return [self._state(name), name or gr.update(), gr.update() if text is None else text]
 
     def _state(self, name: str) -> str:
-        html, wrong = tried(lambda: self.html(name)) if name else ("", "")
+        html, wrong = self.tried(lambda: self.html(name)) if name else ("", "")
         return (html or "") + wrong
-
-
-def tried(work: Callable[[], Any]) -> tuple[Any, str]:
-    """What ``work`` gives, or None and what is wrong as HTML."""
-    try:
-        return work(), ""
-    except IPAdapterError as error:
-        return None, failure(str(error))

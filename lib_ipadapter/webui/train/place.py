@@ -13,6 +13,7 @@ from ...errors import IPAdapterError, TrainingError, UnitError
 from ...files.tensors import open_tensors
 from ...runs.launch import Launch
 from ...standalone.model import LDM
+from ...standalone.text import TEXT_TOWERS
 from ..models import Models
 
 SDXL = "conditioner.embedders."  # how keys of an SDXL checkpoint begin
@@ -56,7 +57,9 @@ class Place:
         if not isinstance(unload, bool):
             raise UnitError("unload", unload, "true or false")
         before = self.models.unload if unload else (lambda: None)
-        return Launch(packages=_packages(), variables=self.models.host.training_variables(), before=before)
+        towers = os.pathsep.join(map(str, self.models.host.text_tower_folders()))
+        variables = {**self.models.host.training_variables(), TEXT_TOWERS: towers}
+        return Launch(packages=_packages(), variables=variables, before=before)
 
 
 def require_ldm() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ..panel.html import failure, note
-from .part import QUIET, Part, tried
+from .part import QUIET, Part
 from .texts import NAME_OF_ADAPTER, NO_ENCODER, SAVE_AND_STOP, STOPPING, TRAININGS
 
 
@@ -35,6 +35,10 @@ class TrainingPart(Part):
             self.variant = gr.Dropdown([], label="Variant", elem_id=f"{self.id}_variant")
             self.preset = gr.Dropdown([], label="Preset", elem_id=f"{self.id}_preset")
 
+    def fields(self) -> dict[str, Any]:
+        """Those that people must fill in."""
+        return {"base": self.base, "encoder": self.encoder}
+
     def bind(self) -> None:
         """What its own components do."""
         chosen = [self.base, self.data, self.encoder, self.variant]
@@ -59,7 +63,7 @@ class TrainingPart(Part):
         preset = desk.preset(base or "").title
         variant = variants[0] if variants else None
         said = "" if encoder else failure(NO_ENCODER)
-        made, wrong = tried(lambda: text or desk.composed(preset, base or "", "", encoder or "", variant or ""))
+        made, wrong = self.tried(lambda: text or desk.composed(preset, base or "", "", encoder or "", variant or ""))
         runs = desk.runs.names()
         return [
             gr.update(choices=bases, value=base), gr.update(choices=encoders, value=encoder),
@@ -69,11 +73,11 @@ class TrainingPart(Part):
 
     def _based(self, base: str, data: str, encoder: str, variant: str) -> list[Any]:
         preset = self.work.preset(base).title
-        text, _ = tried(lambda: self.work.composed(preset, base, data, encoder, variant))
+        text, _ = self.tried(lambda: self.work.composed(preset, base, data, encoder, variant))
         return [gr.update(value=preset), text or ""]
 
     def _composed(self, preset: str, *chosen: str) -> list[Any]:
-        text, wrong = tried(lambda: self.work.composed(preset, *chosen))
+        text, wrong = self.tried(lambda: self.work.composed(preset, *chosen))
         return [gr.update() if text is None else text, wrong]
 
     def _encoded(self, text: str, base: str, data: str, encoder: str, variant: str) -> list[Any]:
@@ -90,12 +94,12 @@ class TrainingPart(Part):
             sizes = [fields.get(name) or default for name, default in (("resolution", 512), ("bucket_step", 64))]
             return look_html(self.work.look(data, *sizes))
 
-        shown, wrong = tried(looked)
+        shown, wrong = self.tried(looked)
         return (shown or "") + wrong
 
     def stopped(self, name: str) -> str:
         """Asks a training to save and to end; what is said."""
-        state, wrong = tried(lambda: self.work.stop(name or ""))
+        state, wrong = self.tried(lambda: self.work.stop(name or ""))
         return wrong or (note(STOPPING) if state.alive else "")
 
     def html(self, name: str) -> str:
