@@ -52,7 +52,7 @@ def test_a_table_of_layers_and_what_is_wrong_with_it(fine: PanelPage):
     text(fine, "layers").fill("0-1:1, 15:-1")
     fine.until(lambda: weights(fine), ["1", "1", *["0"] * 13, "-1"])
     text(fine, "layers").fill("0-1:1, 15:-1, 15:2")
-    fine.until(lambda: "layers: got" in charts(fine).inner_text(), True)
+    fine.until(lambda: "Weight per layer: got" in charts(fine).inner_text(), True)
     text(fine, "layers").fill("")
     fine.until(lambda: weights(fine), ["1"] * 16)
 
@@ -60,7 +60,7 @@ def test_a_table_of_layers_and_what_is_wrong_with_it(fine: PanelPage):
 def test_what_is_wrong_is_said_and_the_curve_stays(fine: PanelPage):
     """F15: a broken curve can be dragged right, and Start says at its place that it is after End."""
     text(fine, "curve").fill("2:x")
-    fine.until(lambda: "curve: got" in charts(fine).inner_text(), True)
+    fine.until(lambda: "Weight over steps: got" in charts(fine).inner_text(), True)
     page = fine.page
     charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
     x, y = centre(fine, 0)
@@ -68,7 +68,7 @@ def test_what_is_wrong_is_said_and_the_curve_stays(fine: PanelPage):
     page.mouse.down()
     page.mouse.move(x, y + 15, steps=4)
     page.mouse.up()
-    fine.until(lambda: "curve: got" in charts(fine).inner_text(), False)
+    fine.until(lambda: "Weight over steps: got" in charts(fine).inner_text(), False)
     assert text(fine, "curve").input_value().startswith("0:0.")
     fine.set_number(0, "start", 0.8)
     fine.set_number(0, "end", 0.3)
