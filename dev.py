@@ -36,7 +36,7 @@ PYTHONS = ((3, 10), (3, 11))
 SUITES = ("lint", "types", "core", "ldm", "parity", "webui", "browser", "current", "forks")
 # Several suites run at once; those that take longest begin first, and the longest in parts.
 ORDER = ("webui", "browser", "ldm", "core", "parity", "current", "forks", "types", "lint")
-PARTS = {"webui": 2, "browser": 2}
+PARTS = {"webui": 2, "browser": 2, "ldm": 2}
 QUICK = ("lint", "types", "core", "ldm", "parity", "webui")
 # What the suite "current" runs: what depends on torch's, open_clip's and diffusers' releases.
 CURRENT = (

@@ -80,7 +80,7 @@ def test_a_sheet_beside_the_picture_which_stays_hash_for_hash(on_sd1: WebUI, uni
 
 
 def test_the_weight_shows(on_sd1: WebUI, shown):
-    weak, strong = (Job(on_sd1, {**shown, "weight": weight}).means() for weight in (0.2, 1.0))
+    weak, strong = (Job(on_sd1, {**shown, "weight": weight}, steps=3).means() for weight in (0.2, 1.0))
     assert all(weak[name] < strong[name] for name in COLUMNS)
     assert Job(on_sd1, {**shown, "weight": 0}).sheets == []
     late = Job(on_sd1, {**shown, "start": 0.6}, steps=3).means()
