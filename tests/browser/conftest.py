@@ -29,19 +29,17 @@ _HARMLESS = ("net::ERR", "Failed to load resource", "reading 'props'")
 UNUSED = ("Extensions", "Train", "Checkpoint Merger")
 
 
-class WithPage(harness.WebUI):
-    """With its page, the WebUI must not be asked anything before it is up: a request between the launch of
+class AfterItsPage:
+    """With its page, a WebUI or a fork must not be asked anything before it is up: a request between the launch of
     the page and that of the API starts the app too early, and the process ends."""
 
-    def _wait(self, deadline: float) -> None:
+    def _wait(self: Any, deadline: float) -> None:
         self.says("Startup time", 1, deadline)
-        super()._wait(deadline)
+        super()._wait(deadline)  # type: ignore[misc]
 
-    def says(self, text: str, times: int, deadline: float) -> bool:
-        """Waits until the log has ``text`` so often."""
-        while self.log.count(text) < times and time.monotonic() < deadline and self.process.poll() is None:
-            time.sleep(0.3)
-        return self.log.count(text) >= times
+
+class WithPage(AfterItsPage, harness.WebUI):
+    """The WebUI with its page."""
 
 
 @pytest.fixture(scope="session")

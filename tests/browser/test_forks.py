@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from tests.webui.forks import FOLDERS, Fork, absent
 from tests.webui.harness import checkpoint
 
+from .conftest import AfterItsPage
 from .pages import PanelPage, upload
 from .test_charts import fine, test_points_are_dragged_added_and_taken_out
 from .test_generate import (
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-class WithSmallCheckpoint(Fork):
+class WithSmallCheckpoint(AfterItsPage, Fork):
     """With a second checkpoint, of other widths."""
 
     def _prepare(self) -> None:
@@ -50,9 +50,6 @@ def fork(request: pytest.FixtureRequest) -> Iterator[Fork]:
     if reason := absent(request.param):
         pytest.skip(reason)
     with WithSmallCheckpoint(request.param, extra=()) as running:
-        deadline = time.monotonic() + 120
-        while "Startup time" not in running.log and time.monotonic() < deadline:
-            time.sleep(0.3)
         yield running
 
 
