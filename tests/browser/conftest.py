@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
