@@ -134,6 +134,14 @@ def test_a_training_is_done_and_its_adapter_is_in_the_list(runs: Runs, config: d
     ended(runs)
     (runs.root / "mine" / "ip_adapter.safetensors").write_bytes(b"another one")
     assert runs.publish(), "a new version is put there"
+    library.find("mine").unlink()
+    (runs.shelf / "mine.safetensors").write_bytes(b"somebody else's")
+    (runs.root / "mine" / "ip_adapter.safetensors").unlink()
+    (runs.root / "mine" / "ip_adapter.safetensors").write_bytes(b"a third one")
+    assert not runs.publish()
+    assert library.find("mine").read_bytes() == b"somebody else's"
+    with pytest.raises(UnitError, match="another name"):
+        runs.start("mine", {**config, "steps": 14}, standing())
 
 
 def test_it_is_followed_stopped_and_found_again(runs: Runs, config: dict[str, Any]):

@@ -42,8 +42,13 @@ class Run(RunFolder):
 
     @property
     def owns(self) -> bool:
-        """Whether the adapter of its name in the list is its own."""
-        return (self.root / PUBLISHED).is_file() or not self.published.exists()
+        """Whether the adapter of its name in the list is its own, as it was put there, or none is there."""
+        try:
+            return read_json(self.root / PUBLISHED) == _version(self.published)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
 
     def stop(self) -> None:
         """Asks the training to save and to end after the step that it is at; one that has not begun its steps yet, and
@@ -67,7 +72,7 @@ class Run(RunFolder):
         common: dict[str, Any] = {
             "name": self.name, "step": progress.step, "steps": steps, "loss": progress.loss,
             "validation": progress.measured[-1][1] if progress.measured else None, "samples": self.samples(),
-            "adapter": self.name if self.published.is_file() and (self.root / PUBLISHED).is_file() else "",
+            "adapter": self.name if self.published.is_file() and self.owns else "",
             "log": tuple(log[-SHOWN:]),
         }  # fmt: skip
         if not alive:
@@ -99,8 +104,7 @@ class Run(RunFolder):
         deleted stays away. Never raises."""
         made = self.root / ADAPTER
         try:
-            stat = made.stat()
-            version = {"size": stat.st_size, "time": stat.st_mtime_ns}
+            version = _version(made)
             if not self.owns or read_json(self.root / PUBLISHED) == version or self.alive or not self._ended_well():
                 return False
             with replacing(self.published) as part:
@@ -113,6 +117,12 @@ class Run(RunFolder):
 
     def _ended_well(self) -> bool:
         return self.state().phase in ("done", "stopped")
+
+
+def _version(path: Path) -> dict[str, int]:
+    """What tells a file from another at its place; a copy has its source's. Raises OSError."""
+    stat = path.stat()
+    return {"size": stat.st_size, "time": stat.st_mtime_ns}
 
 
 def _copied(source: Path, target: Path) -> None:
