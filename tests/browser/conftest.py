@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,6 +36,12 @@ class AfterItsPage:
     def _wait(self: Any, deadline: float) -> None:
         self.says("Startup time", 1, deadline)
         super()._wait(deadline)  # type: ignore[misc]
+
+    def says(self: Any, text: str, times: int, deadline: float) -> bool:
+        """Waits until the log has ``text`` so often."""
+        while self.log.count(text) < times and time.monotonic() < deadline and self.process.poll() is None:
+            time.sleep(0.3)
+        return bool(self.log.count(text) >= times)
 
 
 class WithPage(AfterItsPage, harness.WebUI):

@@ -273,12 +273,6 @@ class WebUI:
             time.sleep(0.3)
         raise RuntimeError(f"the WebUI did not start:\n{self.log[-6000:]}")
 
-    def says(self, text: str, times: int, deadline: float) -> bool:
-        """Waits until the log has ``text`` so often."""
-        while self.log.count(text) < times and time.monotonic() < deadline and self.process.poll() is None:
-            time.sleep(0.3)
-        return self.log.count(text) >= times
-
     @property
     def log(self) -> str:
         """What the WebUI printed."""
