@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...encoders.recognise import recognise
-from ...errors import UnitError
+from ...errors import ConfigError, UnitError
 from ...runs import yaml_text
 from ...training.runs import look, recipe
 from ...training.runs.recipe import Preset
@@ -95,8 +95,13 @@ class Desk(Place):
         self.allow()
         checked_name("name", name)
         given = dict(config) if isinstance(config, Mapping) else yaml_text.fields_of(config)
-        _check_named(given.get("data"))
-        return self.runs.start(name, given, self.launch(unload, not os.path.isdir(str(given.get("base"))))).state()
+        launch = self.launch(unload, not os.path.isdir(str(given.get("base"))))
+        try:
+            return self.runs.start(name, given, launch).state()
+        except ConfigError as error:
+            if error.detail["field"] == "data":
+                _check_named(given.get("data"))
+            raise
 
     def stop(self, name: Any) -> RunState:
         """Asks a training to save and to end. Raises UnitError, TrainingError."""
