@@ -200,7 +200,7 @@ def _draw(
                     done += 1
                     bar.update()
     except (KeyboardInterrupt, IPAdapterError):
-        say(f"stopped: {done} of {len(tasks)} pictures are in {store.folder}; the same command goes on")
+        say(f"stopped: {done} of {len(tasks)} pictures are in {store.folder}; start it again to go on")
         raise
 
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if outcome.stopped:
         print(
-            f"stopped after step {outcome.step} of {config.steps}; the same command goes on from it",
+            f"stopped after step {outcome.step} of {config.steps}; start it again to go on from there",
             file=sys.stderr,
         )
     print(outcome.adapter)

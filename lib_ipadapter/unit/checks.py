@@ -37,8 +37,7 @@ class Checks:
         if not self.model:
             raise UnitError(
                 "model", self.model, "the name of an adapter file, as model_list lists it",
-                "no model is chosen, expected the name of an adapter file: choose one under Model, or switch the unit "
-                "off",
+                "no model is chosen: choose one under Model, or switch the unit off",
             )  # fmt: skip
         if not self.images:
             raise UnitError(

@@ -179,3 +179,20 @@ def test_dialogs_and_menus_look_like_the_page(panel: PanelPage):
     tool.wait_for(state="visible")
     assert tool.evaluate(font) == own
     panel.page.keyboard.press("Escape")
+
+
+def test_on_a_phone_the_regions_and_the_crop_dialog_s_buttons_stand_on_one_line(panel: PanelPage):
+    page = panel.page
+    page.set_viewport_size({"width": 390, "height": 1600})
+    panel.add(0, upload(0))
+    panel.until(panel.thumbs, 1)
+    panel.unfold(0, "where")
+    panel.unfold(0, "look")
+    heights = "labels => new Set(labels.map(label => Math.round(label.getBoundingClientRect().top))).size"
+    panel.until(lambda: panel.unit(0, "region").locator("label:visible").evaluate_all(heights), 1)
+    icon = panel.unit(0, "negative").locator('[data-testid="block-label"] svg').bounding_box()
+    assert icon["width"] >= 8  # it was squeezed to a dot
+    panel.unit(0, "thumbnails").locator(".ipadapter-open").first.click()
+    buttons = page.locator(".ipadapter-crop button:visible")
+    buttons.first.wait_for()
+    assert buttons.evaluate_all(heights) == 1

@@ -117,6 +117,7 @@ def test_from_a_folder_to_an_adapter_that_draws(tab: Any, webui: WithPage):
     start(tab, "mine", {**given, **SMALL, "validation": str(data)})
     PanelPage(tab).until(lambda: over(tab, "mine"), True, 100)
     assert "mine done" in seen(tab)
+    assert said(tab) == ""  # that it was started is over with it
     assert tab.locator("#ipadapter_train_state figure img").count() == 2
     assert tab.locator(".ipadapter-losses circle").count() == 2
     shot(tab, "light")
@@ -186,6 +187,10 @@ def test_a_killed_training_a_full_disk_and_a_broken_config_are_said(tab: Any, we
     (root.parent / "earlier" / "run.yaml").write_text("steps: 7")
     start(tab, "killed", {**given, **ENDLESS, "data": str(data)})
     page.until(lambda: "killed training" in seen(tab), True, 100)
+    box(tab, "name").fill("")
+    tab.evaluate("document.querySelector('#ipadapter_train_list').click()")  # what a fresh page does
+    page.until(lambda: box(tab, "name").input_value(), "killed")
+    page.until(lambda: yaml.safe_load(box(tab, "text").input_value())["steps"], ENDLESS["steps"])
     os.kill(json.loads((root / "process.json").read_text())["pid"], signal.SIGKILL)
     page.until(lambda: over(tab, "killed"), True)
     assert "killed killed" in seen(tab)

@@ -52,7 +52,7 @@ for name, total in (("references", 3), ("pictures", 6), ("measuring", 6)):
                 os.abort()
             if way == "errs" and name == "pictures" and i == 2:
                 bar.close()
-                print("stopped: 2 of 6 pictures are in OUT; the same command goes on", file=sys.stderr)
+                print("stopped: 2 of 6 pictures are in OUT; start it again to go on", file=sys.stderr)
                 print("error: sdxl-base was made for SDXL", file=sys.stderr)
                 sys.exit(2)
             bar.update()

@@ -44,7 +44,7 @@ for step in range(1, steps + 1):
     print(f"\\r {step}/{steps}", end="", file=sys.stderr, flush=True)
     if (out / "stop").exists():
         (out / "ip_adapter.safetensors").write_bytes(b"stopped")
-        print(f"\\nstopped after step {step} of {steps}; the same command goes on from it", file=sys.stderr)
+        print(f"\\nstopped after step {step} of {steps}; start it again to go on from there", file=sys.stderr)
         print(out / "ip_adapter.safetensors")
         sys.exit(130)
     if way == "slow":
@@ -158,7 +158,7 @@ def test_it_is_followed_stopped_and_found_again(runs: Runs, config: dict[str, An
     again(runs).run("mine").stop()
     state = ended(again(runs))
     assert state.phase == "stopped"
-    assert "goes on from it" in state.message
+    assert "start it again to go on from there" in state.message
     assert again(runs).publish()
     assert (runs.shelf / "mine.safetensors").read_bytes() == b"stopped"
 

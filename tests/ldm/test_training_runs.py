@@ -44,7 +44,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said[-2000:]
-    assert "the same command goes on from it" in said
+    assert "start it again to go on from there" in said
     done = len(losses(out))
     assert (out / "ip_adapter.safetensors").is_file()
     train(folder, out, steps=done + 1)

@@ -133,7 +133,7 @@ def test_stopped_and_gone_on_with_after_a_restart_of_the_webui(webui: Own, data:
     assert reply.json["phase"] in ("stopping", "stopped")
     seen = until(webui, "long", over)
     assert seen["phase"] == "stopped"
-    assert "goes on from it" in seen["message"]
+    assert "start it again to go on from there" in seen["message"]
     assert "long" in webui.get("/ip-adapter/model_list").json["model_list"]
     assert (
         webui.post("/ip-adapter/train", {"name": "long", "config": {**config, "steps": seen["step"] + 2}}).status == 200

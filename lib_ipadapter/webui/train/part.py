@@ -114,7 +114,7 @@ class Part(ABC):
     def bind_lists(self, outputs: Sequence[Any]) -> None:
         """outputs: of ``listed``."""
         self.listing.click(self.listed, [self.text], list(outputs), **QUIET).then(
-            self._state, [self.runs], [self.state], **QUIET
+            self._opened, [self.runs], [self.state, self.name, self.text], **QUIET
         )
 
     def changed(self, text: str, *chosen: Any) -> list[Any]:
@@ -137,6 +137,12 @@ class Part(ABC):
         """Its name and text as well, to go on with it."""
         text, _ = self.tried(lambda: self.work.runs.run(name).text())
         return [self._state(name), name or gr.update(), gr.update() if text is None else text]
+
+    def _opened(self, name: str) -> list[Any]:
+        """What a fresh page shows of the newest run: unless it is done, its name and text as well. They are taken for
+        what runs, and are needed to go on: the list gives no event where its chosen one is chosen again."""
+        unfinished, _ = self.tried(lambda: bool(name) and self.work.state(name).phase != "done")
+        return self._chosen(name) if unfinished else [self._state(name), gr.update(), gr.update()]
 
     def _state(self, name: str) -> str:
         html, wrong = self.tried(lambda: self.html(name)) if name else ("", "")
