@@ -146,9 +146,9 @@ def write_checkpoint(run: Path, steps: int) -> None:
 
 # Name: function, steps; in order of their dependencies
 PARTS: small_world.Parts = {
-    "autoencoder": (train_autoencoder, 300),
-    "decoder": (train_decoder, 300),
-    "base": (train_base, 400),
+    "autoencoder": (train_autoencoder, 1500),
+    "decoder": (train_decoder, 200),
+    "base": (train_base, 1200),
     "clip": (train_clip, 80),
     "checkpoint": (write_checkpoint, 0),
 }
