@@ -227,7 +227,9 @@ class ControlNets:
         )  # fmt: skip
 
     def _where(self) -> str:
-        return ", ".join(dict.fromkeys(map(str, self.folders())))
+        """Those that are there: an extension's, made by hand, would look like an extension."""
+        folders = self.folders()
+        return ", ".join(dict.fromkeys(map(str, [one for one in folders if one.is_dir()] or folders)))
 
 
 def _look(name: str, path: Path) -> Found | None:

@@ -92,7 +92,8 @@ class Library:
     def _missing(self, name: str) -> str:
         close = difflib.get_close_matches(name, self.names(), n=3, cutoff=0.4)
         hint = f"Did you mean {' or '.join(close)}? " if close else ""
-        folders = ", ".join(str(f.path) for f in self.folders)
+        # An extension's folder is named where the extension is: made by hand, it would look like an extension.
+        folders = ", ".join(str(f.path) for f in self.folders if not f.shared or f.path.is_dir())
         return (
             f"model: no adapter named {name!r} among the {len(self._files)} found. {hint}Put the file into one of "
             f"{folders} and refresh the list"

@@ -71,7 +71,8 @@ class Presets:
         """A unit object by its fields' names; those that it does not give are its ``preset``'s. Raises UnitError,
         FileError."""
         given = canonical(FIELDS, {key: value for key, value in unit.items() if key != "preset"})
-        return {**self.load(unit["preset"]), **given} if unit.get("preset") else given
+        name = unit.get("preset")
+        return given if name is None or name == "" else {**self.load(name), **given}
 
     def _path(self, name: Any) -> Path:
         return self.folder / f"{checked_name('preset', name)}.json"

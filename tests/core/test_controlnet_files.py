@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -102,6 +104,14 @@ def test_what_is_missing_is_said_with_the_places(world):
     assert str(world.folder) in str(caught.value)
     with pytest.raises(ControlMissing, match="no ControlNet named 'depth'; there are: control"):
         world.nets.find("depth", CONTEXT)
+
+
+def test_a_folder_that_is_not_there_is_named_where_there_is_no_other(world):
+    gone = world.folder / "extensions"
+    for folders, named in (([gone, world.folder], world.folder), ([gone], gone)):
+        world.nets.folders = lambda folders=folders: folders
+        with pytest.raises(ControlMissing, match=f"into one of {re.escape(str(named))}[,;]"):
+            world.nets.find("auto", 96)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,16 @@ def test_what_is_not_listed_is_not_opened(library, name):
     assert caught.value.detail["expected"] == library.names()
 
 
+def test_people_are_sent_to_no_folder_of_an_extension_that_is_not_there(tmp_path):
+    (tmp_path / "ControlNet").mkdir()
+    there, gone = (Folder(tmp_path / name, shared=True) for name in ("ControlNet", "extensions"))
+    library = Library([Folder(tmp_path / "own", create=True), Folder(tmp_path / "named"), there, gone])
+    with pytest.raises(AdapterMissing) as caught:
+        library.find("none such")
+    named = str(caught.value).partition("Put the file into one of ")[2].removesuffix(" and refresh the list")
+    assert named == ", ".join(str(tmp_path / name) for name in ("own", "named", "ControlNet"))
+
+
 def test_a_near_miss_is_suggested(library):
     with pytest.raises(AdapterMissing, match="Did you mean Base SD15"):
         library.find("Base SD1.5")

@@ -65,6 +65,17 @@ def test_names_that_are_no_file_names_are_refused(presets, name):
     assert not presets.folder.exists() or not list(presets.folder.iterdir())
 
 
+@pytest.mark.parametrize("name", [[], {}, 0, False, 0.0])
+def test_a_name_that_is_none_is_not_taken_for_no_preset(presets, name):
+    with pytest.raises(UnitError, match=r"preset: got .*, expected a name"):
+        presets.over({"preset": name})
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_no_preset(presets, name):
+    assert presets.over({"preset": name, "weight": 0.5}) == {"weight": 0.5}
+
+
 def test_bad_units_are_not_saved(presets):
     for unit, field in (({"weight": 9}, "weight"), ({"wieght": 1}, "wieght"), ({"layers": "x"}, "layers")):
         with pytest.raises(UnitError, match=f"^{field}: got"):
