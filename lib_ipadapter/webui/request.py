@@ -43,7 +43,9 @@ def _requested(args: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
 def _behind_flag(on: bool, rest: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
     """Units that a request puts behind the flag count whether it is on or off; the panel's values only if it is on."""
     if rest and isinstance(rest[0], (Mapping, list, tuple)):  # the panel has a bool there
-        return _requested(rest, fill)
+        alone = len(rest) > 1 and not isinstance(rest[1], Mapping)
+        # Of the panel's values, which hosts put behind a request's, the unit has the place of the first.
+        return _requested([rest[0], True, *rest[1:]] if alone else rest, fill)
     _refuse_units(rest)
     return _panel(rest) if on else []
 

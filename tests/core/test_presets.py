@@ -144,3 +144,15 @@ def test_an_alias_in_a_request_wins_over_what_the_infotext_filled_in(presets):
     (unit,) = requested_units([[{"crop": "0, 0, 1, 0.5", "images": ["x"]}], *panel], presets.over)
     assert unit["box"] == "0, 0, 1, 0.5"
     assert "crop" not in unit
+
+
+@pytest.mark.parametrize("flag", [True, False, None])
+@pytest.mark.parametrize("in_list", [True, False])
+def test_a_unit_behind_the_flag_has_the_panels_values_behind_it(flag, in_list):
+    """As hosts give them to a script: a request's arguments over the panel's defaults."""
+    defaults = {field.name: field.default for field in FIELDS} | {WEIGHTS: "", SAVED: [], MASKS: "", "images": None}
+    panel = [defaults[name] for name in slots()]
+    unit = {"model": "plus", "images": ["x"]}
+    alone = requested_units([unit, *panel])
+    assert requested_units([flag, [unit] if in_list else unit, *panel[1:]]) == alone
+    assert requested_units([flag, unit, unit, *panel[2:]]) == [unit, unit]
