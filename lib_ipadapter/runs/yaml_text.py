@@ -86,6 +86,10 @@ def text_of(fields: Mapping[str, Any]) -> str:
 def changed(text: str, chosen: Mapping[str, Any], names: Sequence[str]) -> str:
     """A text with what was chosen put in the place of its fields ``names``, whatever else people wrote into it. Raises
     ConfigError."""
-    before = fields_of(text)
-    kept = {name: value for name, value in before.items() if name not in names}
-    return text_of({**{name: chosen[name] for name in names if chosen.get(name) not in ("", None, [])}, **kept})
+    fields = fields_of(text)
+    for name in names:
+        if chosen.get(name) in ("", None, []):
+            fields.pop(name, None)
+        else:
+            fields[name] = chosen[name]
+    return text_of(fields)

@@ -207,6 +207,10 @@ def test_a_killed_training_a_full_disk_and_a_broken_config_are_said(tab: Any, we
         tab.locator("#ipadapter_train_runs ul.options li").filter(has_text=name).first.click()
         page.until(lambda: box(tab, "name").input_value(), name)
         page.until(lambda: yaml.safe_load(box(tab, "text").input_value())["steps"], steps)
+        if name == "earlier":  # a folder that is typed changes nothing else, whatever the other controls show
+            box(tab, "data").fill("elsewhere")
+            page.until(lambda: yaml.safe_load(box(tab, "text").input_value()), {"steps": 7, "data": "elsewhere"})
+    page.until(lambda: box(tab, "data").input_value(), str(data))
     (root / "run.yaml").write_text("steps: [")
     tab.evaluate("document.querySelector('#ipadapter_train_poll').click()")
     page.until(lambda: "plain YAML" in seen(tab), True)

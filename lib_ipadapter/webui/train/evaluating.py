@@ -16,7 +16,7 @@ class EvaluatingPart(Part):
 
     id = "ipadapter_evaluate"
     runs_label, name_label, stop_label = EVALUATIONS, NAME_OF_EVALUATION, STOP
-    ours = ("checkpoint", "adapter", "references", "weights", "clip")
+    pictures = "references"
 
     @property
     def work(self) -> Any:
@@ -49,8 +49,11 @@ class EvaluatingPart(Part):
         chosen = [self.base, self.adapters, self.data, self.weights, self.judge]
         self.bind_lists([self.base, self.adapters, self.weights, self.judge, self.text, self.runs, self.said])
         self.base.input(self._based, chosen, [self.adapters, self.text, self.said], **QUIET)
-        for one in (self.adapters.input, self.data.change, self.weights.input, self.judge.input):
-            one(self.changed, [self.text, *chosen], [self.text, self.said], **QUIET)
+        for one, name in (
+            (self.adapters.input, "adapter"), (self.data.change, "references"), (self.weights.input, "weights"),
+            (self.judge.input, "clip"),
+        ):  # fmt: skip
+            one(self.writing(name), [self.text, *chosen], [self.text, self.said], **QUIET)
 
     # what the controls do
 

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ...errors import IPAdapterError
-from ...runs.yaml_text import changed
+from ...runs.yaml_text import changed, fields_of
 from ..api import access
 from ..models import Models
 from ..panel.html import failure, note
@@ -20,15 +20,15 @@ QUIET: dict[str, Any] = {"show_progress": False, "queue": False}
 
 
 class Part(ABC):
-    """One part of the tab, on one page. id: in front of its components' elem_ids; ours: the fields of the YAML that its
-    controls stand for."""
+    """One part of the tab, on one page. id: in front of its components' elem_ids; pictures: the field of the YAML that
+    the folder of pictures stands for."""
 
     id: str
     runs_label: str
     name_label: str
     stop_label: str
     data: Any
-    ours: Sequence[str]
+    pictures: str
 
     def __init__(self, models: Models) -> None:
         self.models = models
@@ -86,7 +86,7 @@ class Part(ABC):
         ).then(self._state, *self.shown, **QUIET)  # fmt: skip
         self.stopping.click(self.stopped, [self.runs], [self.said], **QUIET).then(self._state, *self.shown, **QUIET)
         self.polling.click(self._state, *self.shown, **QUIET)
-        self.runs.input(self._chosen, [self.runs], [self.state, self.name, self.text], **QUIET)
+        self.runs.input(self._chosen, [self.runs], [self.state, self.name, self.text, self.data], **QUIET)
 
     def _inputs(self) -> None:
         self.name = gr.Textbox("", label=self.name_label, max_lines=1, elem_id=f"{self.id}_name")
@@ -114,12 +114,17 @@ class Part(ABC):
     def bind_lists(self, outputs: Sequence[Any]) -> None:
         """outputs: of ``listed``."""
         self.listing.click(self.listed, [self.text], list(outputs), **QUIET).then(
-            self._opened, [self.runs], [self.state, self.name, self.text], **QUIET
+            self._opened, [self.runs], [self.state, self.name, self.text, self.data], **QUIET
         )
 
-    def changed(self, text: str, *chosen: Any) -> list[Any]:
-        """The YAML with what was chosen, and what is wrong."""
-        made, wrong = self.tried(lambda: changed(text, self.work.chosen(*chosen), self.ours))
+    def writing(self, *names: str) -> Callable[..., list[Any]]:
+        """``changed`` for a control that stands for these fields: those of the others may show what is not in the
+        text, which may be that of an earlier run or people's own."""
+        return lambda text, *chosen: self.changed(names, text, *chosen)
+
+    def changed(self, names: Sequence[str], text: str, *chosen: Any) -> list[Any]:
+        """The YAML with what was chosen of these fields, and what is wrong."""
+        made, wrong = self.tried(lambda: changed(text, self.work.chosen(*chosen), names))
         # An error of a button that was pressed since stays.
         return [gr.update() if made is None else made, wrong or gr.update()]
 
@@ -134,15 +139,20 @@ class Part(ABC):
         return [gr.update(choices=self.work.runs.names(), value=state.name), note(STARTED)]
 
     def _chosen(self, name: str) -> list[Any]:
-        """Its name and text as well, to go on with it."""
+        """Its name, text and folder of pictures as well, to go on with it."""
         text, _ = self.tried(lambda: self.work.runs.run(name).text())
-        return [self._state(name), name or gr.update(), gr.update() if text is None else text]
+        fields, _ = self.tried(lambda: fields_of(text or ""))
+        folder = (fields or {}).get(self.pictures)
+        return [
+            self._state(name), name or gr.update(), gr.update() if text is None else text,
+            folder if isinstance(folder, str) else gr.update(),
+        ]  # fmt: skip
 
     def _opened(self, name: str) -> list[Any]:
         """What a fresh page shows of the newest run: unless it is done, its name and text as well. They are taken for
         what runs, and are needed to go on: the list gives no event where its chosen one is chosen again."""
         unfinished, _ = self.tried(lambda: bool(name) and self.work.state(name).phase != "done")
-        return self._chosen(name) if unfinished else [self._state(name), gr.update(), gr.update()]
+        return self._chosen(name) if unfinished else [self._state(name), *[gr.update()] * 3]
 
     def _state(self, name: str) -> str:
         html, wrong = self.tried(lambda: self.html(name)) if name else ("", "")

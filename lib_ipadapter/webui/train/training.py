@@ -10,13 +10,15 @@ from ..panel.html import failure, note
 from .part import QUIET, Part
 from .texts import NAME_OF_ADAPTER, NO_ENCODER, SAVE_AND_STOP, STOPPING, TRAININGS
 
+_ENCODED = ("encoder", "face_models", "variant")  # what encoder and variant stand for
+
 
 class TrainingPart(Part):
     """From a folder of pictures to an adapter."""
 
     id = "ipadapter_train"
     runs_label, name_label, stop_label = TRAININGS, NAME_OF_ADAPTER, SAVE_AND_STOP
-    ours = ("base", "base_config", "data", "encoder", "face_models", "variant")
+    pictures = "data"
 
     @property
     def work(self) -> Any:
@@ -46,8 +48,8 @@ class TrainingPart(Part):
         self.base.input(self._based, chosen, [self.preset, self.text], **QUIET)
         self.preset.input(self._composed, [self.preset, *chosen], [self.text, self.said], **QUIET)
         self.encoder.input(self._encoded, [self.text, *chosen], [self.variant, self.text, self.said], **QUIET)
-        for one in (self.variant.input, self.data.change):
-            one(self.changed, [self.text, *chosen], [self.text, self.said], **QUIET)
+        for one, names in ((self.variant.input, _ENCODED), (self.data.change, ("data",))):
+            one(self.writing(*names), [self.text, *chosen], [self.text, self.said], **QUIET)
         self.looking.click(self._look, [self.data, self.text], [self.seen], queue=False)
 
     # what the controls do
@@ -83,7 +85,7 @@ class TrainingPart(Part):
     def _encoded(self, text: str, base: str, data: str, encoder: str, variant: str) -> list[Any]:
         variants = self.work.variants(encoder)
         kept = variant if variant in variants else (variants[0] if variants else None)
-        return [gr.update(choices=variants, value=kept), *self.changed(text, base, data, encoder, kept or "")]
+        return [gr.update(choices=variants, value=kept), *self.changed(_ENCODED, text, base, data, encoder, kept or "")]
 
     def _look(self, data: str, text: str) -> str:
         from ...runs.yaml_text import fields_of
