@@ -65,7 +65,7 @@ def test_what_is_cut_out_is_seen_on_colours():
     whole.putalpha(Image.linear_gradient("L").resize(PICTURE.size).point(lambda a: 255 if a > 127 else 0))
     file = io.BytesIO()
     whole.save(file, "PNG")
-    item = item_of("a", file.getvalue(), None, "")
+    item = item_of("a", file.getvalue(), None)
     assert item.reference is item.picture
     top, bottom = (slice(0, 19), slice(21, 40))
     assert np.asarray(item.picture)[top].min() == 255
