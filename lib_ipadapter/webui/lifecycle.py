@@ -16,7 +16,7 @@ from .infotext import KEY, TITLE
 from .log import logger
 from .maps import shown_in, when_closed
 from .models import Models
-from .request import requested_units
+from .request import is_of_panel, requested_units
 from .script import Run
 from .words import reworded
 from .xyz import cell_values, over_units
@@ -53,7 +53,7 @@ class Lifecycle:
             p.extra_generation_params[KEY] = run.infotext
         except IPAdapterError as error:
             logger.error("%s", error)
-            run.refuse(reworded(error, args))
+            run.refuse(reworded(error) if is_of_panel(args) else error)
         except Exception as error:
             logger.error("unexpected error\n%s", traceback.format_exc())
             run.refuse(error)

@@ -26,6 +26,17 @@ def requested_units(args: Sequence[Any], fill: Fill = dict) -> list[dict[str, An
     return units
 
 
+def is_of_panel(args: Sequence[Any]) -> bool:
+    """Whether the script's arguments are the panel's alone: of a request, a unit or a list of units comes first, or
+    behind the flag."""
+    return bool(args) and isinstance(args[0], bool) and not _begins_with_units(args[1:])
+
+
+def _begins_with_units(values: Sequence[Any]) -> bool:
+    """The panel has a bool there."""
+    return bool(values) and isinstance(values[0], (Mapping, list, tuple))
+
+
 def _requested(args: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
     """By the type of the first argument: the panel's flag, a unit, or a list of units."""
     first, rest = (args[0], list(args[1:])) if args else (False, [])
@@ -42,7 +53,7 @@ def _requested(args: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
 
 def _behind_flag(on: bool, rest: Sequence[Any], fill: Fill) -> list[dict[str, Any]]:
     """Units that a request puts behind the flag count whether it is on or off; the panel's values only if it is on."""
-    if rest and isinstance(rest[0], (Mapping, list, tuple)):  # the panel has a bool there
+    if _begins_with_units(rest):
         alone = len(rest) > 1 and not isinstance(rest[1], Mapping)
         # Of the panel's values, which hosts put behind a request's, the unit has the place of the first.
         return _requested([rest[0], True, *rest[1:]] if alone else rest, fill)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from ..errors import IPAdapterError
 from ..unit.unit import FIELDS
@@ -21,10 +20,8 @@ def worded(error: Exception, labels: Mapping[str, str] = LABELS) -> str:
     return f"{before}{labels[field]}: {after}"
 
 
-def reworded(error: IPAdapterError, args: Sequence[Any]) -> IPAdapterError:
-    """The same error in the panel's words where a script's arguments come from the panel, whose first is its flag, and
-    not from a request, which names fields itself."""
-    if args and isinstance(args[0], bool) and not isinstance((*args, None)[1], (Mapping, list, tuple)):
-        error.args = (worded(error),)
-        error.detail["message"] = str(error)
+def reworded(error: IPAdapterError) -> IPAdapterError:
+    """The same error with ``worded``'s message."""
+    error.args = (worded(error),)
+    error.detail["message"] = str(error)
     return error

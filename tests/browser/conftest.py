@@ -29,23 +29,19 @@ _HARMLESS = ("net::ERR", "Failed to load resource", "reading 'props'")
 UNUSED = ("Extensions", "Train", "Checkpoint Merger")
 
 
-class AfterItsPage:
+class WithPage(harness.WebUI):
     """With its page, a WebUI or a fork must not be asked anything before it is up: a request between the launch of
     the page and that of the API starts the app too early, and the process ends."""
 
-    def _wait(self: Any, deadline: float) -> None:
+    def _wait(self, deadline: float) -> None:
         self.says("Startup time", 1, deadline)
-        super()._wait(deadline)  # type: ignore[misc]
+        super()._wait(deadline)
 
-    def says(self: Any, text: str, times: int, deadline: float) -> bool:
+    def says(self, text: str, times: int, deadline: float) -> bool:
         """Waits until the log has ``text`` so often."""
         while self.log.count(text) < times and time.monotonic() < deadline and self.process.poll() is None:
             time.sleep(0.3)
-        return bool(self.log.count(text) >= times)
-
-
-class WithPage(AfterItsPage, harness.WebUI):
-    """The WebUI with its page."""
+        return self.log.count(text) >= times
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from tests.webui.forks import FOLDERS, Fork, absent
 from tests.webui.harness import checkpoint
 
-from .conftest import AfterItsPage
+from .conftest import WithPage
 from .pages import PanelPage, upload
 from .test_charts import fine, test_points_are_dragged_added_and_taken_out
 from .test_generate import (
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 
-class WithSmallCheckpoint(AfterItsPage, Fork):
+class WithSmallCheckpoint(WithPage, Fork):
     """With a second checkpoint, of other widths."""
 
     def _prepare(self) -> None:

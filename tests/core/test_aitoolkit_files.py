@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib_ipadapter.adapters.adapter import Adapter
-from lib_ipadapter.adapters.aitoolkit import scaled
 from lib_ipadapter.adapters.file import open_adapter
 from lib_ipadapter.cli import main
 from lib_ipadapter.encoders import Catalog, EncoderSource, ImageEncoder
@@ -150,19 +149,3 @@ def test_an_encoder_that_is_no_clip_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert main(["convert", str(source), str(tmp_path / "b.safetensors")]) == 2
     assert "none of the known CLIP towers" in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()
-
-
-def test_a_factor_of_weights_of_eight_bits_does_not_overflow():
-    own = torch.tensor([300.0, 0.25]).to(torch.float8_e4m3fn)
-    found = scaled({"ip_adapter.1.to_k_ip.weight": own}, {"ip_adapter.1.": 2.5})["ip_adapter.1.to_k_ip.weight"]
-    assert torch.equal(found, own.float() * 2.5)
-
-
-def test_a_config_of_somebody_elses_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    beside = {f"image_encoder.{k}": v for k, v in as_hugging_face(tiny_weights()).items() if "text_model" not in k}
-    source = written(tmp_path / "a.safetensors", adapter_tensors("plus", feature_width=TINY.width) | beside)
-    (tmp_path / "mine-encoder.json").write_text("theirs")
-    assert main(["convert", str(source), str(tmp_path / "mine.safetensors")]) == 2
-    assert "mine-encoder.json: exists already; pass --force" in capsys.readouterr().err
-    assert (tmp_path / "mine-encoder.json").read_text() == "theirs"
-    assert [path.name for path in tmp_path.glob("mine*")] == ["mine-encoder.json"]

@@ -6,10 +6,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from lib_ipadapter.files.library import Folder, Library
 from lib_ipadapter.runs.folder import LOG, PROCESS
 from lib_ipadapter.runs.launch import Launch
 from lib_ipadapter.runs.process import Process, spawn
+from lib_ipadapter.training.runs import folder
 from lib_ipadapter.training.runs.ending import ending
 from lib_ipadapter.training.runs.folder import Run
 from lib_ipadapter.training.runs.progress import Progress, thinned
@@ -113,7 +116,9 @@ def ended(runs: Runs, name: str = "mine") -> Any:
     return runs.run(name).state()
 
 
-def test_a_training_is_done_and_its_adapter_is_in_the_list(runs: Runs, config: dict[str, Any]):
+@pytest.mark.parametrize("copied", [folder._copied, shutil.copyfile])  # also to a disk that keeps times otherwise
+def test_a_training_is_done_and_its_adapter_is_in_the_list(runs: Runs, config: dict[str, Any], monkeypatch, copied):
+    monkeypatch.setattr(folder, "_copied", copied)
     runs.start("mine", config, standing())
     state = ended(runs)
     assert (state.phase, state.step, state.steps, state.message) == ("done", 10, 10, "")
@@ -346,10 +351,6 @@ def test_only_what_is_new_of_the_log_is_read_and_a_new_one_anew(tmp_path: Path):
 
 
 def test_a_log_that_several_read_at_once_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from concurrent.futures import ThreadPoolExecutor
-
-    from lib_ipadapter.training.runs.progress import Progress
-
     path = tmp_path / "log.jsonl"
     path.write_text("".join(json.dumps({"step": n, "loss": 1.0, "time": 1.0}) + "\n" for n in (1, 2, 3)))
 

@@ -191,10 +191,14 @@ def test_where_no_detail_is_drawn_it_is_said(beside, unit):
 
 
 def test_a_reference_without_a_face_is_no_silent_detail(beside, unit):
-    """ADetailer swallows the error of its job and prints pages of what led there."""
+    """ADetailer swallows the error of its job: it stands below the picture, and in the log."""
     beside.finds(BOXES[0])
     before = len(beside.log)
-    reply = beside.draw({**unit, "images": [b64(NOBODY)]}, scripts=details())
-    text = reply.body.decode() + beside.log[before:]
-    assert "no face was found in images[0]" in text
+    assert beside.draw({**unit, "images": [b64(NOBODY)]}, scripts=details()).status == 200
+    said = "unit 1: no face was found in images[0]"
+    assert said in beside.log[before:]
+    below = beside.get("/probe/hooks").json["comments"]
+    assert "stopped a job inside this one" in below
+    assert said in below
     assert drawn(beside)[0].shape == (64, 64, 3)
+    assert beside.get("/probe/hooks").json["comments"] == ""

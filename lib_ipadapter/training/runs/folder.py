@@ -1,7 +1,7 @@
 """The folder of one training. What the trainer writes into it stands in training/run_folder.py, what everything that is
 started has, in runs/folder.py.
 
-RUN/published.json  the version of the adapter that is in the list of models
+RUN/published.json  the version of the adapter that is in the list of models: as it was made, and as it lies there
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Run(RunFolder):
     def owns(self) -> bool:
         """Whether the adapter of its name in the list is its own, as it was put there, or none is there."""
         try:
-            return read_json(self.root / PUBLISHED) == _version(self.published)
+            return read_json(self.root / PUBLISHED).get("there") == _version(self.published)
         except FileNotFoundError:
             return True
         except OSError:
@@ -105,12 +105,14 @@ class Run(RunFolder):
         made = self.root / ADAPTER
         try:
             version = _version(made)
-            if not self.owns or read_json(self.root / PUBLISHED) == version or self.alive or not self._ended_well():
+            noted = read_json(self.root / PUBLISHED).get("made")
+            if not self.owns or noted == version or self.alive or not self._ended_well():
                 return False
             with replacing(self.published) as part:
                 _copied(made, part)
             with replacing(self.root / PUBLISHED) as part:
-                part.write_text(json.dumps(version), encoding="utf-8")
+                told = {"made": version, "there": _version(self.published)}
+                part.write_text(json.dumps(told), encoding="utf-8")
         except (OSError, IPAdapterError):
             return False
         return True
@@ -120,7 +122,7 @@ class Run(RunFolder):
 
 
 def _version(path: Path) -> dict[str, int]:
-    """What tells a file from another at its place; a copy has its source's. Raises OSError."""
+    """What tells a file from another at its place. Raises OSError."""
     stat = path.stat()
     return {"size": stat.st_size, "time": stat.st_mtime_ns}
 

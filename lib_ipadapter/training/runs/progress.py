@@ -16,12 +16,11 @@ _MOST = 64 * 2**20  # bytes that are read at a time
 
 
 class Progress:
-    """``update`` reads on, in one thread at a time: pages and routes ask at once. steps, losses: of all steps so far;
-    measured: (step, validation loss)."""
+    """``update`` reads on. steps, losses: of all steps so far; measured: (step, validation loss)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.RLock()  # pages and the API ask at the same time
+        self._lock = threading.Lock()  # pages and the API ask at the same time
         self._forget()
 
     def _forget(self) -> None:

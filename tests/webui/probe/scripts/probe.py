@@ -24,6 +24,7 @@ class Probe(scripts.Script):
     calls = 0
     inside = 0
     steps = 0  # of the denoiser, in all jobs
+    comments = ""  # below the pictures of the last job
 
     def title(self):
         return "Probe"
@@ -65,6 +66,9 @@ class Probe(scripts.Script):
         again.scripts = None
         again.seed, again.n_iter, again.batch_size = 99, 1, 1
         pp.image = processing.process_images(again).images[0]
+
+    def postprocess(self, p, processed, *args):
+        Probe.comments = processed.comments
 
     def postprocess_image(self, p, pp, command, *args):
         if command == "copied":
@@ -119,7 +123,7 @@ class Area(scripts.Script):
 def on_app_started(demo, app):
     @app.get("/probe/hooks")
     def hooks():
-        return {"unet": hooks_on(unet()), "inside": Probe.inside, "steps": Probe.steps}
+        return {"unet": hooks_on(unet()), "inside": Probe.inside, "steps": Probe.steps, "comments": Probe.comments}
 
     @app.get("/probe/routes")
     def routes():
