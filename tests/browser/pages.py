@@ -146,7 +146,7 @@ class PanelPage:
         self.unit(index, name).locator("input").click()
         options = self.page.locator("ul.options li")
         self.page.wait_for_timeout(300)
-        found = [option.get_attribute("aria-label") for option in options.all()]
+        found = options.evaluate_all("options => options.map(option => option.ariaLabel)")
         self.unit(index, name).locator("input").blur()
         options.first.wait_for(state="detached")
         return found

@@ -39,9 +39,8 @@ def upload() -> dict[str, Any]:
 
 
 def titles(panel: PanelPage) -> str:
-    return " ".join(
-        button.get_attribute("title") or "" for button in panel.unit(0, "thumbnails").locator(".ipadapter-open").all()
-    )
+    tiles = panel.unit(0, "thumbnails").locator(".ipadapter-open")
+    return " ".join(tiles.evaluate_all("buttons => buttons.map(button => button.title)"))
 
 
 def test_options_of_faces_show_with_an_adapter_that_takes_them(with_faces: None, panel: PanelPage):

@@ -69,13 +69,15 @@ def test_a_wrong_weight_is_said_in_the_panel(panel: PanelPage):
 
 
 def weights_shown(panel: PanelPage) -> list[str]:
-    return [box.input_value() for box in panel.unit(0, "thumbnails").locator(".ipadapter-weight input").all()]
+    """At one moment: a tile that goes while they are asked one by one would be waited for."""
+    boxes = panel.unit(0, "thumbnails").locator(".ipadapter-weight input")
+    return list(boxes.evaluate_all("boxes => boxes.map(box => box.value)"))
 
 
 def cropped(panel: PanelPage) -> list[bool]:
     """Which tiles say that they are cropped."""
-    tiles = panel.unit(0, "thumbnails").locator(".ipadapter-thumb").all()
-    return [tile.locator(".ipadapter-cut").count() > 0 for tile in tiles]
+    tiles = panel.unit(0, "thumbnails").locator(".ipadapter-thumb")
+    return list(tiles.evaluate_all("tiles => tiles.map(tile => Boolean(tile.querySelector('.ipadapter-cut')))"))
 
 
 @pytest.mark.parametrize("how", ["keyboard", "mouse"])

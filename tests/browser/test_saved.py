@@ -10,7 +10,7 @@ from .test_paste import paste
 
 def saved(panel: PanelPage) -> list[str]:
     """What is chosen."""
-    return [token.inner_text().strip() for token in panel.unit(0, "saved_references").locator(".token").all()]
+    return [text.strip() for text in panel.unit(0, "saved_references").locator(".token").all_inner_texts()]
 
 
 def test_embeds_are_saved_chosen_and_pasted(page: Any, panel: PanelPage):

@@ -74,6 +74,18 @@ def _listed(models: Any) -> list[str]:
         return []
 
 
+class Handlers:
+    """The methods of ``work`` without their signatures, which gradio reads at each event that it is told of: some
+    hundred times, with the annotations evaluated."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._work, name)
+        return lambda *given: method(*given)
+
+
 class _UnitPanel:
     """One unit's components: ``inputs`` by slot name (what the script gets), and those around them."""
 
@@ -87,9 +99,9 @@ class _UnitPanel:
         self.inputs: dict[str, Any] = {}
         self.pads: dict[str, Any] = {}  # the previews of masks
         self.folds: dict[str, Any] = {}  # by title
-        self.events = UnitEvents(index, models, is_img2img)
-        self.references = self.events.references
-        self.saved_events = SavedEvents(models, is_img2img)
+        events = UnitEvents(index, models, is_img2img)
+        self.events, self.references = Handlers(events), Handlers(events.references)
+        self.saved_events = Handlers(SavedEvents(models, is_img2img))
         self._default_fit = settings.default_fit()
         self._build_head()
         self._build_images()
