@@ -31,3 +31,15 @@ def component_of(spec: Option, default: Any, elem_id: str, visible: bool) -> Any
         args |= {"tooltip": spec.help}
     many = spec.kind == "choice" and spec.name != "region"
     return (gr.Dropdown if many else _BUILDERS[spec.kind])(**args)
+
+
+class Handlers:
+    """The methods of ``work`` without their signatures, which gradio reads at each event that it is told of: some
+    hundred times, with the annotations evaluated."""
+
+    def __init__(self, work: Any) -> None:
+        self._work = work
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._work, name)
+        return lambda *given: method(*given)

@@ -21,7 +21,7 @@ from ...unit.presets import KEPT
 from .. import settings
 from ..describe import FACE_FIELDS
 from .charts import SHOWN
-from .components import component_of
+from .components import Handlers, component_of
 from .events import POSING, PREPROCESSING, RESET, WHOLE, UnitEvents
 from .exchange import bind_exchange
 from .files import Files
@@ -72,18 +72,6 @@ def _listed(models: Any) -> list[str]:
         return list(models.model_names())
     except Exception:  # a raising ui() would take the whole API down; describe() tells when a model is used
         return []
-
-
-class Handlers:
-    """The methods of ``work`` without their signatures, which gradio reads at each event that it is told of: some
-    hundred times, with the annotations evaluated."""
-
-    def __init__(self, work: Any) -> None:
-        self._work = work
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._work, name)
-        return lambda *given: method(*given)
 
 
 class _UnitPanel:
