@@ -1,4 +1,4 @@
-"""The gradio component of a field."""
+"""The gradio component of a field, and the functions behind components."""
 
 from __future__ import annotations
 
