@@ -46,8 +46,8 @@ CURRENT = (
 )  # fmt: skip
 # Tests of the suite "forks", which lie beside those of the WebUI and of its page that they repeat.
 FORKS = "test_forks*.py"
-# One more than there are cores, as a test of the WebUI waits for it a third of the time; each with this much memory.
-GIBIBYTES_EACH = 7
+# Two more than there are cores, as a test of the WebUI waits for it a third of the time; each with this much memory.
+GIBIBYTES_EACH = 5.5
 COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
 
@@ -90,6 +90,7 @@ class Result:
     skipped: int = 0
     seconds: float = 0.0
     reasons: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def __add__(self, other: Result) -> Result:
         return Result(
@@ -99,6 +100,7 @@ class Result:
             self.skipped + other.skipped,
             self.seconds + other.seconds,
             self.reasons + other.reasons,
+            self.failures + other.failures,
         )
 
 
@@ -215,6 +217,7 @@ def run_tests(
     result.passed, result.skipped = counts.get("passed", 0), counts.get("skipped", 0)
     result.failed = counts.get("failed", 0) + counts.get("error", 0)
     result.reasons = [line for line in lines if line.startswith("SKIPPED")]
+    result.failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     # 5: no test was collected. Any other code than 0 without a counted failure is a failure too.
     if code not in (0, 5) and not result.failed:
         result.failed = 1
@@ -270,7 +273,7 @@ def at_once() -> int:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 1
-    return max(1, min((os.cpu_count() or 1) + 1, memory // (GIBIBYTES_EACH << 30)))
+    return max(1, min((os.cpu_count() or 1) + 2, int(memory / 2**30 / GIBIBYTES_EACH)))
 
 
 def run_suites(chosen: list[str], python: Path, quick: bool, wanted: bool = False) -> list[Result]:
@@ -294,12 +297,12 @@ def run_suites(chosen: list[str], python: Path, quick: bool, wanted: bool = Fals
 
 
 def report(results: list[Result], seconds: float) -> int:
-    """A table, the reasons of what was skipped, and a closing line; 1 when anything failed."""
+    """A table, the reasons of what was skipped, what failed, and a closing line; 1 when anything failed."""
     print("\n| suite | passed | failed | skipped | seconds |\n|---|---|---|---|---|")
     for r in results:
         print(f"| {r.name} | {r.passed} | {r.failed} | {r.skipped} | {r.seconds:.0f} |")
-    for reason in [reason for r in results for reason in r.reasons]:
-        print(reason)
+    for line in [line for r in results for line in r.reasons] + [line for r in results for line in r.failures]:
+        print(line)
     passed, failed, skipped = (sum(getattr(r, kind) for r in results) for kind in ("passed", "failed", "skipped"))
     print(f"all suites: {seconds:.0f} seconds")
     print(f"\n{passed} passed, {failed} failed, {skipped} skipped")

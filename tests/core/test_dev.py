@@ -45,6 +45,9 @@ def test_a_suite_is_counted_with_the_reasons_of_its_skips(suite, value, failed):
     assert (result.passed, result.failed, result.skipped) == (2 - failed, failed, 1)
     assert len(result.reasons) == 1
     assert "no such thing here" in result.reasons[0]
+    assert [line.partition(" - ")[0] for line in result.failures] == [
+        "FAILED tests/small/test_small.py::test_bad"
+    ] * failed
 
 
 @pytest.mark.parametrize("content", ["import nothing_of_this_name", "import os; os._exit(7)"])
@@ -58,8 +61,10 @@ def test_the_report_ends_with_the_totals_and_fails_when_anything_did(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "5 passed, 0 failed, 1 skipped"
     assert "SKIPPED because" in lines
-    assert dev.report([*results, dev.Result("c", 1, 1)], 1.5) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "6 passed, 1 failed, 1 skipped"
+    assert dev.report([*results, dev.Result("c", 1, 1, failures=["FAILED test_c"])], 1.5) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "6 passed, 1 failed, 1 skipped"
+    assert "FAILED test_c" in lines  # once more, below the table: a long log is often cut
 
 
 def test_a_command_that_fails_is_a_failure():

@@ -51,7 +51,7 @@ model:
         image_size: 32
         in_channels: {in_channels}
         out_channels: 4
-        model_channels: {channels}
+        model_channels: 32
         attention_resolutions: [4, 2, 1]
         num_res_blocks: 2
         channel_mult: [1, 2, 4, 4]
@@ -155,9 +155,7 @@ KINDS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
         "model": "LatentDiffusion", "in_channels": 8, "conditioning_key": "hybrid", "cond_stage_key": "edit"}),
     "sdxl": ("sgm", "ViT-S-32-alt", 5, {}),
     "sdxl-refiner": ("sgm", "ViT-M-32-alt", 6, {}),
-    # sd-webui-controlnet builds ControlNets of SD1's own width only, so their model must be as wide.
-    "sd1-full": ("ldm", "ViT-S-32-alt", 8, {"channels": 320}),
-    "controlnet": ("cldm", "ViT-S-32-alt", 7, {"channels": 320}),
+    "controlnet": ("cldm", "ViT-S-32-alt", 7, {}),  # for sd1
 }  # fmt: skip
 
 
@@ -166,7 +164,7 @@ def config_text(kind: str) -> str:
     family, arch, _, fields = KINDS[kind]
     template = SGM if family == "sgm" else LDM
     values = {
-        "arch": arch, "context": CONTEXTS[arch], "adm": CONTEXTS[arch] + 6 * 32, "in_channels": 4, "channels": 32,
+        "arch": arch, "context": CONTEXTS[arch], "adm": CONTEXTS[arch] + 6 * 32, "in_channels": 4,
         "model": "LatentDiffusion", "conditioning_key": "crossattn", "cond_stage_key": "txt",
         "autoencoder": AUTOENCODER.replace("\n", "\n  ") + "\n" if family != "sgm"
         else AUTOENCODER.strip().replace("\n", "\n  "),

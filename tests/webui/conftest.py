@@ -27,7 +27,7 @@ def webui_with_controlnet() -> Iterator[WebUI]:
         pytest.skip(reason)
     if not (controlnet() / "scripts" / "controlnet.py").is_file():
         pytest.skip(f"no sd-webui-controlnet at {controlnet()} (set CONTROLNET_DIR)")
-    with WebUI(("sd1-full",), with_controlnet=True) as running:
+    with WebUI(("sd1",), with_controlnet=True) as running:
         if missing := missing_package(running.log, "sd-webui-controlnet"):
             pytest.skip(f"sd-webui-controlnet cannot load without the package {missing}")
         yield running

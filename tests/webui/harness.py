@@ -171,6 +171,8 @@ class WebUI:
         self.with_extension = with_extension
         self.config = config or {}
         self.defaults: dict[str, Any] = {}  # of each job, over the harness's own
+        self.set_options: dict[str, Any] = {}
+        self.bases: dict[str, list[str]] = {}
         self.path = path  # of packages in front of the WebUI's own
         self.data = Path(tempfile.mkdtemp(prefix="ipadapter-webui-"))
         self.log_path = self.data / "log.txt"
@@ -229,7 +231,7 @@ class WebUI:
             _link(checkpoint("controlnet"), models / "ControlNet" / "random_control.safetensors")
             # Its own IP-Adapter units find the same kind of file there.
             _link(
-                models / "ipadapter" / "sd1-full-base.safetensors",
+                models / "ipadapter" / "sd1-base.safetensors",
                 models / "ControlNet" / "ip-adapter_cn.safetensors",
             )
         settings = {
@@ -316,6 +318,7 @@ class WebUI:
         """Sets and saves options."""
         reply = self.post("/sdapi/v1/options", values)
         assert reply.status == 200, reply.body
+        self.set_options |= values
 
     @contextlib.contextmanager
     def set(self, **values: Any) -> Iterator[None]:
@@ -345,6 +348,13 @@ class WebUI:
         assert reply.status == 200, f"{reply.body[:2000]!r}\n{self.log[-3000:]}"
         return [pixels(image) for image in reply.json["images"]]
 
+    def base(self) -> list[str]:
+        """The picture without a unit, as it was first drawn under these options."""
+        key = json.dumps([self.set_options, self.defaults], sort_keys=True)
+        if key not in self.bases:
+            self.bases[key] = self.images()
+        return self.bases[key]
+
 
 def pixels(data: str) -> str:
     """A hash of the picture's pixels: the PNG holds the parameters too, which may differ."""
@@ -368,10 +378,11 @@ def _link(source: Path, target: Path) -> None:
 
 
 def refused(webui: WebUI, *units: dict[str, Any], **payload: object) -> str:
-    """The message of a generation that is refused; afterwards the base is drawn as ever."""
+    """The message of a generation that is refused; afterwards the base is drawn as before."""
+    base = webui.base()
     reply = webui.draw(*units, **payload)
     assert reply.status == 422, reply.body[:500]
-    assert webui.images() == webui.images()
+    assert webui.images() == base
     return str(reply.json["detail"]["message"])
 
 

@@ -68,8 +68,7 @@ def write_encoder(folder: Path, name: str = "tiny-vit") -> Path:
 def write_adapters(folder: Path) -> None:
     """An adapter of each variant for the small models, and some that do not fit."""
     folder.mkdir(parents=True, exist_ok=True)
-    full = tuple(10 * width for width in SD1_WIDTHS)
-    for family, widths in {"sd1": SD1_WIDTHS, "sdxl": SDXL_WIDTHS, "sd1-full": full}.items():
+    for family, widths in {"sd1": SD1_WIDTHS, "sdxl": SDXL_WIDTHS}.items():
         for variant, width in {"base": EMBED, "plus": 128, "full": 128}.items():
             tensors = adapter_tensors(variant, CONTEXT, widths, width, seed=7)
             write_adapter(folder / f"{family}-{variant}.safetensors", tensors)

@@ -107,16 +107,3 @@ def test_script_info_is_listed(on_sd1: WebUI):
     assert info["ip-adapter"]["is_alwayson"]
     labels = [arg["label"] for arg in info["ip-adapter"]["args"]]
     assert labels.count("Weight") == 3
-
-
-def test_the_routes_ask_for_the_apis_credentials():
-    if reason := absent():
-        pytest.skip(reason)
-    with WebUI(("sd1",), extra=("--nowebui", "--api-auth", "ann:secret")) as webui:
-        header = {"Authorization": "Basic " + base64.b64encode(b"ann:secret").decode()}
-        wrong = {"Authorization": "Basic " + base64.b64encode(b"ann:guess").decode()}
-        for path in ("version", "model_list", "schema"):
-            assert webui.get(f"/ip-adapter/{path}").status == 401
-            assert webui.get(f"/ip-adapter/{path}", **wrong).status == 401
-            assert webui.get(f"/ip-adapter/{path}", **header).status == 200
-        assert webui.post("/ip-adapter/inspect", {"model": "sd1-base"}).status == 401

@@ -14,13 +14,13 @@ from .networks import EMBED
 
 @pytest.fixture(scope="module")
 def webui(webui_with_controlnet: WebUI) -> WebUI:
-    webui_with_controlnet.defaults = {"steps": 1}  # its models are of SD1's real width
+    webui_with_controlnet.defaults = {"steps": 1}
     return webui_with_controlnet
 
 
 @pytest.fixture(scope="module")
 def ours(reference: str) -> dict:
-    return {"model": "sd1-full-base", "images": [reference]}
+    return {"model": "sd1-base", "images": [reference]}
 
 
 def controlnet(**unit: object) -> dict:

@@ -221,9 +221,9 @@ def test_beside_units_of_the_controlnet_extension(webui_with_controlnet):
     from .test_controlnet import controlnet, model
 
     webui = webui_with_controlnet
-    write_all(webui, "sd1-full", [10 * width for width in SD1_WIDTHS])
+    write_all(webui, "sd1", SD1_WIDTHS)
     webui.defaults = {"steps": 1}
-    person = {"model": "sd1-full-instantid", "images": [b64(TWO)], "control_model": "people/InstantID of sd1-full"}
+    person = {"model": "sd1-instantid", "images": [b64(TWO)], "control_model": "people/InstantID of sd1"}
     theirs = controlnet(model=model(webui, "random_control"))
     base, beside, ours = webui.images(), webui.images(scripts=theirs), webui.images(person)
     both = webui.images(person, scripts=theirs)
