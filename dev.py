@@ -46,8 +46,8 @@ CURRENT = (
 )  # fmt: skip
 # Tests of the suite "forks", which lie beside those of the WebUI and of its page that they repeat.
 FORKS = "test_forks*.py"
-# Two more than there are cores, as a test of the WebUI waits for it a third of the time; each with this much memory.
-GIBIBYTES_EACH = 5.5
+# One more than there are cores, as a test of the WebUI waits for it a third of the time; each with this much memory.
+GIBIBYTES_EACH = 7
 COUNTS = re.compile(r"(\d+) (passed|failed|skipped|error)")
 
 
@@ -273,7 +273,7 @@ def at_once() -> int:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 1
-    return max(1, min((os.cpu_count() or 1) + 2, int(memory / 2**30 / GIBIBYTES_EACH)))
+    return max(1, min((os.cpu_count() or 1) + 1, memory // (GIBIBYTES_EACH << 30)))
 
 
 def run_suites(chosen: list[str], python: Path, quick: bool, wanted: bool = False) -> list[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -145,7 +146,8 @@ class PanelPage:
         """What a dropdown offers."""
         self.unit(index, name).locator("input").click()
         options = self.page.locator("ul.options li")
-        self.page.wait_for_timeout(300)
+        with contextlib.suppress(Exception):  # there may be none
+            options.first.wait_for(timeout=3000)
         found = options.evaluate_all("options => options.map(option => option.ariaLabel)")
         self.unit(index, name).locator("input").blur()
         options.first.wait_for(state="detached")
@@ -193,3 +195,4 @@ class PanelPage:
         self.page.click('dialog.ipadapter-mask button[value="apply"]')
         self.page.wait_for_selector("dialog.ipadapter-mask", state="detached")
         self.page.wait_for_timeout(700)  # the value goes to the server and its preview comes back
+        self.page.wait_for_function("!window.waiting")

@@ -12,17 +12,20 @@ TABS = ("txt2img", "img2img")
 SECONDS = 3.0
 SIZE = {"width": 1400, "height": 1500}
 
-# Counts what the page waits for, and is a slow server: answers to the panel's events come window.slow milliseconds
-# later. Says whether a panel's box was clicked: the WebUI folds it no more when it is switched off then.
+# Counts what the page waits for, and is a slow server: of the panel's events, answers to those after the
+# window.answered-th that was asked are held. Says whether a panel's box was clicked: the WebUI folds it no more when it
+# is switched off then.
 WAITING = """
 const real = window.fetch;
-window.slow = window.waiting = 0;
+window.asked = window.waiting = 0;
+window.answered = Infinity;
 window.fetch = async (...given) => {
     if (!String(given[0]?.url ?? given[0]).includes("predict")) return real(...given);
+    const turn = window.asked += 1;
     window.waiting += 1;
     try {
         const answer = await real(...given);
-        if (window.slow) await new Promise(resolve => setTimeout(resolve, window.slow));
+        while (turn > window.answered) await new Promise(resolve => setTimeout(resolve, 20));
         return answer;
     } finally {
         window.waiting -= 1;
@@ -33,13 +36,19 @@ window.apart = false;
 document.addEventListener("click", apart, true);
 """
 
-# All that a test may have left behind, by place: values, texts, what is open, selected or stored
+# A tab's inputs but for the panel's, of which there are more or fewer
+OTHERS = """const others = tab => [...document.querySelectorAll(`#tab_${tab} :is(input, textarea, select)`)]
+        .filter(input => !input.closest("[id^=ipadapter_]"));"""
+# All that a test may have left behind, by place: values, texts, what is open, selected or stored; but for results, which
+# nothing takes out of a gallery, and the picture that a crop was drawn on
 LOOK = """tabs => {
+    OTHERS
     const seen = {};
-    const inputs = root => [...root.querySelectorAll("input, textarea, select")]
-        .map(input => input.type === "file" ? input.files.length : [input.value, input.checked]);
+    const values = inputs => inputs.map(
+        input => input.type === "file" ? input.files.length : [input.value, input.checked]);
     const marks = (root, query) => [...root.querySelectorAll(query)].map(one => one.className);
-    const look = root => JSON.stringify([root.textContent, inputs(root), marks(root, ".label-wrap, .tab-nav button"),
+    const look = root => JSON.stringify([root.textContent,
+        values([...root.querySelectorAll(":is(input, textarea, select):not([id$=crop_source] *)")]), marks(root, ".label-wrap, .tab-nav button"),
         [...root.querySelectorAll("img")].map(image => image.src), marks(root, "[class*=ipadapter-]")]);
     for (const tab of tabs) {
         const units = document.querySelectorAll(`#ipadapter_${tab}_units > .tabitem`);
@@ -48,25 +57,26 @@ LOOK = """tabs => {
         panel.querySelectorAll(".tabitem").forEach(unit => unit.remove());
         seen[tab] = look(panel);
         seen[`${tab} on`] = document.querySelector(`#ipadapter_${tab}-visible-checkbox`).checked;
-        seen[`${tab} gallery`] = document.querySelectorAll(`#${tab}_gallery img`).length;
-        seen[`${tab} settings`] = JSON.stringify(inputs(document.querySelector(`#tab_${tab}`)));
+        seen[`${tab} error`] = document.querySelectorAll(`#html_log_${tab} .error`).length;
+        seen[`${tab} settings`] = JSON.stringify(values(others(tab)));
     }
     seen.dialogs = document.querySelectorAll("dialog, .ipadapter-page-note, ul.options").length;
     seen.tabs = [...document.querySelectorAll("#tabs > .tab-nav button")].map(tab => tab.className).join();
     seen.stored = JSON.stringify({...localStorage});
     seen.address = location.href;
     seen.apart = window.apart;
-    seen.waiting = [window.slow, window.waiting].join();
+    seen.waiting = [window.answered, window.waiting].join();
     return seen;
 }"""
 # What needs no server: texts of the WebUI's own, what is unfolded, selected and switched on
 FOLD = """([tabs, settings]) => {
-    window.slow = 0;
+    OTHERS
+    window.answered = Infinity;
     for (const tab of tabs) {
-        const inputs = document.querySelector(`#tab_${tab}`).querySelectorAll("input, textarea, select");
+        const inputs = others(tab);
         JSON.parse(settings[tab]).forEach((held, index) => {
             const input = inputs[index], value = held[0]; // of files there is but a number
-            if (!input || value === undefined || input.value === value || input.closest("[id^=ipadapter_]")) return;
+            if (!input || value === undefined || input.value === value) return;
             if (input.type === "file" || input.type === "checkbox" || input.type === "radio") return;
             input.value = value;
             input.dispatchEvent(new Event("input", {bubbles: true}));
@@ -84,6 +94,23 @@ FOLD = """([tabs, settings]) => {
     document.querySelector("#tabs > .tab-nav button").click();
     window.scrollTo(0, 0);
 }"""
+LOOK, FOLD = (script.replace("OTHERS", OTHERS) for script in (LOOK, FOLD))
+
+
+def hold(page: Any) -> int:
+    """From now on the server does not answer; how many events were asked before."""
+    return int(page.evaluate("window.answered = window.asked"))
+
+
+def answer(page: Any, asked: int | None = None) -> None:
+    """It answers what is asked, or only the first so many."""
+    page.evaluate("asked => { window.answered = asked ?? Infinity; }", asked)
+
+
+def asked(page: Any, more_than: int) -> int:
+    """How many events were asked, when they are more than so many."""
+    page.wait_for_function("count => window.asked > count", arg=more_than)
+    return int(page.evaluate("window.asked"))
 
 
 def look(page: Any) -> dict[str, Any]:

@@ -34,16 +34,20 @@ def test_no_violation_with_everything_unfolded(page: Any, url: str, axe: str, th
     for name in ("saved", "where", "fine", "look", "follow"):
         panel.unfold(0, name)
     panel.until(lambda: "found" in panel.info(), True)
-    page.wait_for_timeout(500)
     page.evaluate(axe)
-    assert page.evaluate(RUN, "#ipadapter_txt2img") == []
+
+    def clean(selector: str) -> None:
+        """What fades in has its colour a moment later."""
+        panel.until(lambda: page.evaluate(RUN, selector), [], 5)
+
+    clean("#ipadapter_txt2img")
     panel.unit(0, "thumbnails").locator(".ipadapter-open").first.click()
     page.locator("dialog.ipadapter-crop").wait_for()
-    assert page.evaluate(RUN, "dialog.ipadapter-crop") == []
+    clean("dialog.ipadapter-crop")
     page.keyboard.press("Escape")
     panel.unit(0, "mask_pad").locator(".ipadapter-paint").click()
     page.wait_for_selector("dialog.ipadapter-mask[open]")
-    assert page.evaluate(RUN, "dialog.ipadapter-mask") == []
+    clean("dialog.ipadapter-mask")
 
 
 def test_the_keyboard_alone_adds_and_crops(page: Any, panel: PanelPage):

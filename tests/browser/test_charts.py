@@ -114,9 +114,8 @@ def test_the_keyboard_moves_adds_and_takes_out_points(fine: PanelPage):
     page.keyboard.press("ArrowRight")
     fine.until(lambda: text(fine, "curve").input_value(), "0:0.95, 0.55:0.98, 1:1")
     page.wait_for_timeout(700)
-    assert (
-        page.evaluate("document.activeElement.getAttribute('aria-valuetext')") == "factor 0.98 at 55 % of the sampling"
-    )
+    named = "document.activeElement.getAttribute('aria-valuetext')"
+    fine.until(lambda: page.evaluate(named), "factor 0.98 at 55 % of the sampling")
     page.keyboard.press("Delete")
     fine.until(lambda: text(fine, "curve").input_value(), "0:0.95, 1:1")
 

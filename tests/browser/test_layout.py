@@ -112,9 +112,10 @@ def test_lines_with_boxes_to_tick_have_room(panel: PanelPage, width: int):
 
 def test_the_choices_of_a_region_are_on_one_line(panel: PanelPage):
     panel.unfold(0, "where")
-    labels = panel.unit(0, "region").locator("label:visible").all()
-    assert len({round(label.bounding_box()["y"]) for label in labels}) == 1
-    assert [label.inner_text().strip() for label in labels] == ["mask", "inpaint", "face"]
+    labels = panel.unit(0, "region").locator("label:visible")
+    panel.until(lambda: [text.strip() for text in labels.all_inner_texts()], ["mask", "inpaint", "face"])
+    heights = "labels => new Set(labels.map(label => Math.round(label.getBoundingClientRect().top))).size"
+    panel.until(lambda: labels.evaluate_all(heights), 1)
 
 
 def test_a_mask_shows_for_its_region_alone(panel: PanelPage):
@@ -195,4 +196,4 @@ def test_on_a_phone_the_regions_and_the_crop_dialog_s_buttons_stand_on_one_line(
     panel.unit(0, "thumbnails").locator(".ipadapter-open").first.click()
     buttons = page.locator(".ipadapter-crop button:visible")
     buttons.first.wait_for()
-    assert buttons.evaluate_all(heights) == 1
+    panel.until(lambda: buttons.evaluate_all(heights), 1)

@@ -59,20 +59,21 @@ def test_every_text_is_translated(browser: Any, chinese: WithPage):
         panel.unfold(0, name)
     panel.choose(0, "weight_type", "style and composition")
     panel.until(panel.unit(0, "composition").is_visible, True)
-    page.wait_for_timeout(1000)  # the WebUI translates what is new a moment later
-    assert set(page.evaluate(TEXTS, "#ipadapter_img2img")) - NAMES == set()
+
+    def english(selector: str, *known: str) -> set[str]:
+        """What the WebUI has not translated; it does so a moment after something is new."""
+        return set(page.evaluate(TEXTS, selector)) - NAMES - {*known}
+
+    panel.until(lambda: english("#ipadapter_img2img"), set())
     panel.unit(0, "menu").click()
-    page.wait_for_timeout(500)
-    assert set(page.evaluate(TEXTS, "dialog.ipadapter-menu")) - NAMES == set()
+    panel.until(lambda: english("dialog.ipadapter-menu"), set())
     page.keyboard.press("Escape")
     panel.unit(0, "thumbnails").locator(".ipadapter-open").click()
     page.wait_for_selector("dialog.ipadapter-crop[open]")
-    page.wait_for_timeout(500)
-    assert set(page.evaluate(TEXTS, "dialog.ipadapter-crop")) - NAMES <= {"left", "top", "right", "bottom"}
+    panel.until(lambda: english("dialog.ipadapter-crop", "left", "top", "right", "bottom"), set())
     page.click('dialog.ipadapter-crop button[value="mask"]')
     page.wait_for_selector("dialog.ipadapter-mask[open]")
-    page.wait_for_timeout(500)
-    assert set(page.evaluate(TEXTS, "dialog.ipadapter-mask")) - NAMES <= {"Escape", "Ctrl+Z"}
+    panel.until(lambda: english("dialog.ipadapter-mask", "Escape", "Ctrl+Z"), set())
     page.close()
 
 
@@ -107,14 +108,14 @@ def test_the_tab_of_trainings_is_translated(browser: Any, chinese: WithPage):
     page.evaluate("""() => [...document.querySelectorAll('#tabs > .tab-nav button')]
         .find(button => button.textContent.includes('IP-Adapter training')).click()""")
     page.wait_for_selector("#ipadapter_train_state .ipadapter-facts", timeout=30_000)
-    page.wait_for_timeout(1000)
-    assert set(page.evaluate(TEXTS, "#tab_ipadapter_train")) - LOGS == {"mine", "log.txt"}
+    until = PanelPage(page).until
+    until(lambda: set(page.evaluate(TEXTS, "#tab_ipadapter_train")) - LOGS, {"mine", "log.txt"})
     page.locator("#ipadapter_train_parts button").nth(1).click()
     page.wait_for_selector("#ipadapter_evaluate_state .ipadapter-facts", state="attached", timeout=30_000)
-    page.wait_for_timeout(1000)
-    found = set(page.evaluate(TEXTS, "#tab_ipadapter_train"))
-    assert {"both", "log.txt", "base-model", "mine", "CLIP-I"} <= found
-    assert {text for text in found - LOGS if str(chinese.data) not in text} <= {
-        "both", "log.txt", "base-model", "base-model 0", "mine", "CLIP-I", "top-1",
-    }  # fmt: skip
+    names = {"both", "log.txt", "base-model", "mine", "CLIP-I"}
+
+    def found() -> set[str]:
+        return {text for text in page.evaluate(TEXTS, "#tab_ipadapter_train") if str(chinese.data) not in text}
+
+    until(lambda: (names <= found(), found() - LOGS - names - {"base-model 0", "top-1"}), (True, set()))
     page.close()

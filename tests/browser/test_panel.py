@@ -24,7 +24,7 @@ def test_the_title_counts_the_units_that_act(page: Any):
     panel.add(1, upload(0))
     panel.until(panel.title, "IP-Adapter [2]")
     acting = page.locator("#ipadapter_txt2img_units .tab-nav button.ipadapter-acts")
-    assert [tab.inner_text().strip() for tab in acting.all()] == ["Unit 1", "Unit 2"]
+    panel.until(lambda: [text.strip() for text in acting.all_inner_texts()], ["Unit 1", "Unit 2"])
     page.locator("#ipadapter_txt2img-visible-checkbox").uncheck()
     panel.until(panel.title, "IP-Adapter (off, 1 reference)")
 
@@ -44,7 +44,7 @@ def test_pictures_are_added_shown_and_taken_out(panel: PanelPage):
     panel.until(panel.weights_text, "1, 0.25")
     panel.unit(0, "clear").click()
     panel.until(panel.thumbs, 0)
-    assert not panel.unit(0, "clear").is_visible()
+    panel.until(panel.unit(0, "clear").is_visible, False)
 
 
 def test_the_squares_follow_the_fit(panel: PanelPage):
@@ -134,7 +134,7 @@ def test_what_is_folded_away_is_said_and_reset_leaves_nothing(panel: PanelPage):
     panel.from_menu(0, "Reset this unit")
     panel.until(panel.thumbs, 0)
     panel.until(lambda: [panel.state(0, name) for name in ("fine", "where", "look", "follow")], [""] * 4)
-    assert (panel.number(0, "weight"), panel.model(), panel.is_enabled(0)) == (1, "None", True)
+    panel.until(lambda: (panel.number(0, "weight"), panel.model(), panel.is_enabled(0)), (1, "None", True))
 
 
 def test_only_what_can_act_is_shown(page: Any, panel: PanelPage):
@@ -287,12 +287,13 @@ def test_a_preset_is_saved_chosen_and_deleted(panel: PanelPage, url: str):
     panel.until(lambda: panel.number(0, "weight"), 0.35)
     panel.until(lambda: panel.choice(0, "fit"), "pad")
     # F3: it is there in each unit of both tabs, and after the page was loaded anew.
-    assert "from the page" in presets(panel, 1)
+    panel.until(lambda: "from the page" in presets(panel, 1), True)
     load(panel.page, url)
     again = PanelPage(panel.page).open()
     again.until(lambda: "from the page" in presets(again, 2), True)
     panel.page.locator("#tabs > .tab-nav button", has_text="img2img").click()
-    assert "from the page" in presets(PanelPage(panel.page, "img2img").open(), 0)
+    other = PanelPage(panel.page, "img2img").open()
+    other.until(lambda: "from the page" in presets(other, 0), True)
     panel.page.locator("#tabs > .tab-nav button", has_text="txt2img").click()
     again.show_unit(0)
     again.unit(0, "preset").locator("input").click()
@@ -307,12 +308,11 @@ def test_a_preset_is_saved_chosen_and_deleted(panel: PanelPage, url: str):
     again.page.on("dialog", answer)
     again.unit(0, "save_preset").click()
     again.unit(0, "delete_preset").click()
-    again.page.wait_for_timeout(800)
-    assert answers == ['Replace the preset "from the page"?', 'Delete the preset "from the page"?']
+    again.until(lambda: answers, ['Replace the preset "from the page"?', 'Delete the preset "from the page"?'])
     assert again.unit(0, "preset_note").inner_text().strip() == ""
     again.unit(0, "delete_preset").click()
     again.until(lambda: "Deleted" in again.unit(0, "preset_note").inner_text(), True)
-    assert "from the page" not in presets(again, 1)
+    again.until(lambda: "from the page" in presets(again, 1), False)
     again.page.remove_listener("dialog", answer)
 
 

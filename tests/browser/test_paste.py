@@ -37,7 +37,7 @@ def test_every_field_arrives_exactly(page: Any, tab: str):
              "images": [{"hash": "c", "weight": 0.5}, {"hash": "d", "weight": 1.25}]}  # fmt: skip
     paste(page, [first, third], tab)
     panel.until(panel.title, "IP-Adapter [2]")
-    assert [panel.is_enabled(i) for i in range(3)] == [True, False, True]
+    panel.until(lambda: [panel.is_enabled(i) for i in range(3)], [True, False, True])
     assert [panel.number(0, name) for name in ("weight", "start", "end")] == [0.123, 0.05, 0.875]
     assert (panel.choice(0, "fit"), panel.dropdown(0, "combine"), panel.model(0)) == ("pad", "concat", model)
     panel.unit(0, "fine").locator(".label-wrap").click()
@@ -86,7 +86,7 @@ def test_a_pasted_text_finds_the_pictures_that_were_shown(page: Any, panel: Pane
     paste(page, [{"model": "sd1-base", "images": [{"hash": first, "weight": 0.5}, second]}])
     panel.until(panel.sources, before)
     panel.until(panel.note, "These are the images of the pasted text.")
-    assert panel.weights_text() == "0.5, 1"
+    panel.until(panel.weights_text, "0.5, 1")
 
 
 def test_a_text_without_our_key_was_made_without_us(page: Any, panel: PanelPage):

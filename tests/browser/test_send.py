@@ -73,8 +73,8 @@ def test_its_icon_is_that_of_no_other_button(page: Any):
     assert texts.count(icon) == 2  # one in each tab
 
 
-def test_without_a_result_nothing_is_sent(page: Any):
-    open_tab(page, "txt2img")
+def test_without_a_result_nothing_is_sent(page: Any, url: str):
+    load(page, url)
     page.locator("#txt2img_send_to_ipadapter").click()
     page.wait_for_timeout(500)
     panel = PanelPage(page)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from .pages import PanelPage, picture, upload
+from .reuse import answer, asked, hold, settled
 from .test_charts import centre, charts, fine, text
 
 __all__ = ["fine"]  # a fixture
@@ -47,10 +48,6 @@ DRAG = """([selector, kind]) => {
 }"""
 
 
-def slow(panel: PanelPage, ms: int) -> None:
-    panel.page.evaluate("ms => { window.slow = ms; }", ms)
-
-
 def pulled(panel: PanelPage, index: int, by: float, release: bool = True) -> tuple[float, float]:
     """Drags a point of the curve up or down; where the pointer is then."""
     x, y = centre(panel, index)
@@ -68,10 +65,12 @@ def factors(panel: PanelPage) -> list[float]:
 
 def test_a_chart_that_is_drawn_again_while_a_point_is_dragged(fine: PanelPage):
     charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
-    slow(fine, 1500)
+    before = hold(fine.page)
     pulled(fine, 0, 15)
+    asked(fine.page, before)
     x, y = pulled(fine, 1, 20, release=False)
     svg = charts(fine).locator(".ipadapter-curve").element_handle()
+    answer(fine.page)
     fine.until(lambda: svg.evaluate("svg => svg.isConnected"), False)
     fine.page.mouse.move(x, y + 5)
     fine.page.mouse.up()
@@ -79,7 +78,6 @@ def test_a_chart_that_is_drawn_again_while_a_point_is_dragged(fine: PanelPage):
     assert 0 < first < 1
     assert 0 < second < first
     fine.page.mouse.click(5, 5)  # a script that broke would throw again here; the fixture sees it
-    slow(fine, 0)
     fine.until(lambda: charts(fine).locator("circle").count(), 2)
     assert factors(fine) == [first, second]
 
@@ -87,17 +85,21 @@ def test_a_chart_that_is_drawn_again_while_a_point_is_dragged(fine: PanelPage):
 def test_each_of_several_quick_edits_is_kept(fine: PanelPage):
     """The answer to the first edit arrives after the second one, and must not undo it for the third."""
     charts(fine).locator(".ipadapter-curve").scroll_into_view_if_needed()
-    slow(fine, 2500)
+    before = hold(fine.page)
     pulled(fine, 0, 15)
-    fine.page.wait_for_timeout(700)
+    first = asked(fine.page, before)
     pulled(fine, 1, 20)
     svg = charts(fine).locator(".ipadapter-curve").element_handle()
+    answer(fine.page, first)
     fine.until(lambda: svg.evaluate("svg => svg.isConnected"), False)
     before = factors(fine)
     pulled(fine, 0, 10)
     after = factors(fine)
     assert after[0] < before[0] < 1
     assert after[1] == before[1] < 1
+    answer(fine.page)
+    fine.page.wait_for_function("window.waiting === 0")
+    assert factors(fine) == after
 
 
 def test_text_that_comes_with_a_picture_goes_into_our_text_boxes(fine: PanelPage):
@@ -130,29 +132,36 @@ def test_the_frame_goes_when_the_drag_leaves_the_window(panel: PanelPage):
     panel.until(lambda: panel.page.locator(".ipadapter-over").count(), 0)
 
 
-@pytest.mark.parametrize("pause", [0, 2200])
-def test_removing_twice_removes_what_was_shown(panel: PanelPage, pause: int):
-    """pause: ms between the clicks; the server is asked twice, first for the change and then for the tiles."""
+@pytest.mark.parametrize("between", [False, True])
+def test_removing_twice_removes_what_was_shown(panel: PanelPage, between: bool):
+    """The server is asked twice, first for the change and then for the tiles; the second click comes before or between
+    its answers."""
     panel.add(0, upload(0), upload(1), upload(2))
     panel.until(panel.thumbs, 3)
+    settled(panel.page)
     shown: list[Any] = panel.sources()
-    slow(panel, 1500)
+    before = hold(panel.page)
     first = panel.page.locator(f"{panel.root}_0_thumbnails .ipadapter-remove").first
     first.dispatch_event("click")
-    panel.page.wait_for_timeout(pause)
+    once = asked(panel.page, before)
+    if between:
+        answer(panel.page, once)
+        asked(panel.page, once)
     first.dispatch_event("click")
+    answer(panel.page)
     panel.until(panel.thumbs, 2)
-    panel.page.wait_for_timeout(2500)
+    settled(panel.page)
     assert panel.sources() == shown[1:]
 
 
 def test_the_crop_is_that_of_the_picture_that_was_clicked(panel: PanelPage):
     panel.add(0, upload(0, size=(300, 100)), upload(1, size=(100, 300)))
     panel.until(panel.thumbs, 2)
-    slow(panel, 1500)
+    hold(panel.page)
     thumbs = panel.page.locator(f"{panel.root}_0_thumbnails img")
     thumbs.nth(0).dispatch_event("click")
     thumbs.nth(1).dispatch_event("click")
+    answer(panel.page)
     dialog = panel.page.locator("dialog.ipadapter-crop")
     dialog.wait_for(state="visible")
     image = dialog.locator("img")

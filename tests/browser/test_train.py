@@ -117,9 +117,10 @@ def test_from_a_folder_to_an_adapter_that_draws(tab: Any, webui: WithPage):
     start(tab, "mine", {**given, **SMALL, "validation": str(data)})
     PanelPage(tab).until(lambda: over(tab, "mine"), True, 100)
     assert "mine done" in seen(tab)
-    assert said(tab) == ""  # that it was started is over with it
-    assert tab.locator("#ipadapter_train_state figure img").count() == 2
-    assert tab.locator(".ipadapter-losses circle").count() == 2
+    page = PanelPage(tab)
+    page.until(lambda: said(tab), "")  # that it was started is over with it
+    page.until(tab.locator("#ipadapter_train_state figure img").count, 2)
+    page.until(tab.locator(".ipadapter-losses circle").count, 2)
     shot(tab, "light")
     tab.evaluate("document.body.classList.add('dark')")
     shot(tab, "dark")
@@ -173,7 +174,7 @@ def test_adapters_are_measured(tab: Any, webui: WithPage):
     found = tab.locator("#ipadapter_evaluate_state")
     assert found.locator(".ipadapter-table tbody tr").count() >= 6
     assert found.locator(".ipadapter-curve-of polyline").count() == 4
-    assert tab.evaluate("document.querySelector('#ipadapter_evaluate_state figure img').naturalWidth") > 300
+    tab.wait_for_function("document.querySelector('#ipadapter_evaluate_state figure img')?.naturalWidth > 300")
     shot(tab, "evaluate-light")
     tab.evaluate("document.body.classList.add('dark')")
     shot(tab, "evaluate-dark")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .pages import PanelPage, upload
+from .reuse import answer, hold
 from .test_panel import weights_shown
 
 
@@ -18,11 +19,11 @@ def test_a_unit_is_copied_and_changes_places(panel: PanelPage):
     panel.mask_tile(0, 0, "left")
     panel.until(lambda: panel.sources() != whole, True)
     sources = panel.sources()
-    panel.page.evaluate("window.slow = 800")
+    hold(panel.page)
     panel.from_menu(0, "Copy to unit 2")
     panel.unit(0, "thumbnails").locator(".ipadapter-remove").first.click()  # not while the units are exchanged
+    answer(panel.page)
     panel.until(lambda: panel.sources(1), sources)
-    panel.page.evaluate("window.slow = 0")
     panel.until(lambda: panel.unit(0, "image_area").get_attribute("class").find("ipadapter-busy"), -1)
     panel.until(lambda: (panel.model(1), panel.number(1, "weight"), panel.is_enabled(1)), ("sd1-plus", 0.7, True))
     assert panel.sources(0) == sources
@@ -75,8 +76,8 @@ def test_the_picture_of_img2img_is_a_reference(page: Any):
     page.locator("#img2img_image img").first.wait_for()
     page.locator("#img2img_generate").click()
     page.locator("#img2img_gallery .thumbnail-item img, #img2img_gallery .preview img").first.wait_for(timeout=90_000)
-    text = page.locator("#html_info_img2img").first.inner_text()
-    assert '{\\"input\\": \\"img2img\\", \\"weight\\": 0.5}' in text
+    text = page.locator("#html_info_img2img").first
+    panel.until(lambda: '{\\"input\\": \\"img2img\\", \\"weight\\": 0.5}' in text.inner_text(), True)
     tiles.nth(1).locator(".ipadapter-remove").click()
     panel.until(tiles.count, 1)
     assert panel.unit(0, "thumbnails").locator(".ipadapter-input").count() == 1

@@ -14,10 +14,13 @@ def panel(monkeypatch):
     gradio = ModuleType("gradio")
     gradio.update = lambda **values: SimpleNamespace(**values)
     monkeypatch.setitem(sys.modules, "gradio", gradio)
+    host = ModuleType("modules")
+    host.shared = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "modules", host)
     before = set(sys.modules)
-    from lib_ipadapter.webui.panel import exchange, references
+    from lib_ipadapter.webui.panel import exchange, references, saved
 
-    yield SimpleNamespace(exchange=exchange, references=references)
+    yield SimpleNamespace(exchange=exchange, references=references, saved=saved)
     for name in set(sys.modules) - before:
         if name.startswith("lib_ipadapter.webui"):
             del sys.modules[name]
@@ -68,3 +71,29 @@ def test_the_pictures_of_a_pasted_text_come_back(panel, tmp_path):
     (tmp_path / "0.png").unlink()
     gone = events.find(json.dumps(names), held, "x")
     assert not any(isinstance(update, list) for update in gone)
+
+
+def test_what_stays_is_not_written(panel):
+    """An answer that came late put back the weight of a reference that was taken out meanwhile, or a model that was
+    no longer chosen."""
+    files = [SimpleNamespace(name=f"/tmp/{i}.png") for i in range(2)]
+    new = [SimpleNamespace(name="/tmp/new.png")]
+    models = SimpleNamespace(suggested=lambda: "near")
+    events, saved = panel.references.ReferenceEvents(0, models), panel.saved.SavedEvents(models)
+    stays = SimpleNamespace()
+    assert saved.choose("1, 0.5", [], files[:1]) == [stays, stays]  # the last one was taken out
+    assert saved.choose("1, 0.5, 0.3", ["embeds: a"], files[:1]) == [stays, True]  # one of two
+    assert saved.choose("0.5", ["embeds: a"], files[:1]) == ["0.5, 1", True]
+    assert saved.dropped(["a"], files, "1, 0.5, 0.3", ["a", "b"]) == [["a", "b"], stays]
+    assert saved.dropped(["a", "b"], files, "1, 0.5, 0.3, 0.2", ["b"]) == [["b"], "1, 0.5, 0.2"]
+    assert events.add(new, files, "", [], "", "", "mine") == [
+        ["/tmp/0.png", "/tmp/1.png", "/tmp/new.png"], stays, stays, stays, stays, True, stays
+    ]  # fmt: skip
+    assert events.add(new, files, "1, 0.5", ["a"], "", "", "None")[1:] == [stays, stays, stays, stays, True, "near"]
+    assert events.add(new, files, "1, 0.5", [], "", "", "None")[1] == "1, 0.5, 1"
+    assert events.remove(files, "1, 0.5", ["a"], "", "", "2") == [stays, stays, [], stays, stays, stays]
+    assert events.remove(files, "1, 0.5", [], "", "", "0")[:3] == [["/tmp/1.png"], "0.5", stays]
+    assert events.move(files, "1, 0.5", ["a"], "", "", "0,1") == [
+        ["/tmp/1.png", "/tmp/0.png"], stays, stays, stays, stays
+    ]  # fmt: skip
+    assert events.use_input("", [], files, "mine") == [stays, ["input: img2img"], True, stays]

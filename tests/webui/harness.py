@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -89,14 +90,8 @@ def checkpoint(kind: str) -> Path:
     if not path.is_file():
         part = path.with_name(f"part-{os.getpid()}-{path.name}")
         env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        run = subprocess.run(
-            [python(), source, kind, part],
-            cwd=checkout(),
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [python(), source, kind, part]
+        run = subprocess.run(command, cwd=checkout(), env=env, capture_output=True, text=True, check=False)
         if run.returncode:
             raise RuntimeError(f"{kind} could not be made:\n{run.stdout}\n{run.stderr}")
         if part.with_suffix(".yaml").is_file():
@@ -107,8 +102,6 @@ def checkpoint(kind: str) -> Path:
 
 def hash_of(data: bytes) -> str:
     """A short name for bytes."""
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()[:8]
 
 
@@ -230,10 +223,7 @@ class WebUI:
             (models / "ControlNet").mkdir()
             _link(checkpoint("controlnet"), models / "ControlNet" / "random_control.safetensors")
             # Its own IP-Adapter units find the same kind of file there.
-            _link(
-                models / "ipadapter" / "sd1-base.safetensors",
-                models / "ControlNet" / "ip-adapter_cn.safetensors",
-            )
+            _link(models / "ipadapter" / "sd1-base.safetensors", models / "ControlNet" / "ip-adapter_cn.safetensors")
         settings = {
             "samples_save": False, "grid_save": False, "save_images_add_number": True, "show_progressbar": False,
             "live_previews_enable": False, "sd_checkpoint_cache": 0, "sd_checkpoints_limit": 1,

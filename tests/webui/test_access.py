@@ -30,7 +30,8 @@ class Locked(WebUI):
         import time
 
         if "--nowebui" in self.extra:
-            return super()._wait(deadline)
+            super()._wait(deadline)
+            return
         while "Startup time" not in self.log or "Model loaded in" not in self.log:
             assert time.monotonic() < deadline, self.log[-3000:]
             assert self.process.poll() is None, self.log[-3000:]

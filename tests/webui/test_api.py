@@ -12,7 +12,7 @@ from PIL import Image
 from lib_ipadapter import __version__
 from lib_ipadapter.unit import FIELD_NAMES
 
-from .harness import WebUI, absent, b64, picture
+from .harness import WebUI, b64, picture
 
 
 def test_routes(on_sd1: WebUI):

@@ -2,6 +2,7 @@
 
 ``files`` are gradio's file objects. Each change is followed by ``UnitEvents.show``. What belongs to the references
 (files, weights, saved, box, masks) is kept in step: weights and boxes are texts with a part for each, masks a list.
+A value that stays is not written: it may have been edited since it was read.
 """
 
 from __future__ import annotations
@@ -35,14 +36,15 @@ class ReferenceEvents:
         near."""
         present, added = paths_of(files), paths_of(new)
         named = list(saved or [])
+        places = [*range(len(present)), *[None] * len(added)]
         return [
             present + added,
-            extended(str(weights or ""), len(present), len(added), len(named)),
-            named,
-            _boxes_of(box, len(present), [*range(len(present)), *[None] * len(added)]),
-            _masks_of(masks, len(present), [*range(len(present)), *[None] * len(added)]),
+            change(weights, extended(str(weights or ""), len(present), len(added), len(named))),
+            gr.update(),
+            change(box, _boxes_of(box, len(present), places)),
+            change(masks, _masks_of(masks, len(present), places)),
             True,
-            model if is_model(model) else (self.models.suggested() or NO_MODEL),
+            self._model(model),
         ]
 
     def use_input(self, weights: Any, saved: Any, files: Any, model: Any) -> list[Any]:
@@ -51,11 +53,15 @@ class ReferenceEvents:
         if html.INPUT_TEXT in named:
             return [gr.update() for _ in range(4)]
         return [
-            extended(str(weights or ""), len(paths_of(files)) + len(named), 1),
+            change(weights, extended(str(weights or ""), len(paths_of(files)) + len(named), 1)),
             [*named, html.INPUT_TEXT],
             True,
-            model if is_model(model) else (self.models.suggested() or NO_MODEL),
+            self._model(model),
         ]
+
+    def _model(self, chosen: Any) -> Any:
+        """One that is near, for a unit that has none."""
+        return gr.update() if is_model(chosen) else change(chosen, self.models.suggested() or NO_MODEL)
 
     def find(self, wanted: Any, files: Any, masks: Any) -> list[Any]:
         """The pictures of a pasted text in place of those at hand, if all were shown here before and are still there:
@@ -74,11 +80,11 @@ class ReferenceEvents:
             return self.clear()[:6]
         kept = [i for i in places if i < len(paths)]
         return [
-            [paths[i] for i in kept] or None,
-            without(str(weights or ""), len(paths) + len(named), places),
-            [named[i - len(paths)] for i in places if i >= len(paths)],
-            _boxes_of(box, len(paths), kept),
-            _masks_of(masks, len(paths), kept),
+            change(paths, [paths[i] for i in kept] or None),
+            change(weights, without(str(weights or ""), len(paths) + len(named), places)),
+            change(named, [named[i - len(paths)] for i in places if i >= len(paths)]),
+            change(box, _boxes_of(box, len(paths), kept)),
+            change(masks, _masks_of(masks, len(paths), kept)),
             gr.update(),
         ]
 
@@ -93,11 +99,11 @@ class ReferenceEvents:
             return [gr.update() for _ in range(5)]
         everything = [*order, *range(len(paths), len(paths) + len(named))]
         return [
-            [paths[i] for i in order],
-            without(str(weights or ""), len(everything), everything),
-            named,
-            _boxes_of(box, len(paths), order),
-            _masks_of(masks, len(paths), order),
+            change(paths, [paths[i] for i in order]),
+            change(weights, without(str(weights or ""), len(everything), everything)),
+            gr.update(),
+            change(box, _boxes_of(box, len(paths), order)),
+            change(masks, _masks_of(masks, len(paths), order)),
         ]
 
     def clear(self) -> list[Any]:
@@ -109,6 +115,11 @@ class ReferenceEvents:
     def empty(self) -> list[Any]:
         """As ``clear``; what a pasted text wants, and the notes on it, go too."""
         return [*self.clear(), "", ""]
+
+
+def change(old: Any, new: Any) -> Any:
+    """What a handler gives for a component: ``new``, or nothing where it is as it was."""
+    return gr.update() if (new or "") == (old or "") else new
 
 
 def is_model(model: Any) -> bool:

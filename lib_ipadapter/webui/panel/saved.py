@@ -10,7 +10,7 @@ from ...errors import IPAdapterError
 from ..words import worded
 from . import html
 from .events import PREPROCESSING
-from .references import extended, paths_of, without
+from .references import change, extended, paths_of, without
 from .values import NO_MODEL, pictures, shown_name
 
 
@@ -30,10 +30,11 @@ class SavedEvents:
             return own
 
     def choose(self, weights: Any, saved: Any, files: Any) -> list[Any]:
-        """The weights' text with a number for what was chosen last, and the unit is on."""
+        """The weights' text with a number for what was chosen last, and the unit is on. gradio calls it for what is
+        taken out, too: the text then has more numbers, and is left to ``dropped``."""
         if not saved:
-            return [weights, gr.update()]
-        return [extended(str(weights or ""), len(paths_of(files)) + len(saved) - 1, 1), True]
+            return [gr.update(), gr.update()]
+        return [change(weights, extended(str(weights or ""), len(paths_of(files)) + len(saved) - 1, 1)), True]
 
     def dropped(self, before: Any, files: Any, weights: Any, saved: Any) -> list[Any]:
         """The saved references were changed in their list: those of the next change's ``before``, and the weights' text
@@ -41,7 +42,8 @@ class SavedEvents:
         now, was, pictures = list(saved or []), list(before or []), len(paths_of(files))
         places = [*range(pictures), *(pictures + i for i, name in enumerate(was) if name in now)]
         fewer = len(places) == pictures + len(now) < pictures + len(was)
-        return [now, without(str(weights or ""), pictures + len(was), places) if fewer else weights]
+        kept = without(str(weights or ""), pictures + len(was), places) if fewer else weights
+        return [now, change(weights, kept)]
 
     def save(self, name: Any, files: Any, weights: Any, saved: Any, model: Any, masks: Any, *look: Any) -> str:
         """A remark. look: the values of PREPROCESSING; name: None if the user did not want to."""
