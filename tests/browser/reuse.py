@@ -6,10 +6,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .pages import PanelPage
-
 TABS = ("txt2img", "img2img")
-SECONDS = 3.0
+SECONDS = 6.0
 SIZE = {"width": 1400, "height": 1500}
 
 # Counts what the page waits for, and is a slow server: of the panel's events, answers to those after the
@@ -39,8 +37,8 @@ document.addEventListener("click", apart, true);
 # A tab's inputs but for the panel's, of which there are more or fewer
 OTHERS = """const others = tab => [...document.querySelectorAll(`#tab_${tab} :is(input, textarea, select)`)]
         .filter(input => !input.closest("[id^=ipadapter_]"));"""
-# All that a test may have left behind, by place: values, texts, what is open, selected or stored; but for results, which
-# nothing takes out of a gallery, and the picture that a crop was drawn on
+# All that a test may have left behind, by place: values, texts, what is open, selected or stored; but for results,
+# which nothing takes out of a gallery, and the picture that a crop was drawn on
 LOOK = """tabs => {
     OTHERS
     const seen = {};
@@ -48,8 +46,9 @@ LOOK = """tabs => {
         input => input.type === "file" ? input.files.length : [input.value, input.checked]);
     const marks = (root, query) => [...root.querySelectorAll(query)].map(one => one.className);
     const look = root => JSON.stringify([root.textContent,
-        values([...root.querySelectorAll(":is(input, textarea, select):not([id$=crop_source] *)")]), marks(root, ".label-wrap, .tab-nav button"),
-        [...root.querySelectorAll("img")].map(image => image.src), marks(root, "[class*=ipadapter-]")]);
+        values([...root.querySelectorAll(":is(input, textarea, select):not([id$=crop_source] *)")]),
+        marks(root, ".label-wrap, .tab-nav button"), [...root.querySelectorAll("img")].map(image => image.src),
+        marks(root, "[class*=ipadapter-]")]);
     for (const tab of tabs) {
         const units = document.querySelectorAll(`#ipadapter_${tab}_units > .tabitem`);
         units.forEach((unit, index) => { seen[`${tab} ${index}`] = look(unit); });
@@ -142,11 +141,7 @@ def put_back(page: Any, new: dict[str, Any]) -> list[str]:
     for tab in TABS:
         for index in range(sum(name.startswith(f"{tab} ") and name[-1].isdigit() for name in new)):
             if seen.get(f"{tab} {index}") != new[f"{tab} {index}"]:
-                page.locator("#tabs > .tab-nav button", has_text=tab).first.click()
-                panel = PanelPage(page, tab, SECONDS).open()
-                panel.show_unit(index)
-                panel.from_menu(index, "Reset this unit")
-    page.evaluate(FOLD, fold)
+                page.evaluate("id => document.getElementById(id).click()", f"ipadapter_{tab}_{index}_reset")
     until = time.monotonic() + SECONDS
     while True:
         seen = look(page)

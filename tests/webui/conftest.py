@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from . import forks
-from .harness import WebUI, absent, b64, controlnet, missing_package, picture
+from .harness import WebUI, absent, b64, controlnet, picture
+from .logs import missing_package
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -46,6 +45,7 @@ FLAGS = [
     "--disable-console-progressbars",
 ]
 
+SDP = "sdp-no-mem - scaled dot product without memory efficient attention"  # what the WebUI takes where there is a GPU
 NO_API = "--no-api"  # no flag of the WebUI: leaves --api out
 
 
@@ -119,17 +119,6 @@ def b64(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def missing_package(log: str, extension: str) -> str:
-    """The package for want of which the WebUI could not load a script of this extension, or ''. Any other error of it
-    is no reason to skip a test."""
-    for part in log.split("*** Error loading script: ")[1:]:
-        report = part.partition("\n---")[0].replace("\\", "/")
-        found = re.search(r"ModuleNotFoundError: No module named '([\w.]+)'", report)
-        if found and f"{extension}/" in report:
-            return found[1]
-    return ""
-
-
 class Reply:
     """An answer of the server."""
 
@@ -189,6 +178,11 @@ class WebUI:
         self.stop()
 
     @property
+    def first(self) -> Path:
+        """The checkpoint that it starts with."""
+        return self.data / "models" / "Stable-diffusion" / f"{self.checkpoints[0]}.safetensors"
+
+    @property
     def program(self) -> tuple[Path, Path]:
         """The checkout and its Python."""
         return checkout(), python()
@@ -227,22 +221,20 @@ class WebUI:
         settings = {
             "samples_save": False, "grid_save": False, "save_images_add_number": True, "show_progressbar": False,
             "live_previews_enable": False, "sd_checkpoint_cache": 0, "sd_checkpoints_limit": 1,
-            "sd_model_checkpoint": f"{self.checkpoints[0]}.safetensors", **self.config,
+            "cross_attention_optimization": SDP, "sd_model_checkpoint": self.first.name, **self.config,
         }  # fmt: skip
         (self.data / "config.json").write_text(json.dumps(settings))
 
     def _start(self) -> None:
-        first = self.data / "models" / "Stable-diffusion" / f"{self.checkpoints[0]}.safetensors"
         folder, program = self.program
         command = [
-            str(program), "launch.py", *self.flags, "--ckpt", str(first), "--data-dir", str(self.data),
+            str(program), "launch.py", *self.flags, "--ckpt", str(self.first), "--data-dir", str(self.data),
             "--port", str(self.port), *self.extra,
         ]  # fmt: skip
         env = {
             **os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
-            "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONDONTWRITEBYTECODE": "1", **self.variables,
+            "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": str(self.path or ""), **self.variables,
         }  # fmt: skip
-        env["PYTHONPATH"] = str(self.path or "")
         started = time.monotonic()
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(

@@ -20,7 +20,8 @@ from PIL import Image, ImageChops
 
 from tests.synthetic import adapter_tensors, write_adapter
 
-from .harness import WebUI, _link, absent, b64, decode, missing_package, python
+from .harness import WebUI, _link, absent, b64, decode, python
+from .logs import missing_package
 from .networks import CONTEXT, SD1_WIDTHS
 
 pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from .forks import FOLDERS, Fork, absent
-from .harness import _link, decode, missing_package
+from .harness import _link, decode
+from .logs import missing_package
 from .test_adetailer import BOXES, CONFIG, FOLDER, MODEL, PACKAGES, details, outside, part
 from .test_forks_beside import ours
 

@@ -29,6 +29,8 @@ class Scaler(torch.nn.Module):
 
 
 class Neighbours(scripts.Script):
+    called = False  # at each step
+
     def title(self):
         return "Neighbours"
 
@@ -47,6 +49,7 @@ class Neighbours(scripts.Script):
         self.kind, self.step, self.model = kind, None, None
         if kind not in KINDS:
             return
+        self.called = True
         script_callbacks.on_cfg_denoiser(self.denoiser)  # here, so that ours is called first
         script_callbacks.on_cfg_denoised(self.denoised)
         unet = shared.sd_model.model.diffusion_model
@@ -135,7 +138,9 @@ class Neighbours(scripts.Script):
                     raise ValueError(f"{image.size} is not the size of the job")
                 processed.images.append(image.copy())
                 processed.infotexts.append(processed.infotexts[0])
-        script_callbacks.remove_current_script_callbacks()
+        if self.called:  # the WebUI reads the whole stack for it
+            script_callbacks.remove_current_script_callbacks()
+        self.called = False
         if getattr(self, "model", None) is not None:
             vars(self.model).pop("forward", None)
         model = getattr(shared.sd_model, "model", None)
