@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.webui.harness import missing_package
+from tests.webui.logs import missing_package
 
 # As the WebUI reports it (modules/errors.py): indented, and closed by a line.
 REPORT = """Startup time: 3 s
