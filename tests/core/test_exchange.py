@@ -82,18 +82,23 @@ def test_what_stays_is_not_written(panel):
     events, saved = panel.references.ReferenceEvents(0, models), panel.saved.SavedEvents(models)
     stays = SimpleNamespace()
     assert saved.choose("1, 0.5", [], files[:1]) == [stays, stays]  # the last one was taken out
-    assert saved.choose("1, 0.5, 0.3", ["embeds: a"], files[:1]) == [stays, True]  # one of two
+    assert saved.choose("1, 0.5, 0.3", ["embeds: a"], files[:1])[0] == stays  # one of two
     assert saved.choose("0.5", ["embeds: a"], files[:1]) == ["0.5, 1", True]
     assert saved.dropped(["a"], files, "1, 0.5, 0.3", ["a", "b"]) == [["a", "b"], stays]
     assert saved.dropped(["a", "b"], files, "1, 0.5, 0.3, 0.2", ["b"]) == [["b"], "1, 0.5, 0.2"]
-    assert events.add(new, files, "", [], "", "", "mine") == [
-        ["/tmp/0.png", "/tmp/1.png", "/tmp/new.png"], stays, stays, stays, stays, True, stays
-    ]  # fmt: skip
-    assert events.add(new, files, "1, 0.5", ["a"], "", "", "None")[1:] == [stays, stays, stays, stays, True, "near"]
-    assert events.add(new, files, "1, 0.5", [], "", "", "None")[1] == "1, 0.5, 1"
-    assert events.remove(files, "1, 0.5", ["a"], "", "", "2") == [stays, stays, [], stays, stays, stays]
-    assert events.remove(files, "1, 0.5", [], "", "", "0")[:3] == [["/tmp/1.png"], "0.5", stays]
-    assert events.move(files, "1, 0.5", ["a"], "", "", "0,1") == [
-        ["/tmp/1.png", "/tmp/0.png"], stays, stays, stays, stays
-    ]  # fmt: skip
-    assert events.use_input("", [], files, "mine") == [stays, ["input: img2img"], True, stays]
+    # What belongs to each reference is written with them, or it would belong to others.
+    paths = ["/tmp/0.png", "/tmp/1.png"]
+    assert events.add(new, files, "", ["a"], "", "", "mine") == [
+        [*paths, "/tmp/new.png"],
+        "",
+        stays,
+        "",
+        "",
+        True,
+        stays,
+    ]
+    assert events.add(new, files, "1, 0.5", [], "", "", "None")[1:] == ["1, 0.5, 1", stays, "", "", True, "near"]
+    assert events.remove(files, "1, 0.5, 1", ["a"], "", "", "2") == [stays, "1, 0.5", [], "", "", stays]
+    assert events.remove(files, "", ["a"], "", "", "0") == [paths[1:], "", stays, "", "", stays]
+    assert events.move(files, "", ["a"], "", "", "0,1") == [paths[::-1], "", stays, "", ""]
+    assert events.use_input("", [], files, "mine") == ["", ["input: img2img"], True, stays]

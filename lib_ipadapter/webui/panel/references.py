@@ -2,7 +2,8 @@
 
 ``files`` are gradio's file objects. Each change is followed by ``UnitEvents.show``. What belongs to the references
 (files, weights, saved, box, masks) is kept in step: weights and boxes are texts with a part for each, masks a list.
-A value that stays is not written: it may have been edited since it was read.
+The model and the saved
+references are not written where they stay: they may have been chosen since they were read.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ class ReferenceEvents:
         places = [*range(len(present)), *[None] * len(added)]
         return [
             present + added,
-            change(weights, extended(str(weights or ""), len(present), len(added), len(named))),
+            extended(str(weights or ""), len(present), len(added), len(named)),
             gr.update(),
-            change(box, _boxes_of(box, len(present), places)),
-            change(masks, _masks_of(masks, len(present), places)),
+            _boxes_of(box, len(present), places),
+            _masks_of(masks, len(present), places),
             True,
             self._model(model),
         ]
@@ -53,7 +54,7 @@ class ReferenceEvents:
         if html.INPUT_TEXT in named:
             return [gr.update() for _ in range(4)]
         return [
-            change(weights, extended(str(weights or ""), len(paths_of(files)) + len(named), 1)),
+            extended(str(weights or ""), len(paths_of(files)) + len(named), 1),
             [*named, html.INPUT_TEXT],
             True,
             self._model(model),
@@ -81,10 +82,10 @@ class ReferenceEvents:
         kept = [i for i in places if i < len(paths)]
         return [
             change(paths, [paths[i] for i in kept] or None),
-            change(weights, without(str(weights or ""), len(paths) + len(named), places)),
+            without(str(weights or ""), len(paths) + len(named), places),
             change(named, [named[i - len(paths)] for i in places if i >= len(paths)]),
-            change(box, _boxes_of(box, len(paths), kept)),
-            change(masks, _masks_of(masks, len(paths), kept)),
+            _boxes_of(box, len(paths), kept),
+            _masks_of(masks, len(paths), kept),
             gr.update(),
         ]
 
@@ -99,11 +100,11 @@ class ReferenceEvents:
             return [gr.update() for _ in range(5)]
         everything = [*order, *range(len(paths), len(paths) + len(named))]
         return [
-            change(paths, [paths[i] for i in order]),
-            change(weights, without(str(weights or ""), len(everything), everything)),
+            [paths[i] for i in order],
+            without(str(weights or ""), len(everything), everything),
             gr.update(),
-            change(box, _boxes_of(box, len(paths), order)),
-            change(masks, _masks_of(masks, len(paths), order)),
+            _boxes_of(box, len(paths), order),
+            _masks_of(masks, len(paths), order),
         ]
 
     def clear(self) -> list[Any]:

@@ -34,7 +34,8 @@ class SavedEvents:
         taken out, too: the text then has more numbers, and is left to ``dropped``."""
         if not saved:
             return [gr.update(), gr.update()]
-        return [change(weights, extended(str(weights or ""), len(paths_of(files)) + len(saved) - 1, 1)), True]
+        text = extended(str(weights or ""), len(paths_of(files)) + len(saved) - 1, 1)
+        return [gr.update() if text.strip() and text == weights else text, True]
 
     def dropped(self, before: Any, files: Any, weights: Any, saved: Any) -> list[Any]:
         """The saved references were changed in their list: those of the next change's ``before``, and the weights' text
