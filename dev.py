@@ -217,7 +217,7 @@ def run_tests(
     result.passed, result.skipped = counts.get("passed", 0), counts.get("skipped", 0)
     result.failed = counts.get("failed", 0) + counts.get("error", 0)
     result.reasons = [line for line in lines if line.startswith("SKIPPED")]
-    result.failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    result.failures = [line for line in lines if re.match(r"(FAILED|ERROR) \S", line)]
     # 5: no test was collected. Any other code than 0 without a counted failure is a failure too.
     if code not in (0, 5) and not result.failed:
         result.failed = 1

@@ -9,7 +9,7 @@ import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image
@@ -44,6 +44,12 @@ class WithPage(harness.WebUI):
         return self.log.count(text) >= times
 
 
+class Offline(WithPage):
+    """A click on Download reaches nobody."""
+
+    variables: ClassVar[dict[str, str]] = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[WithPage | None]:
     """A WebUI with the extension, started for these tests; None where IPADAPTER_TEST_URL names a running one."""
@@ -52,7 +58,7 @@ def server() -> Iterator[WithPage | None]:
         return
     if harness.absent():
         pytest.skip(harness.absent())
-    with WithPage(("sd1",), extra=(), config={"hidden_tabs": list(UNUSED)}) as webui:
+    with Offline(("sd1",), extra=(), config={"hidden_tabs": list(UNUSED)}) as webui:
         yield webui
 
 

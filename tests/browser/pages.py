@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -146,8 +145,10 @@ class PanelPage:
         """What a dropdown offers."""
         self.unit(index, name).locator("input").click()
         options = self.page.locator("ul.options li")
-        with contextlib.suppress(Exception):  # there may be none
-            options.first.wait_for(timeout=3000)
+        for _ in range(30):  # there may be none
+            if options.count():
+                break
+            self.page.wait_for_timeout(100)
         found = options.evaluate_all("options => options.map(option => option.ariaLabel)")
         self.unit(index, name).locator("input").blur()
         options.first.wait_for(state="detached")

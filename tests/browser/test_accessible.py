@@ -34,6 +34,7 @@ def test_no_violation_with_everything_unfolded(page: Any, url: str, axe: str, th
     for name in ("saved", "where", "fine", "look", "follow"):
         panel.unfold(0, name)
     panel.until(lambda: "found" in panel.info(), True)
+    page.wait_for_timeout(500)
     page.evaluate(axe)
 
     def clean(selector: str) -> None:

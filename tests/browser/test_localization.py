@@ -62,6 +62,7 @@ def test_every_text_is_translated(browser: Any, chinese: WithPage):
 
     def english(selector: str, *known: str) -> set[str]:
         """What the WebUI has not translated; it does so a moment after something is new."""
+        page.wait_for_timeout(500)
         return set(page.evaluate(TEXTS, selector)) - NAMES - {*known}
 
     panel.until(lambda: english("#ipadapter_img2img"), set())

@@ -314,6 +314,7 @@ def test_a_preset_is_saved_chosen_and_deleted(panel: PanelPage, url: str):
     assert again.unit(0, "preset_note").inner_text().strip() == ""
     again.unit(0, "delete_preset").click()
     again.until(lambda: "Deleted" in again.unit(0, "preset_note").inner_text(), True)
+    assert len(answers) == 3
     again.until(lambda: "from the page" in presets(again, 1), False)
     again.page.remove_listener("dialog", answer)
 

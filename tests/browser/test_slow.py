@@ -98,7 +98,7 @@ def test_each_of_several_quick_edits_is_kept(fine: PanelPage):
     assert after[0] < before[0] < 1
     assert after[1] == before[1] < 1
     answer(fine.page)
-    fine.page.wait_for_function("window.waiting === 0")
+    settled(fine.page)
     assert factors(fine) == after
 
 

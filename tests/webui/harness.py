@@ -45,7 +45,7 @@ FLAGS = [
     "--disable-console-progressbars",
 ]
 
-SDP = "sdp-no-mem - scaled dot product without memory efficient attention"  # what the WebUI takes where there is a GPU
+SDP = "sdp-no-mem - scaled dot product without memory efficient attention"  # faster than what the WebUI takes on a CPU
 NO_API = "--no-api"  # no flag of the WebUI: leaves --api out
 
 

@@ -118,6 +118,7 @@ def test_with_credentials_of_the_api_the_routes_ask_for_them(flags):
         assert len(asked) >= 11
         assert set(asked.values()) == {401}, asked
         assert set(statuses(webui, basic(LOGIN)).values()) == {401}
+        assert webui.get("/ip-adapter/version", **basic("bob:guess")).status == 401
         assert untouched(webui)
         for path in ("version", "model_list", "schema"):
             assert webui.get(f"/ip-adapter/{path}", **basic(CREDENTIALS)).status == 200

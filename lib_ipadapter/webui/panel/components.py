@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import gradio as gr
@@ -35,11 +36,11 @@ def component_of(spec: Option, default: Any, elem_id: str, visible: bool) -> Any
 
 class Handlers:
     """The methods of ``work`` without their signatures, which gradio reads at each event that it is told of: some
-    hundred times, with the annotations evaluated."""
+    hundred times, with the annotations evaluated. Generators stay what they are, as gradio asks for that."""
 
     def __init__(self, work: Any) -> None:
         self._work = work
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._work, name)
-        return lambda *given: method(*given)
+        return method if inspect.isgeneratorfunction(method) else lambda *given: method(*given)

@@ -2,8 +2,8 @@
 
 ``files`` are gradio's file objects. Each change is followed by ``UnitEvents.show``. What belongs to the references
 (files, weights, saved, box, masks) is kept in step: weights and boxes are texts with a part for each, masks a list.
-The model and the saved
-references are not written where they stay: they may have been chosen since they were read.
+The model and the saved references are not written where they stay, as another may have been chosen since they were
+read.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ReferenceEvents:
 
     def _model(self, chosen: Any) -> Any:
         """One that is near, for a unit that has none."""
-        return gr.update() if is_model(chosen) else change(chosen, self.models.suggested() or NO_MODEL)
+        return gr.update() if is_model(chosen) else self.models.suggested() or NO_MODEL
 
     def find(self, wanted: Any, files: Any, masks: Any) -> list[Any]:
         """The pictures of a pasted text in place of those at hand, if all were shown here before and are still there:
