@@ -310,7 +310,7 @@ def test_a_preset_is_saved_chosen_and_deleted(panel: PanelPage, url: str):
     again.unit(0, "delete_preset").click()
     again.until(lambda: answers, ['Replace the preset "from the page"?', 'Delete the preset "from the page"?'])
     again.page.wait_for_timeout(500)
-    again.page.wait_for_function("window.waiting === 0")
+    again.page.wait_for_function("!window.waiting")
     assert again.unit(0, "preset_note").inner_text().strip() == ""
     again.unit(0, "delete_preset").click()
     again.until(lambda: "Deleted" in again.unit(0, "preset_note").inner_text(), True)
