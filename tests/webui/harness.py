@@ -233,7 +233,9 @@ class WebUI:
         ]  # fmt: skip
         env = {
             **os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
-            "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": str(self.path or ""), **self.variables,
+            "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": str(self.path or ""),
+            "PYTHONDONTWRITEBYTECODE": "",  # as people's WebUI keeps it, whatever the shell says
+            **self.variables,
         }  # fmt: skip
         started = time.monotonic()
         with self.log_path.open("wb") as log:
