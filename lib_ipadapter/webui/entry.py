@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from . import api, settings
@@ -22,7 +23,16 @@ _MODELS = Models(choose())
 
 
 def register(script_callbacks: Any) -> Lifecycle:
-    """Registers all callbacks; the WebUI has just cleared those of the last load."""
+    """Registers all callbacks; the WebUI has just cleared those of the last load.
+
+    In a thread of its own: with each callback the WebUI reads its whole call stack (``inspect.stack``), which took
+    35 ms where scripts are loaded. A new thread's stack is short.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_register, script_callbacks).result()
+
+
+def _register(script_callbacks: Any) -> Lifecycle:
     _MODELS.register_archs()
     lifecycle = Lifecycle(_MODELS)
     script_callbacks.on_ui_settings(settings.register)

@@ -47,3 +47,43 @@ def test_both_portions_of_the_name_are_found(tmp_path: Path, first: str):
     command = [sys.executable, "-c", PROBE, str(tmp_path), str(ROOT), first]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
+
+
+REGISTERS = """
+import sys
+from unittest import mock
+
+for name in ("api", "settings", "hosts", "infotext", "lifecycle", "models", "panel", "panel.panel", "panel.send",
+             "request", "train", "train.tab", "xyz"):
+    sys.modules[f"lib_ipadapter.webui.{name}"] = mock.MagicMock()
+sys.modules["modules"] = mock.MagicMock()
+from lib_ipadapter.webui import entry
+
+depths = []
+
+def read_stack(*args):
+    frame, depth = sys._getframe(), 0
+    while frame := frame.f_back:
+        depth += 1
+    depths.append(depth)
+
+def below(frames, callbacks):
+    return below(frames - 1, callbacks) if frames else entry.register(callbacks)
+
+callbacks = mock.MagicMock()
+callbacks.on_ui_tabs.side_effect = read_stack
+below(10, callbacks)
+below(100, callbacks)
+print(*depths)
+callbacks.on_ui_tabs.side_effect = ValueError("not registered")
+below(10, callbacks)
+"""
+
+
+def test_callbacks_are_registered_from_a_short_stack_and_errors_come_through():
+    """The WebUI reads all of the stack with each of them, a third of a second at its start."""
+    run = subprocess.run([sys.executable, "-c", REGISTERS], capture_output=True, text=True, cwd=ROOT)
+    once, again = map(int, run.stdout.split())
+    assert once == again < 10
+    assert run.returncode == 1
+    assert run.stderr.endswith("ValueError: not registered\n")
