@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +60,15 @@ def clip_tower() -> Any:
 
 def write_all(folder: Path) -> Path:
     """small-eps and small-v with their yaml, encoders/, base, plus and wide adapters; returns ``folder``."""
+    shutil.copytree(_made(), folder, dirs_exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _made() -> Path:
+    """The files, made once; they are copied, as a test may change its own."""
+    folder = Path(tempfile.mkdtemp(prefix="ipadapter-ldm-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     small = write_small(folder)
     write_small(folder, "v")
     write_small_clip(folder, small)

@@ -23,8 +23,9 @@ from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.attention.session import COND, ImagePrompt, Session
 from lib_ipadapter.errors import WrongBase
 from lib_ipadapter.training import objective
+from lib_ipadapter.training.run_folder import ADAPTER
 from lib_ipadapter.training.trainer import Trainer
-from tests.ldm.trainings import PICTURES, ROOT, config, losses, tensors, train, write_data
+from tests.ldm.trainings import PICTURES, ROOT, config, forked, losses, plain, tensors, train, write_data
 from tests.training_pictures import tar
 
 
@@ -117,10 +118,10 @@ def test_going_on_is_bitwise_what_not_stopping_is(folder, tmp_path, fields):
 def test_caches_change_nothing_bit_for_bit(folder, tmp_path, caches, variant):
     """On the CPU every row is encoded alone, whatever it is beside; half of the texts are dropped."""
     own = {"variant": variant, "drop_text": 0.5, "cache_half": False, "batch": 3}
-    live = train(folder, tmp_path / "live", **own)
+    live = plain(folder, **own)
     cached = train(folder, tmp_path / "cached", **own, **dict.fromkeys(caches, True))
-    assert losses(tmp_path / "cached") == losses(tmp_path / "live")
-    ours, theirs = tensors(cached), tensors(live)
+    assert losses(tmp_path / "cached") == losses(live)
+    ours, theirs = tensors(cached), tensors(live / ADAPTER)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
@@ -152,9 +153,8 @@ def test_another_caption_is_another_cache_of_texts(folder, tmp_path):
 
 
 def test_gradient_checkpointing_changes_nothing(folder, tmp_path):
-    train(folder, tmp_path / "plain")
     train(folder, tmp_path / "checkpointed", checkpointing=True)
-    np.testing.assert_allclose(losses(tmp_path / "plain"), losses(tmp_path / "checkpointed"), rtol=1e-5)
+    np.testing.assert_allclose(losses(plain(folder)), losses(tmp_path / "checkpointed"), rtol=1e-5)
 
 
 def test_v_prediction_and_bf16(folder, tmp_path):
@@ -162,13 +162,8 @@ def test_v_prediction_and_bf16(folder, tmp_path):
     train(folder, tmp_path / "v", base=v)
     train(folder, tmp_path / "v16", base=v, precision="bf16")
     exact, half = losses(tmp_path / "v"), losses(tmp_path / "v16")
-    assert exact != losses_of_eps(folder, tmp_path)
+    assert exact != losses(plain(folder))
     np.testing.assert_allclose(exact, half, rtol=0.05)
-
-
-def losses_of_eps(folder: Path, tmp_path: Path) -> list[float]:
-    train(folder, tmp_path / "eps")
-    return losses(tmp_path / "eps")
 
 
 def launch(folder: Path, out: Path, processes: int, **fields: Any) -> None:
@@ -222,17 +217,11 @@ def test_uneven_shards_a_slow_process_and_a_lost_one_change_no_loss(folder, tmp_
         {"config": many, "world": 3, "slow": 2, "lost": [1, 4]},
         {"config": many, "world": 3, "slow": 0},
     ]
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ldm.processes", str(tmp_path / "runs.json")], cwd=ROOT, capture_output=True,
-        text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    single, lost, again = json.loads(done.stdout.splitlines()[-1])
+    single, lost, again = forked(tmp_path, runs)
     assert single == [0]
     assert lost[1] == -signal.SIGKILL
     assert 0 not in lost, "a process trained on without the one that was lost"
-    assert again == [0, 0, 0], done.stderr[-3000:]
+    assert again == [0, 0, 0]
     steps = [json.loads(line)["step"] for line in (tmp_path / "many" / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4, 5]
     np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=1e-5)
@@ -242,7 +231,7 @@ def test_uneven_shards_a_slow_process_and_a_lost_one_change_no_loss(folder, tmp_
 
 
 def test_going_on_from_a_file(folder, tmp_path):
-    first = train(folder, tmp_path / "first")
+    first = plain(folder) / ADAPTER
     trainer = Trainer(config(folder, tmp_path / "second", init=str(first)))
     held = tensors(first)
     assert all(torch.equal(held[key], value) for key, value in trainer.adapter.tensors().items())
@@ -250,8 +239,8 @@ def test_going_on_from_a_file(folder, tmp_path):
 
 
 def test_beginning_with_another_variants_layers(folder, tmp_path):
-    first = tensors(train(folder, tmp_path / "first"))
-    layers = str(tmp_path / "first" / "ip_adapter.safetensors")
+    first = tensors(plain(folder) / ADAPTER)
+    layers = str(plain(folder) / ADAPTER)
     begun = Trainer(config(folder, tmp_path / "second", variant="plus", init_layers=layers))
     taken = begun.adapter.tensors()
     assert all(torch.equal(first[key], value) for key, value in taken.items() if key.startswith("ip_adapter"))
@@ -280,9 +269,8 @@ def test_all_dropped_trains_towards_the_unconditional(folder, tmp_path):
     other.with_suffix(".json").write_bytes((folder / "encoders" / "tiny-vit.json").read_bytes())
     train(folder, tmp_path / "b", drop_image=1.0, drop_text=0.0, drop_both=0.0, encoder=str(other))
     train(folder, tmp_path / "c", encoder=str(other))
-    train(folder, tmp_path / "d")
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
-    assert losses(tmp_path / "c") != losses(tmp_path / "d")
+    assert losses(tmp_path / "c") != losses(plain(folder))
 
 
 def test_concat_trains_the_projection_alone(folder, tmp_path):

@@ -16,8 +16,7 @@ pytest.importorskip("accelerate", reason="accelerate is not installed")
 
 from lib_ipadapter.errors import ConfigError
 from lib_ipadapter.training.trainer import Trainer
-from tests.ldm.test_training import launch
-from tests.ldm.trainings import config, losses, tensors, train, write_data
+from tests.ldm.trainings import config, forked, losses, tensors, train, write_data
 
 SHAPES = [(200, 80), (70, 160), (90, 90)]  # width, height: buckets 192x64, 64x192 and 128x128
 BUCKETS = {"buckets": True, "resolution": 128}
@@ -111,7 +110,8 @@ def test_stages_go_on_across_their_border(folder, tmp_path, fields):
 
 def test_two_processes_take_what_one_with_twice_the_batch_takes(folder, tmp_path):
     fields = both(folder, steps=4)
-    launch(folder, tmp_path / "two", 2, **{**fields, "batch": 1})
+    two = config(folder, tmp_path / "two", **{**fields, "batch": 1}).as_dict()
+    assert forked(tmp_path, [{"config": two, "world": 2}]) == [[0, 0]]
     train(folder, tmp_path / "one", **{**fields, "batch": 2})
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
 

@@ -232,23 +232,23 @@ def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
     assert all(torch.equal(whole[key], gone_on[key]) for key in whole)
 
 
-def test_two_processes_are_one(tmp_path):
+def test_two_processes_are_one(tmp_path, few):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        spread(run)
+        words(run)
+    assert train.main(["base", "--folder", str(one), "--steps", "2"]) == 0
     script = tmp_path / "few.py"
     script.write_text(
         f"from examples.small_world import loop, train\nloop.PICTURES = {FEW}\nraise SystemExit(train.main())\n"
     )
-    for run, launcher in (
-        (tmp_path / "one", []),
-        (tmp_path / "two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
-    ):
-        spread(run)
-        words(run)
-        done = subprocess.run(
-            [sys.executable, *launcher, str(script), "base", "--folder", str(run), "--steps", "2"], cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    one, two = weights(tmp_path / "one", "base"), weights(tmp_path / "two", "base")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script), "base", "--folder", str(two), "--steps", "2"], cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = weights(one, "base"), weights(two, "base")
     # Adam divides by the gradient's size, so that rounding may turn a step where there is hardly any gradient.
     for key, value in one.items():
         assert (value - two[key]).abs().mean() < 1e-5, key

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,27 @@ def config(folder: Path, out: Path, **fields: Any) -> TrainConfig:
 
 def train(folder: Path, out: Path, **fields: Any) -> Path:
     return Trainer(config(folder, out, **fields)).run().adapter
+
+
+@functools.cache
+def plain(folder: Path, **fields: Any) -> Path:
+    """The folder of a training to compare others with, run once."""
+    out = folder / "-".join(["plain", *(f"{key}={fields[key]}" for key in sorted(fields))])
+    train(folder, out, **fields)
+    return out
+
+
+def forked(folder: Path, runs: list[dict[str, Any]]) -> list[list[int]]:
+    """Trainings of several processes (processes.py); the exit codes of each one's."""
+    path = folder / "runs.json"
+    path.write_text(json.dumps(runs))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ldm.processes", str(path)], cwd=ROOT, capture_output=True, text=True,
+        timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    codes: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    return codes
 
 
 def losses(out: Path) -> list[float]:
