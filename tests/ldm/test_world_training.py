@@ -28,7 +28,7 @@ from lib_ipadapter.training.yaml_file import read_yaml
 from tests.small_world import write_stand_in
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = 128
+FEW = 8
 
 
 @pytest.fixture
@@ -81,8 +81,9 @@ def test_attributes_of_pictures_of_one_thing_count():
     assert not torch.equal(named.loss(seen, said), loss)
 
 
-def test_the_text_tower_learns_to_say_what_captions_name(tmp_path, few):
+def test_the_text_tower_learns_to_say_what_captions_name(tmp_path, monkeypatch):
     """Where the UNet reads it, at a text's end and behind; the picture tower stays."""
+    monkeypatch.setattr(loop, "PICTURES", 128)
     torch.manual_seed(0)
     clip = models.make_clip()
     torch.save({"ema": clip.state_dict()}, tmp_path / "clip.state.pt")
