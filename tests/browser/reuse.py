@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 TABS = ("txt2img", "img2img")
+LOST = ("apart", "address", *(f"{tab} error" for tab in TABS))  # nothing puts these back
 SECONDS = 6.0
 SIZE = {"width": 1400, "height": 1500}
 
@@ -71,6 +72,7 @@ LOOK = """tabs => {
 FOLD = """([tabs, settings]) => {
     OTHERS
     window.answered = Infinity;
+    document.body.classList.remove("dark");
     for (const tab of tabs) {
         const inputs = others(tab);
         JSON.parse(settings[tab]).forEach((held, index) => {
@@ -131,8 +133,9 @@ def settled(page: Any) -> dict[str, Any]:
 
 def put_back(page: Any, new: dict[str, Any]) -> list[str]:
     """Puts the page back; the places that still differ from how they looked when it was ``new``."""
-    if look(page)["apart"]:
-        return ["apart"]
+    seen = look(page)
+    if lost := [name for name in LOST if seen[name] != new[name]]:
+        return lost
     page.set_viewport_size(SIZE)
     fold = [list(TABS), {tab: new[f"{tab} settings"] for tab in TABS}]
     page.evaluate(FOLD, fold)
@@ -148,4 +151,4 @@ def put_back(page: Any, new: dict[str, Any]) -> list[str]:
         differ = [name for name in new if seen.get(name) != new[name]]
         if not differ or time.monotonic() > until:
             return differ
-        page.wait_for_timeout(100)
+        page.wait_for_timeout(200)

@@ -99,6 +99,8 @@ def test_a_broken_value_is_ignored_with_a_note(page: Any, panel: PanelPage, valu
     paste(page, value)
     note = page.locator("#ipadapter_txt2img_notes").first
     panel.until(lambda: note.inner_text().strip().startswith("The pasted text"), True)
+    paste(page, None)
+    panel.until(lambda: note.inner_text().strip(), "")
 
 
 def test_what_a_text_lacks_is_said_in_red_until_the_unit_is_emptied(page: Any, panel: PanelPage, hash_of: Any):
