@@ -87,10 +87,11 @@ class _Fetch:
                 break
             except _Cut as cut:
                 if attempt == attempts - 1:
+                    kept = f"{self.done} bytes are kept in {self.part.name}, try again to resume the download"
                     raise DownloadError(
                         f"{self.target.name}: the connection to {urlsplit(self.url).netloc} failed ({cut}); "
-                        f"{self.done} "
-                        f"bytes are kept in {self.part.name}, try again to resume the download"
+                        + (kept if self.done else "nothing came yet. Try again, or fetch it by hand"),
+                        url=self.url,
                     ) from cut
                 time.sleep(min(2.0**attempt - 1, 8.0))
         problem = self._problem()
@@ -120,7 +121,7 @@ class _Fetch:
                 if start >= 0:
                     self._receive(response, start)
         except requests.RequestException as error:
-            raise _Cut(str(error)[:200]) from error
+            raise _Cut(_why(error)) from error
 
     def _note_statements(self, response: Any) -> None:
         """Size and SHA-256, as the hub states them before it redirects to its store."""
@@ -191,6 +192,20 @@ class _Fetch:
             f"{self.target.name}: {size} bytes with SHA-256 {found} came from {self.url}, expected {self.size} with "
             f"{self.sha256}; it was thrown away. Try again later"
         )
+
+
+def _why(error: Exception) -> str:
+    """Why nothing more comes, in a few words: requests' own are its objects and their addresses in memory."""
+    from requests import exceptions
+
+    reasons = {
+        exceptions.ProxyError: "the proxy of this computer does not answer",
+        exceptions.SSLError: "its certificate is not accepted",
+        exceptions.Timeout: f"nothing came for {TIMEOUT:.0f} s",
+        exceptions.ChunkedEncodingError: "it was cut",
+        exceptions.ConnectionError: "it is not reached: this computer may be offline, or the server down",
+    }
+    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), str(error)[:200])
 
 
 _busy: set[Path] = set()

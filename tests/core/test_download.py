@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from lib_ipadapter.encoders import ENCODERS
 from lib_ipadapter.encoders.fetch import download_encoder
@@ -236,8 +238,31 @@ def test_no_server(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download_module.time, "sleep", lambda _seconds: None)
     unused = Server()
     unused.server_close()
-    with pytest.raises(DownloadError, match=r"connection to 127\.0\.0\.1"):
+    with pytest.raises(DownloadError) as caught:
         download(f"{unused.url}/f", target, None, HASH)
+    assert str(caught.value) == (
+        f"encoder.safetensors: the connection to {unused.url.removeprefix('http://')} failed (it is not reached: this "
+        "computer may be offline, or the server down); nothing came yet. Try again, or fetch it by hand"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (requests.exceptions.ProxyError, "the proxy of this computer does not answer"),
+        (requests.exceptions.SSLError, "its certificate is not accepted"),
+        (requests.exceptions.ConnectTimeout, "nothing came for 30 s"),
+        (requests.exceptions.ChunkedEncodingError, "it was cut"),
+        (requests.exceptions.TooManyRedirects, "Exceeded 30 redirects"),
+    ],
+)
+def test_why_nothing_comes_is_said_in_words(target: Path, monkeypatch: pytest.MonkeyPatch, error: type, said: str):
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise error(said if error is requests.exceptions.TooManyRedirects else "<HTTPSConnection object at 0x7f>")
+
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(DownloadError, match=re.escape(f"connection to example.org failed ({said}); nothing came yet")):
+        download("https://example.org/f", target, None, HASH, attempts=1)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/f", "encoder"])
