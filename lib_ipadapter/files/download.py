@@ -32,7 +32,11 @@ _REFUSED = {401: "it needs a login", 403: "access is refused", 404: "there is no
 
 
 class _Cut(Exception):
-    """The connection ended early, or the server is busy: worth another attempt."""
+    """The connection ended early, or the server is busy: worth another attempt. host: whose, where it was sent on."""
+
+    def __init__(self, why: str, host: str = "") -> None:
+        super().__init__(why)
+        self.host = host
 
 
 def hub_url(repo: str, file: str, revision: str = "main", view: str = "resolve") -> str:
@@ -87,10 +91,10 @@ class _Fetch:
                 break
             except _Cut as cut:
                 if attempt == attempts - 1:
-                    kept = f"{self.done} bytes are kept in {self.part.name}, try again to resume the download"
+                    again = f"{self.done} bytes are kept in {self.part.name}, try again to resume the download"
                     raise DownloadError(
-                        f"{self.target.name}: the connection to {urlsplit(self.url).netloc} failed ({cut}); "
-                        + (kept if self.done else "nothing came yet. Try again, or fetch it by hand"),
+                        f"{self.target.name}: the connection to {cut.host or urlsplit(self.url).netloc} failed "
+                        f"({cut}); {again if self.done else 'try again, or fetch it by hand'}",
                         url=self.url,
                     ) from cut
                 time.sleep(min(2.0**attempt - 1, 8.0))
@@ -114,14 +118,17 @@ class _Fetch:
             return  # only the verification is left
         headers = {"User-Agent": f"ip-adapter-webui/{__version__}", "Accept-Encoding": "identity"}
         headers |= {"Range": f"bytes={start}-"} if start else {}
+        asked = ""
         try:
             with requests.get(self.url, headers=headers, timeout=TIMEOUT, stream=True) as response:
+                asked = response.url
                 self._note_statements(response)
                 start = self._begin(response, start)
                 if start >= 0:
                     self._receive(response, start)
         except requests.RequestException as error:
-            raise _Cut(_why(error)) from error
+            asked = (error.request.url if error.request else None) or asked
+            raise _Cut(_why(error), urlsplit(asked).netloc) from error
 
     def _note_statements(self, response: Any) -> None:
         """Size and SHA-256, as the hub states them before it redirects to its store."""
@@ -195,17 +202,26 @@ class _Fetch:
 
 
 def _why(error: Exception) -> str:
-    """Why nothing more comes, in a few words: requests' own are its objects and their addresses in memory."""
+    """Why nothing more comes, in a few words: requests' own are its objects and their places in memory."""
     from requests import exceptions
+    from urllib3 import exceptions as below
 
-    reasons = {
-        exceptions.ProxyError: "the proxy of this computer does not answer",
-        exceptions.SSLError: "its certificate is not accepted",
-        exceptions.Timeout: f"nothing came for {TIMEOUT:.0f} s",
-        exceptions.ChunkedEncodingError: "it was cut",
-        exceptions.ConnectionError: "it is not reached: this computer may be offline, or the server down",
-    }
-    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), str(error)[:200])
+    text, inner = str(error), error.args[0] if error.args else None
+    if isinstance(error, exceptions.Timeout) or isinstance(inner, below.ReadTimeoutError):
+        return f"nothing came for {TIMEOUT:.0f} s"
+    if isinstance(error, exceptions.ProxyError):
+        said = re.search(r"Tunnel connection failed: (\d+ [\w ]+)", text)
+        return "the proxy of this computer cannot be used" + (f": it answered {said[1]}" if said else "")
+    if isinstance(error, exceptions.SSLError):
+        refused = "CERTIFICATE_VERIFY_FAILED" in text
+        return "its certificate is not accepted" if refused else "it made no secure connection"
+    if isinstance(error, exceptions.ChunkedEncodingError) or isinstance(inner, below.ProtocolError):
+        return "it was cut"
+    if isinstance(error, exceptions.ContentDecodingError):
+        return "what came cannot be decoded"
+    if isinstance(error, exceptions.ConnectionError):
+        return "it is not reached: this computer may be offline, or the server down"
+    return text[:200]
 
 
 _busy: set[Path] = set()

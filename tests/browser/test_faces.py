@@ -118,7 +118,7 @@ def test_missing_face_models_can_be_downloaded_and_their_terms_are_said(
             "Download buffalo_l (191 MB, huggingface.co/public-data/insightface; research, non-commercial use only)"
         )
         button.click()
-        said = "the connection to huggingface.co failed (the proxy of this computer does not answer)"
+        said = "the connection to huggingface.co failed (the proxy of this computer cannot be used)"
         panel.until(lambda: said in panel.info(), True)
         panel.until(button.is_visible, True)  # to try again
     finally:

@@ -109,7 +109,7 @@ class OneProcess:
 
 
 NODES = """
-import os, socket, sys
+import os, signal, socket, sys
 from pathlib import Path
 from accelerate import Accelerator
 from lib_ipadapter.errors import TrainingError
@@ -120,21 +120,33 @@ from lib_ipadapter.training.run_folder import RunFolder
 with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-second = os.fork() == 0
-rank = str(int(second))
-os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
-os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-accelerator, root = Accelerator(cpu=True), Path(sys.argv[1])
-assert accelerator.num_processes == 2
-config = TrainConfig.parse({"base": "b", "data": "d", "encoder": "e", "out": "o"})
-for name in ("both", "first", "second", "none"):
-    try:
-        found = agreed_step(accelerator, RunFolder(root / f"{name}{rank}", config))
-    except TrainingError as error:
-        found = str(error)[:58]
-    (root / f"{name}-{rank}.txt").write_text(str(found))
-if not second:
-    assert os.wait()[1] == 0
+
+def node(rank):
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    accelerator, root = Accelerator(cpu=True), Path(sys.argv[1])
+    assert accelerator.num_processes == 2
+    config = TrainConfig.parse({"base": "b", "data": "d", "encoder": "e", "out": "o"})
+    for name in ("both", "first", "second", "none"):
+        try:
+            found = agreed_step(accelerator, RunFolder(root / f"{name}{rank}", config))
+        except TrainingError as error:
+            found = str(error)[:58]
+        (root / f"{name}-{rank}.txt").write_text(str(found))
+
+pids = []
+for rank in "01":
+    if not (pid := os.fork()):
+        node(rank)
+        os._exit(0)
+    pids.append(pid)
+while pids:
+    pid, status = os.wait()
+    pids.remove(pid)
+    if status:  # the other would wait for it
+        for other in pids:
+            os.kill(other, signal.SIGKILL)
+        raise SystemExit(1)
 """
 
 

@@ -72,6 +72,7 @@ def forked(folder: Path, runs: list[dict[str, Any]]) -> list[list[int]]:
         timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stderr)  # shown by pytest where the codes are not those wanted
     codes: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
     return codes
 
