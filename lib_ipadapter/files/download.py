@@ -127,7 +127,7 @@ class _Fetch:
                 if start >= 0:
                     self._receive(response, start)
         except requests.RequestException as error:
-            asked = (error.request.url if error.request else None) or asked
+            asked = str(error.request.url) if error.request else asked
             raise _Cut(_why(error), urlsplit(asked).netloc) from error
 
     def _note_statements(self, response: Any) -> None:
