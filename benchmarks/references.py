@@ -106,7 +106,9 @@ def main() -> None:
         jobs = Jobs(Path(folder), args.layers)
         jobs.run([jpeg(99, 64)])  # imports, the encoder's file, the projection
         references = [jpeg(i, args.width) for i in range(4)]
-        first, second = jobs.run(references), min(jobs.run(references) for _ in range(5))
+        first = jobs.run(references)
+        # Another request brings texts of its own; the tiles of a job below have the same ones.
+        second = min(jobs.run([text[:1] + text[1:] for text in references]) for _ in range(5))
         print(f"four references of {args.width * args.width * 3 / 4e6:.0f} MP: first job {first:.2f} s, "
               f"second {second * 1000:.0f} ms, ratio {second / first:.3f} (at most 0.05)")  # fmt: skip
         fresh = [jpeg(i, args.width) for i in range(10, 14)]

@@ -4,7 +4,7 @@
     python benchmarks/webui.py memory [--references 30]
     python benchmarks/webui.py generations [--count 1000]
 
-Needs the WebUI where the tests find it, and the tests' packages. Start-up: the WebUI's own "Startup time", with and
+Needs the WebUI where the tests find it. Start-up: the WebUI's own "Startup time", with and
 without the extension in turn, and with that of another checkout of it; and the time of install.py, which the launcher
 runs in a process of its own.
 Memory: the WebUI process's own RAM (RssAnon) after 3 and after N different references to a plus adapter,
@@ -26,11 +26,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.browser.conftest import WithPage
 from tests.synthetic import adapter_tensors, write_adapter
 from tests.webui import harness
 from tests.webui.harness import WebUI, absent, b64, picture, python
 from tests.webui.networks import CONTEXT, SD1_WIDTHS
+from tests.webui.with_page import WithPage
 
 WIDTH = 1152
 
@@ -54,11 +54,10 @@ def startup(rounds: int, against: Path | None) -> None:
             seconds = startup_seconds(checkout)
             if i:  # the first round fills the disk's cache, and writes the bytecode
                 times[name].append(seconds)
-    base = times["without"]
+    median, least = (statistics.median(times["without"]), min(times["without"]))
     for name, own in times.items():
-        more = "".join(f", {of.__name__} {of(own) - of(base):+.2f} s" for of in (statistics.median, min))
-        print(f"start-up {name}: median {statistics.median(own):.2f} s, min {min(own):.2f} s, "
-              f"max {max(own):.2f} s" + (f"; more than without: {more[2:]}" if own is not base else ""))  # fmt: skip
+        print(f"start-up {name}: median {statistics.median(own):.2f} s ({statistics.median(own) - median:+.2f}), "
+              f"min {min(own):.2f} s ({min(own) - least:+.2f}), max {max(own):.2f} s")  # fmt: skip
     start = time.perf_counter()
     subprocess.run([python(), ROOT / "install.py"], check=True)
     print(f"install.py {time.perf_counter() - start:.2f} s")

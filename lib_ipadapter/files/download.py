@@ -32,11 +32,7 @@ _REFUSED = {401: "it needs a login", 403: "access is refused", 404: "there is no
 
 
 class _Cut(Exception):
-    """The connection ended early, or the server is busy: worth another attempt. host: whose, where it was sent on."""
-
-    def __init__(self, why: str, host: str = "") -> None:
-        super().__init__(why)
-        self.host = host
+    """The connection ended early, or the server is busy: worth another attempt."""
 
 
 def hub_url(repo: str, file: str, revision: str = "main", view: str = "resolve") -> str:
@@ -75,6 +71,7 @@ class _Fetch:
 
     def __init__(self, url: str, target: Path, size: int | None, sha256: str | None, progress: Progress | None) -> None:
         self.url, self.target, self.size, self.sha256 = url, target, size, sha256
+        self.host = urlsplit(url).netloc  # who was asked last: the hub sends downloads on to its store
         self.part = target.with_name(f"{target.name}.part")
         self.progress: Progress = progress or (lambda _done, _total: None)
 
@@ -93,8 +90,8 @@ class _Fetch:
                 if attempt == attempts - 1:
                     again = f"{self.done} bytes are kept in {self.part.name}, try again to resume the download"
                     raise DownloadError(
-                        f"{self.target.name}: the connection to {cut.host or urlsplit(self.url).netloc} failed "
-                        f"({cut}); {again if self.done else 'try again, or fetch it by hand'}",
+                        f"{self.target.name}: the connection to {self.host} failed ({cut}); "
+                        f"{again if self.done else 'try again, or fetch it by hand'}",
                         url=self.url,
                     ) from cut
                 time.sleep(min(2.0**attempt - 1, 8.0))
@@ -118,17 +115,17 @@ class _Fetch:
             return  # only the verification is left
         headers = {"User-Agent": f"ip-adapter-webui/{__version__}", "Accept-Encoding": "identity"}
         headers |= {"Range": f"bytes={start}-"} if start else {}
-        asked = ""
         try:
             with requests.get(self.url, headers=headers, timeout=TIMEOUT, stream=True) as response:
-                asked = response.url
+                self.host = urlsplit(response.url).netloc
                 self._note_statements(response)
                 start = self._begin(response, start)
                 if start >= 0:
                     self._receive(response, start)
         except requests.RequestException as error:
-            asked = str(error.request.url) if error.request else asked
-            raise _Cut(_why(error), urlsplit(asked).netloc) from error
+            if error.request:
+                self.host = urlsplit(str(error.request.url)).netloc
+            raise _Cut(_why(error)) from error
 
     def _note_statements(self, response: Any) -> None:
         """Size and SHA-256, as the hub states them before it redirects to its store."""

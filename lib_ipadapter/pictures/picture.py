@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..cache import LRU
+from ..cache import LRU, Cache
 from ..errors import ImageError, UnitError
 from . import images
 
@@ -18,18 +18,21 @@ Fetch = Callable[[str], bytes]
 Allow = Callable[[Image.Image], None]
 Load = Callable[[Any], Image.Image]
 _MAX_IDS = 4096
+_MAX_TEXTS = 32 << 20  # bytes of base64 whose hash is known: nine photos of 12 megapixels
 
 
 class Pictures:
     """Turns what a unit gives for pictures into Pictures.
 
     Remembers the content id of each file (by path, time and size) and of each text (by its hash), so that a known one
-    is not decoded for it. fetch: returns the bytes behind a URL; without it, URLs are refused.
+    is not decoded for it; of the last texts also the hash, so that the tiles of a job do not compute it again.
+    fetch: returns the bytes behind a URL; without it, URLs are refused.
     """
 
     def __init__(self, fetch: Fetch | None = None) -> None:
         self.fetch = fetch
         self._ids: LRU[str] = LRU(lambda: _MAX_IDS)
+        self._digests: Cache[tuple[str, bytes]] = Cache(lambda: _MAX_TEXTS, lambda entry: len(entry[0]))
         self.decoded = 0  # pictures, so far
 
     def reference(self, value: Any, field: str, allow: Allow = lambda image: None) -> Picture:
@@ -61,6 +64,10 @@ class Pictures:
         """Whether its content id is known without decoding it."""
         return picture.source is not None and picture.source in self._ids
 
+    def digest(self, text: str) -> bytes:
+        """The hash of a text."""
+        return self._digests.get(text, lambda: (text, _digest(text.encode("utf-8", "surrogatepass"))))[1]
+
     def load(self, picture: Picture) -> Image.Image:
         """Decodes it. Raises ImageError."""
         self.decoded += 1
@@ -77,7 +84,7 @@ class Picture:
         self._id = ""
         with self._named():
             self.value = self._fetched(value)
-            self.source = _source(self.value, load.__name__)
+            self.source = _source(self.value, load.__name__, pictures)
 
     @property
     def id(self) -> str:
@@ -145,7 +152,7 @@ def _allowed(load: Load, allow: Allow) -> Load:
     return checked
 
 
-def _source(value: Any, how: str) -> Hashable:
+def _source(value: Any, how: str, pictures: Pictures) -> Hashable:
     """Equal sources decode to equal pictures; None where only the pixels tell."""
     if isinstance(value, Path):
         try:
@@ -154,7 +161,7 @@ def _source(value: Any, how: str) -> Hashable:
             return None
         return "file", str(value), stat.st_mtime_ns, stat.st_size, how
     if isinstance(value, str):
-        return "text", _digest(value.encode("utf-8", "surrogatepass")), how
+        return "text", pictures.digest(value), how
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "bytes", _digest(value), how
     return None

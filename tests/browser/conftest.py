@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import time
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from PIL import Image
 from lib_ipadapter.pictures.images import content_hash
 from lib_ipadapter.pictures.images import load as load_picture
 from tests.webui import harness
+from tests.webui.with_page import WithPage
 
 from . import reuse
 from .pages import ARGS, PanelPage
@@ -27,21 +27,6 @@ _HARMLESS = ("net::ERR", "Failed to load resource", "reading 'props'")
 
 # A seventh of the page; each test loads it.
 UNUSED = ("Extensions", "Train", "Checkpoint Merger")
-
-
-class WithPage(harness.WebUI):
-    """With its page, a WebUI or a fork must not be asked anything before it is up: a request between the launch of
-    the page and that of the API starts the app too early, and the process ends."""
-
-    def _wait(self, deadline: float) -> None:
-        self.says("Startup time", 1, deadline)
-        super()._wait(deadline)
-
-    def says(self, text: str, times: int, deadline: float) -> bool:
-        """Waits until the log has ``text`` so often."""
-        while self.log.count(text) < times and time.monotonic() < deadline and self.process.poll() is None:
-            time.sleep(0.3)
-        return self.log.count(text) >= times
 
 
 class Offline(WithPage):

@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFont
 from examples.small_world import data, models
 from tests.webui.harness import REPO
 from tests.webui.test_small_world import STEPS, SmallWorld
+from tests.webui.with_page import WithPage
 
-from .conftest import WithPage, load
+from .conftest import load
 from .pages import ARGS, PanelPage
 from .test_generate import generate
 

@@ -9,8 +9,8 @@ import pytest
 
 from tests.synthetic import adapter_tensors, pulid_tensors, write_adapter
 from tests.webui.networks import CONTEXT, SD1_WIDTHS
+from tests.webui.with_page import WithPage
 
-from .conftest import WithPage
 from .pages import PanelPage
 
 pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")

@@ -9,8 +9,8 @@ import pytest
 
 from tests.webui.forks import FOLDERS, Fork, absent
 from tests.webui.harness import checkpoint
+from tests.webui.with_page import WithPage
 
-from .conftest import WithPage
 from .pages import PanelPage, upload
 from .test_charts import fine, test_points_are_dragged_added_and_taken_out
 from .test_generate import (

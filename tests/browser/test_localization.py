@@ -13,8 +13,9 @@ from PIL import Image
 from lib_ipadapter.evaluation.stats import Values
 from lib_ipadapter.evaluation.table import Results, Row
 from tests.webui import harness
+from tests.webui.with_page import WithPage
 
-from .conftest import WithPage, load
+from .conftest import load
 from .pages import PanelPage, upload
 
 # Texts and titles of an element, without those of the model's chips, of choices, and of what has a name in it

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tests.webui import harness
+from tests.webui.with_page import WithPage
 
-from .conftest import WithPage, load
+from .conftest import load
 from .pages import PanelPage, upload
 
 TABS = ("txt2img", "img2img", "extras")

@@ -16,8 +16,9 @@ import yaml
 from lib_ipadapter.runs.folder import RunFolder
 from tests.small_clip import write_clip
 from tests.webui import harness
+from tests.webui.with_page import WithPage
 
-from .conftest import UNUSED, WithPage, load
+from .conftest import UNUSED, load
 from .pages import PanelPage, picture, upload
 from .test_generate import generate
 

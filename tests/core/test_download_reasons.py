@@ -89,10 +89,11 @@ def test_why_no_more_comes_is_said_in_words(target, monkeypatch, scheme: str, sa
     assert ("bytes are kept" in str(caught.value)) == (said == BEGUN)
 
 
-def test_the_host_that_failed_is_named(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", [b"", BEGUN, b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n"])
+def test_the_host_that_failed_is_named(target: Path, monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
     """The hub sends downloads on to its store."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    store = Answers(b"")
+    store = Answers(said)
     hub = Answers(f"HTTP/1.1 302 Found\r\nLocation: http://{store.host}/f\r\nContent-Length: 0\r\n\r\n".encode())
     with pytest.raises(DownloadError, match=f"the connection to {store.host} failed"):
         download(f"http://{hub.host}/f", target, None, HASH, attempts=1)

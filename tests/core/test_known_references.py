@@ -16,6 +16,7 @@ from torch import Tensor
 from lib_ipadapter.adapters.adapter import Adapter
 from lib_ipadapter.encoders.spec import Need
 from lib_ipadapter.errors import ImageError
+from lib_ipadapter.pictures import picture as picture_module
 from lib_ipadapter.pictures.picture import Pictures
 from lib_ipadapter.prompts.pipeline import Caches, Pipeline
 from lib_ipadapter.prompts.references import NoStore
@@ -205,3 +206,21 @@ def test_urls_need_a_fetcher(jobs: Jobs) -> None:
     jobs.pictures.fetch = lambda url: (asked.append(url), base64.b64decode(text(1)))[1]
     assert torch.equal(jobs.run(["https://example.com/a.png"]), jobs.run([text(1)]))
     assert asked == ["https://example.com/a.png"]
+
+
+def test_a_text_is_hashed_once_for_the_tiles_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it is one of the last, which take a bounded number of bytes."""
+    hashed: list[int] = []
+    plain = picture_module._digest
+    monkeypatch.setattr(picture_module, "_digest", lambda data: hashed.append(len(data)) or plain(data))
+    monkeypatch.setattr(picture_module, "_MAX_TEXTS", 1000)
+    pictures, texts = Pictures(), ["a" * 400, "b" * 400, "c" * 400]
+    sources = [pictures.reference(text, "images").source for text in texts[:2] * 3]
+    assert hashed == [400, 400]
+    assert sources[:2] == sources[2:4] == sources[4:]
+    assert sources[0] != sources[1]
+    pictures.reference(texts[2], "images")
+    assert pictures.reference(texts[0], "images").source == sources[0]
+    assert hashed == [400] * 4  # the first had to go
+    pictures.reference("d" * 2000, "images")
+    assert pictures._digests.size <= 1000

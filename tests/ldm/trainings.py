@@ -64,7 +64,7 @@ def plain(folder: Path, **fields: Any) -> Path:
 
 
 def forked(folder: Path, runs: list[dict[str, Any]]) -> list[list[int]]:
-    """Trainings of several processes (processes.py); the exit codes of each one's."""
+    """Runs trainings of several processes (processes.py); the exit codes of each run's processes, by rank."""
     path = folder / "runs.json"
     path.write_text(json.dumps(runs))
     done = subprocess.run(
