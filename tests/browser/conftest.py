@@ -32,7 +32,7 @@ UNUSED = ("Extensions", "Train", "Checkpoint Merger")
 class Offline(WithPage):
     """A click on Download reaches nobody."""
 
-    variables: ClassVar[dict[str, str]] = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+    variables: ClassVar[dict[str, str]] = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "", "PROBE_LEAN": "1"}
 
 
 @pytest.fixture(scope="session")

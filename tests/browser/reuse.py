@@ -46,16 +46,16 @@ LOOK = """tabs => {
     const values = inputs => inputs.map(
         input => input.type === "file" ? input.files.length : [input.value, input.checked]);
     const marks = (root, query) => [...root.querySelectorAll(query)].map(one => one.className);
-    const look = root => JSON.stringify([root.textContent,
+    const look = (...roots) => JSON.stringify(roots.map(root => [root.textContent,
         values([...root.querySelectorAll(":is(input, textarea, select):not([id$=crop_source] *)")]),
         marks(root, ".label-wrap, .tab-nav button"), [...root.querySelectorAll("img")].map(image => image.src),
-        marks(root, "[class*=ipadapter-]")]);
+        marks(root, "[class*=ipadapter-]")]));
+    const outside = node => node.matches(".tabitem") ? []
+        : node.querySelector(".tabitem") ? [...node.children].flatMap(outside) : [node];
     for (const tab of tabs) {
         const units = document.querySelectorAll(`#ipadapter_${tab}_units > .tabitem`);
         units.forEach((unit, index) => { seen[`${tab} ${index}`] = look(unit); });
-        const panel = document.querySelector(`#ipadapter_${tab}`).cloneNode(true);
-        panel.querySelectorAll(".tabitem").forEach(unit => unit.remove());
-        seen[tab] = look(panel);
+        seen[tab] = look(...outside(document.querySelector(`#ipadapter_${tab}`)));
         seen[`${tab} on`] = document.querySelector(`#ipadapter_${tab}-visible-checkbox`).checked;
         seen[`${tab} error`] = document.querySelectorAll(`#html_log_${tab} .error`).length;
         seen[`${tab} settings`] = JSON.stringify(values(others(tab)));
