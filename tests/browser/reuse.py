@@ -7,13 +7,11 @@ import time
 from typing import Any
 
 TABS = ("txt2img", "img2img")
-LOST = ("apart", "address", *(f"{tab} error" for tab in TABS))  # nothing puts these back
 SECONDS = 6.0
 SIZE = {"width": 1400, "height": 1500}
 
 # Counts what the page waits for, and is a slow server: of the panel's events, answers to those after the
-# window.answered-th that was asked are held. Says whether a panel's box was clicked: the WebUI folds it no more when it
-# is switched off then.
+# window.answered-th that was asked are held. Says whether a panel's box was clicked: the WebUI parts it from the fold.
 WAITING = """
 const real = window.fetch;
 window.asked = window.waiting = 0;
@@ -30,9 +28,10 @@ window.fetch = async (...given) => {
         window.waiting -= 1;
     }
 };
-const apart = event => { window.apart ||= Boolean(event.target.id?.endsWith("-visible-checkbox")); };
 window.apart = false;
-document.addEventListener("click", apart, true);
+document.addEventListener("click", event => {
+    window.apart ||= Boolean(event.target.id?.endsWith("-visible-checkbox"));
+}, true);
 """
 
 # A tab's inputs but for the panel's, of which there are more or fewer
@@ -64,7 +63,6 @@ LOOK = """tabs => {
     seen.tabs = [...document.querySelectorAll("#tabs > .tab-nav button")].map(tab => tab.className).join();
     seen.stored = JSON.stringify({...localStorage});
     seen.address = location.href;
-    seen.apart = window.apart;
     seen.waiting = [window.answered, window.waiting].join();
     return seen;
 }"""
@@ -88,10 +86,19 @@ FOLD = """([tabs, settings]) => {
         const units = document.querySelector(`#ipadapter_${tab}_units`);
         units.querySelectorAll(".label-wrap.open").forEach(label => label.click());
         units.querySelector(".tab-nav button").click();
-        // Folded and off go together until the box in the title is clicked
-        const title = document.querySelector(`#ipadapter_${tab} > .label-wrap`);
+        document.querySelectorAll(`#html_log_${tab} .error`).forEach(error => error.remove());
+        const panel = document.querySelector(`#ipadapter_${tab}`);
+        if (window.apart) { // a new box
+            const old = panel.visibleCheckbox;
+            old.remove();
+            setupAccordion(panel);
+            panel.visibleCheckbox.ariaLabel = old.ariaLabel;
+            panel.onVisibleCheckboxChange();
+        }
+        const title = panel.querySelector(".label-wrap");
         if (title.classList.contains("open")) title.click();
     }
+    window.apart = false;
     document.querySelector("#tabs > .tab-nav button").click();
     window.scrollTo(0, 0);
 }"""
@@ -133,9 +140,8 @@ def settled(page: Any) -> dict[str, Any]:
 
 def put_back(page: Any, new: dict[str, Any]) -> list[str]:
     """Puts the page back; the places that still differ from how they looked when it was ``new``."""
-    seen = look(page)
-    if lost := [name for name in LOST if seen[name] != new[name]]:
-        return lost
+    if page.url != new["address"]:  # nothing puts that back
+        return ["address"]
     page.set_viewport_size(SIZE)
     fold = [list(TABS), {tab: new[f"{tab} settings"] for tab in TABS}]
     page.evaluate(FOLD, fold)

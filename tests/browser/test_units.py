@@ -81,6 +81,8 @@ def test_the_picture_of_img2img_is_a_reference(page: Any):
     tiles.nth(1).locator(".ipadapter-remove").click()
     panel.until(tiles.count, 1)
     assert panel.unit(0, "thumbnails").locator(".ipadapter-input").count() == 1
+    page.locator("#img2img_image button[aria-label='Clear']").first.click()  # for the next test
+    page.locator("#img2img_image img").first.wait_for(state="detached")
 
 
 def test_what_the_page_said_goes_when_the_unit_is_emptied(panel: PanelPage):
