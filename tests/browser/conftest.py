@@ -29,10 +29,19 @@ _HARMLESS = ("net::ERR", "Failed to load resource", "reading 'props'")
 UNUSED = ("Extensions", "Train", "Checkpoint Merger")
 
 
-class Offline(WithPage):
+class Lean(WithPage):
+    """Without what these tests do not touch (UNUSED, and the probe's lean.py)."""
+
+    variables: ClassVar[dict[str, str]] = {"PROBE_LEAN": "1"}
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(("sd1",), extra=(), config={"hidden_tabs": list(UNUSED), **config})
+
+
+class Offline(Lean):
     """A click on Download reaches nobody."""
 
-    variables: ClassVar[dict[str, str]] = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "", "PROBE_LEAN": "1"}
+    variables: ClassVar[dict[str, str]] = {**Lean.variables, "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +52,7 @@ def server() -> Iterator[WithPage | None]:
         return
     if harness.absent():
         pytest.skip(harness.absent())
-    with Offline(("sd1",), extra=(), config={"hidden_tabs": list(UNUSED)}) as webui:
+    with Offline() as webui:
         yield webui
 
 

@@ -3,7 +3,7 @@ asked for."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Iterator
 
 from .pages import PanelPage, upload
 
@@ -35,79 +35,76 @@ def filled(panel: PanelPage) -> PanelPage:
     return panel
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_nothing_leaves_the_panel_and_nothing_is_squeezed(panel: PanelPage, width: int):
-    panel.page.set_viewport_size({"width": width, "height": 1600})
+def at(panel: PanelPage, *widths: int) -> Iterator[int]:
+    """The same panel at each width of the page."""
+    for width in widths:
+        panel.page.set_viewport_size({"width": width, "height": 1600})
+        panel.page.wait_for_timeout(300)
+        yield width
+
+
+def test_nothing_leaves_the_panel_and_lines_keep_their_distance(panel: PanelPage):
+    """F26: Remove all from the head's buttons, what a file is from the weight; and nothing is squeezed."""
     filled(panel)
-    panel.page.wait_for_timeout(300)
-    whole = panel.page.locator(panel.root).bounding_box()
-    for place in places(panel, "weight", "start", "end", "weight_type", "fit", "preset", "menu"):
-        assert place["x"] >= whole["x"]
-        assert place["x"] + place["width"] <= whole["x"] + whole["width"]
-    for place in places(panel, "weight", "start", "end", "weight_type", "fit", "preset"):
-        assert place["width"] >= 80
+    names = ("weight", "start", "end", "weight_type", "fit", "preset", "menu", "delete_preset", "clear", "info")
+    for width in at(panel, *WIDTHS):
+        found = dict(zip(names, places(panel, *names), strict=True))
+        whole = panel.page.locator(panel.root).bounding_box()
+        for name in names[:7]:
+            assert found[name]["x"] >= whole["x"], (width, name)
+            assert found[name]["x"] + found[name]["width"] <= whole["x"] + whole["width"], (width, name)
+            assert found[name]["width"] >= 80 or name == "menu", (width, name)
+        for upper, lower in (("delete_preset", "clear"), ("info", "weight")):
+            gap = found[lower]["y"] - (found[upper]["y"] + found[upper]["height"])
+            assert gap >= 4, (width, upper, lower)
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_no_line_of_the_head_has_buttons_alone(panel: PanelPage, width: int):
+def test_no_line_of_the_head_has_buttons_alone(panel: PanelPage):
     """The menu stands beside Enable, or all on one line; the preset's buttons beside the preset, small as all tools."""
-    panel.page.set_viewport_size({"width": width, "height": 1600})
-    enabled, preset, save, delete, menu = places(panel, "enabled", "preset", "save_preset", "delete_preset", "menu")
 
     def shares_line(one: dict[str, float], other: dict[str, float]) -> bool:
         return one["y"] < other["y"] + other["height"] and other["y"] < one["y"] + one["height"]
 
-    assert shares_line(menu, enabled)
-    assert shares_line(save, preset)
-    assert shares_line(delete, preset)
-    assert {round(button["width"]) for button in (save, delete, menu)} == {round(menu["width"])}
-    assert menu["width"] < 50
+    for width in at(panel, *WIDTHS):
+        enabled, preset, save, delete, menu = places(panel, "enabled", "preset", "save_preset", "delete_preset", "menu")
+        assert shares_line(menu, enabled), width
+        assert shares_line(save, preset), width
+        assert shares_line(delete, preset), width
+        assert {round(button["width"]) for button in (save, delete, menu)} == {round(menu["width"])}, width
+        assert menu["width"] < 50, width
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_lines_keep_their_distance(panel: PanelPage, width: int):
-    """F26: Remove all from the head's buttons, what a file is from the weight."""
-    panel.page.set_viewport_size({"width": width, "height": 1600})
-    filled(panel)
-    menu, clear, info, weight = places(panel, "delete_preset", "clear", "info", "weight")
-    assert clear["y"] - (menu["y"] + menu["height"]) >= 4
-    assert weight["y"] - (info["y"] + info["height"]) >= 4
-
-
-@pytest.mark.parametrize("width", [390, 1400])
-def test_the_label_of_negatives_stands_over_their_drop_zone(panel: PanelPage, width: int):
+def test_the_label_of_negatives_stands_over_their_drop_zone(panel: PanelPage):
     """F21: it lay on the zone's words, and the zone had no border."""
-    panel.page.set_viewport_size({"width": width, "height": 1600})
     panel.unfold(0, "look")
     field = panel.unit(0, "negative")
     zone = field.locator(".center")
     zone.wait_for(state="visible")
-    panel.page.wait_for_timeout(300)
-    label, area = field.locator("[data-testid=block-label]").bounding_box(), zone.bounding_box()
-    assert label["y"] + label["height"] <= area["y"] + 1
-    assert label["height"] >= 10
+    for width in at(panel, 390, 1400):
+        label, area = field.locator("[data-testid=block-label]").bounding_box(), zone.bounding_box()
+        assert label["y"] + label["height"] <= area["y"] + 1, width
+        assert label["height"] >= 10, width
     assert zone.evaluate("zone => getComputedStyle(zone).borderTopWidth") == "1px"
 
 
-@pytest.mark.parametrize("width", [600, 700, 1400])
-def test_lines_with_boxes_to_tick_have_room(panel: PanelPage, width: int):
+def test_lines_with_boxes_to_tick_have_room(panel: PanelPage):
     """At 600 pixels the number of Feather lay on its label, and In detailers showed two letters of its choice."""
-    panel.page.set_viewport_size({"width": width, "height": 1600})
     panel.unfold(0, "where")
     panel.unfold(0, "follow")
     panel.unit(0, "in_detailer").wait_for(state="visible")
-    places(panel, "feather", "in_detailer")
     feather = panel.unit(0, "feather")
     label, typed = feather.locator("label").first, feather.locator("input[type=number]")
-    words = label.evaluate("""label => {
-        const range = document.createRange();
-        range.selectNodeContents(label);
-        return range.getBoundingClientRect().right;
-    }""")
-    number, whole = typed.bounding_box(), feather.bounding_box()
-    assert words + 4 <= number["x"]
-    assert number["x"] + number["width"] <= whole["x"] + whole["width"] + 1
-    assert panel.unit(0, "in_detailer").bounding_box()["width"] >= 100
+    for width in at(panel, 600, 700, 1400):
+        places(panel, "feather", "in_detailer")
+        words = label.evaluate("""label => {
+            const range = document.createRange();
+            range.selectNodeContents(label);
+            return range.getBoundingClientRect().right;
+        }""")
+        number, whole = typed.bounding_box(), feather.bounding_box()
+        assert words + 4 <= number["x"], width
+        assert number["x"] + number["width"] <= whole["x"] + whole["width"] + 1, width
+        assert panel.unit(0, "in_detailer").bounding_box()["width"] >= 100, width
 
 
 def test_the_choices_of_a_region_are_on_one_line(panel: PanelPage):

@@ -15,7 +15,7 @@ from lib_ipadapter.evaluation.table import Results, Row
 from tests.webui import harness
 from tests.webui.with_page import WithPage
 
-from .conftest import load
+from .conftest import Lean, load
 from .pages import PanelPage, upload
 
 # Texts and titles of an element, without those of the model's chips, of choices, and of what has a name in it
@@ -43,7 +43,7 @@ def chinese() -> Iterator[WithPage]:
         pytest.skip("the language of a WebUI that others use stays")
     if reason := harness.absent():
         pytest.skip(reason)
-    with WithPage(("sd1",), extra=(), config={"localization": "zh_CN"}) as webui:
+    with Lean(localization="zh_CN") as webui:
         yield webui
 
 

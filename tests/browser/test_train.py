@@ -18,7 +18,7 @@ from tests.small_clip import write_clip
 from tests.webui import harness
 from tests.webui.with_page import WithPage
 
-from .conftest import UNUSED, load
+from .conftest import Lean, load
 from .pages import PanelPage, picture, upload
 from .test_generate import generate
 
@@ -32,7 +32,7 @@ ENDLESS = {**SMALL, "steps": 100_000, "sample_every": 0, "save_every": 50_000, "
 def webui() -> Iterator[WithPage]:
     if reason := harness.absent():
         pytest.skip(reason)
-    with WithPage(("sd1",), extra=(), config={"hidden_tabs": list(UNUSED)}) as running:
+    with Lean() as running:
         write_clip(running.data / "models" / "clip_vision")
         try:
             yield running
