@@ -28,7 +28,9 @@ TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4
 
 Progress = Callable[[int, "int | None"], None]  # bytes there, bytes in all if known; what it raises cancels
-_REFUSED = {401: "it needs a login", 403: "access is refused", 404: "there is no such file"}
+_REFUSED = {
+    401: "it needs a login", 403: "access is refused", 404: "there is no such file", 407: "the proxy needs a login",
+}  # fmt: skip
 
 
 class _Cut(Exception):
@@ -56,7 +58,7 @@ def download(
     whose hash nobody states is refused. Raises DownloadError; what was fetched stays in ``target``.part for the next
     call, unless it proved wrong.
     """
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not re.match("https?://[^/]", url, re.IGNORECASE) or _host(url) is None:
         raise DownloadError(f"{url!r} cannot be fetched; expected an address that begins with https://")
     with _alone(target), _disk_errors(target):
         if target.is_file() and sha256 and hash_of(target) == sha256.lower():
@@ -71,7 +73,8 @@ class _Fetch:
 
     def __init__(self, url: str, target: Path, size: int | None, sha256: str | None, progress: Progress | None) -> None:
         self.url, self.target, self.size, self.sha256 = url, target, size, sha256
-        self.host = urlsplit(url).netloc  # who was asked last: the hub sends downloads on to its store
+        self.host = _host(url)  # who was asked last: the hub sends downloads on to its store
+        self.shown = url.replace(urlsplit(url).netloc, self.host or "", 1)  # without a login
         self.part = target.with_name(f"{target.name}.part")
         self.progress: Progress = progress or (lambda _done, _total: None)
 
@@ -92,7 +95,7 @@ class _Fetch:
                     raise DownloadError(
                         f"{self.target.name}: the connection to {self.host} failed ({cut}); "
                         f"{again if self.done else 'try again, or fetch it by hand'}",
-                        url=self.url,
+                        url=self.shown,
                     ) from cut
                 time.sleep(min(2.0**attempt - 1, 8.0))
         problem = self._problem()
@@ -116,16 +119,31 @@ class _Fetch:
         headers = {"User-Agent": f"ip-adapter-webui/{__version__}", "Accept-Encoding": "identity"}
         headers |= {"Range": f"bytes={start}-"} if start else {}
         try:
-            with requests.get(self.url, headers=headers, timeout=TIMEOUT, stream=True) as response:
-                self.host = urlsplit(response.url).netloc
+            with self._asked(requests, headers) as response:
+                self.host = _host(response.url)
                 self._note_statements(response)
                 start = self._begin(response, start)
                 if start >= 0:
                     self._receive(response, start)
         except requests.RequestException as error:
             if error.request:
-                self.host = urlsplit(str(error.request.url)).netloc
+                self.host = _host(str(error.request.url))
             raise _Cut(_why(error)) from error
+
+    def _asked(self, requests: Any, headers: dict[str, str]) -> Any:
+        """The answer. Raises _Cut for what requests does not name: a lost file of certificates, where the server sends
+        on to; none of these is the disk's fault."""
+        self.host = _host(self.url)
+        try:
+            return requests.get(self.url, headers=headers, timeout=TIMEOUT, stream=True)
+        except requests.exceptions.InvalidSchema as error:
+            raise _Cut("it sends on to an address that is none") from error
+        except requests.RequestException:
+            raise
+        except OSError as error:
+            raise _Cut(str(error)[:200]) from error
+        except Exception as error:  # ValueError, urllib3's own
+            raise _Cut("it sends on to an address that is none") from error
 
     def _note_statements(self, response: Any) -> None:
         """Size and SHA-256, as the hub states them before it redirects to its store."""
@@ -152,10 +170,11 @@ class _Fetch:
             raise _Cut(f"asked for bytes from {start}, got {content_range!r}")
         if status >= 500 or status in (408, 429):
             raise _Cut(f"the server answered {status} {response.reason}")
+        by = "" if self.host == _host(self.url) else f" by {self.host}, to which that sends on"
         raise DownloadError(
-            f"{self.target.name}: cannot be fetched from {self.url}: {status} {response.reason}, "
+            f"{self.target.name}: cannot be fetched from {self.shown}: {status} {response.reason}{by}, "
             f"{_REFUSED.get(status, 'the server refused it')}. Check the address, or fetch it by hand",
-            url=self.url,
+            url=self.shown,
         )
 
     def _receive(self, response: Any, start: int) -> None:
@@ -164,9 +183,8 @@ class _Fetch:
         self.size = total if self.size is None else self.size
         if total != self.size:
             raise DownloadError(
-                f"{self.target.name}: the server offers {total} bytes, expected {self.size}; {self.url} is not "
-                "the right "
-                "file"
+                f"{self.target.name}: the server offers {total} bytes, expected {self.size}; {self.shown} is "
+                "not the right file"
             )
         missing, free = (total or 0) - start, shutil.disk_usage(self.target.parent).free
         if missing > free:
@@ -186,16 +204,24 @@ class _Fetch:
         """Why what came cannot be used, or nothing when size and hash agree."""
         if self.sha256 is None:
             return (
-                f"{self.target.name}: neither you nor the server at {self.url} states its SHA-256, so it cannot be "
+                f"{self.target.name}: neither you nor the server at {self.shown} states its SHA-256, so it cannot be "
                 "verified; fetch it by hand from a place that you trust"
             )
         size, found = self.done, hash_of(self.part)
         if (size, found) == (self.size, self.sha256):
             return ""
         return (
-            f"{self.target.name}: {size} bytes with SHA-256 {found} came from {self.url}, expected {self.size} with "
+            f"{self.target.name}: {size} bytes with SHA-256 {found} came from {self.shown}, expected {self.size} with "
             f"{self.sha256}; it was thrown away. Try again later"
         )
+
+
+def _host(url: str) -> str | None:
+    """An address's host and port, without a login; None where it has none."""
+    try:
+        return urlsplit(url).netloc.rpartition("@")[2] or None
+    except ValueError:
+        return None
 
 
 def _why(error: Exception) -> str:
@@ -208,10 +234,12 @@ def _why(error: Exception) -> str:
         return f"nothing came for {TIMEOUT:.0f} s"
     if isinstance(error, exceptions.ProxyError):
         said = re.search(r"Tunnel connection failed: (\d+ [\w ]+)", text)
-        return "the proxy of this computer cannot be used" + (f": it answered {said[1]}" if said else "")
+        return "the proxy of this computer cannot be used" + (f": it answered {said[1].rstrip()}" if said else "")
     if isinstance(error, exceptions.SSLError):
-        refused = "CERTIFICATE_VERIFY_FAILED" in text
-        return "its certificate is not accepted" if refused else "it made no secure connection"
+        if "CERTIFICATE_VERIFY_FAILED" in text or "doesn't match" in text:
+            return "its certificate is not accepted"
+        said = re.search(r"\] ([^()\]]+) \(_ssl", text)  # OpenSSL's own words
+        return "no secure connection is made" + (f": {said[1]}" if said else "")
     if isinstance(error, exceptions.ChunkedEncodingError) or isinstance(inner, below.ProtocolError):
         return "it was cut"
     if isinstance(error, exceptions.ContentDecodingError):

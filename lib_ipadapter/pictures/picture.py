@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ Allow = Callable[[Image.Image], None]
 Load = Callable[[Any], Image.Image]
 _MAX_IDS = 4096
 _MAX_TEXTS = 32 << 20  # bytes of base64 whose hash is known: nine photos of 12 megapixels
+_ENTRY = 300  # bytes that the cache itself needs for one
 
 
 class Pictures:
@@ -26,13 +28,16 @@ class Pictures:
 
     Remembers the content id of each file (by path, time and size) and of each text (by its hash), so that a known one
     is not decoded for it; of the last texts also the hash, so that the tiles of a job do not compute it again.
-    fetch: returns the bytes behind a URL; without it, URLs are refused.
+    fetch: returns the bytes behind a URL; without it, URLs are refused. memory: bytes that such texts may take; never
+    more than 32 MB.
     """
 
-    def __init__(self, fetch: Fetch | None = None) -> None:
+    def __init__(self, fetch: Fetch | None = None, memory: Callable[[], int] = lambda: _MAX_TEXTS) -> None:
         self.fetch = fetch
         self._ids: LRU[str] = LRU(lambda: _MAX_IDS)
-        self._digests: Cache[tuple[str, bytes]] = Cache(lambda: _MAX_TEXTS, lambda entry: len(entry[0]))
+        self._digests: Cache[tuple[str, bytes]] = Cache(
+            lambda: min(_MAX_TEXTS, memory()), lambda entry: sys.getsizeof(entry[0]) + _ENTRY
+        )
         self.decoded = 0  # pictures, so far
 
     def reference(self, value: Any, field: str, allow: Allow = lambda image: None) -> Picture:
@@ -67,6 +72,10 @@ class Pictures:
     def digest(self, text: str) -> bytes:
         """The hash of a text."""
         return self._digests.get(text, lambda: (text, _digest(text.encode("utf-8", "surrogatepass"))))[1]
+
+    def forget(self) -> None:
+        """Frees the texts; ids stay, which are small."""
+        self._digests.clear()
 
     def load(self, picture: Picture) -> Image.Image:
         """Decodes it. Raises ImageError."""

@@ -65,7 +65,7 @@ class Models:
         self.faces = FaceAnalyser(FacePacks(host.face_folders), parser=FaceParser(host.parsing_folders))
         self.controls = ControlNets(host.control_folders, settings.control_stays, host.leaves, host.reserve, host.say)
         self.caches = Caches(settings.cache_bytes)
-        self.pictures = Pictures(fetch.data)
+        self.pictures = Pictures(fetch.data, settings.cache_bytes)
         # K' and V' on the device that samples, so that a detail or a tile projects and uploads nothing again
         self.projected: Cache[Projected] = Cache(settings.projected_bytes, lambda entry: entry.nbytes)
         self._listed = False
@@ -332,4 +332,5 @@ class Models:
         self.controls.release()
         self._adapters.clear()
         self.caches.clear()
+        self.pictures.forget()
         self.projected.clear()

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,20 +36,23 @@ def test_no_server(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Answers(threading.Thread):
-    """A server of one connection: it answers ``said`` to a request, and hangs up after ``seconds``."""
+    """A server: it answers ``said`` to a request, and hangs up after ``seconds``; then to the next as ``more`` has it,
+    in the same way."""
 
-    def __init__(self, said: bytes, seconds: float = 0) -> None:
+    def __init__(self, said: bytes, seconds: float = 0, *more: Any) -> None:
         super().__init__(daemon=True)
-        self.said, self.seconds = said, seconds
+        self.turns = [(said, seconds), *zip(more[::2], more[1::2], strict=True)]
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{self.socket.getsockname()[1]}"
         self.start()
 
     def run(self) -> None:
-        with self.socket, self.socket.accept()[0] as connection:
-            connection.recv(65536)
-            connection.sendall(self.said)
-            time.sleep(self.seconds)
+        with self.socket:
+            for said, seconds in self.turns:
+                with self.socket.accept()[0] as connection:
+                    connection.recv(65536)
+                    connection.sendall(said)
+                    time.sleep(seconds)
 
 
 BEGUN = b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n" + bytes(1_500_000)
@@ -63,7 +67,7 @@ PLAIN = b"HTTP/1.1 400 Bad Request\r\n\r\n"
         ("http", BEGUN, 3, "nothing came for 1 s"),
         ("http", b"", 0, "it was cut"),
         ("http", BEGUN, 0, "it was cut"),
-        ("https", PLAIN, 0, "it made no secure connection"),
+        ("https", PLAIN, 0, "no secure connection is made: wrong version number"),
         (
             "proxy",
             TUNNEL,
@@ -97,3 +101,55 @@ def test_the_host_that_failed_is_named(target: Path, monkeypatch: pytest.MonkeyP
     hub = Answers(f"HTTP/1.1 302 Found\r\nLocation: http://{store.host}/f\r\nContent-Length: 0\r\n\r\n".encode())
     with pytest.raises(DownloadError, match=f"the connection to {store.host} failed"):
         download(f"http://{hub.host}/f", target, None, HASH, attempts=1)
+
+
+def test_a_stall_of_the_hub_is_not_laid_on_the_store(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store failed in the attempt before; in this one it was never asked."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download_module, "TIMEOUT", 1.0)
+    store = Answers(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+    moved = f"HTTP/1.1 302 Found\r\nConnection: close\r\nLocation: http://{store.host}/f\r\nContent-Length:".encode()
+    hub = Answers(moved + b" 0\r\n\r\n", 0, moved + b" 50\r\n\r\n", 3)
+    with pytest.raises(DownloadError, match=f"the connection to {hub.host} failed .nothing came"):
+        download(f"http://{hub.host}/f", target, None, HASH, attempts=2)
+
+
+def test_a_refusal_of_the_store_is_laid_on_it(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    store = Answers(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+    hub = Answers(f"HTTP/1.1 302 Found\r\nLocation: http://{store.host}/f\r\nContent-Length: 0\r\n\r\n".encode())
+    with pytest.raises(DownloadError, match=f"403 Forbidden by {store.host}, to which that sends on"):
+        download(f"http://{hub.host}/f", target, None, HASH)
+
+
+@pytest.mark.parametrize("answer", ["", "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"])
+def test_logins_in_addresses_are_not_shown(target: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    store = Answers(answer.encode())
+    moved = f"HTTP/1.1 302 Found\r\nLocation: http://u:secret@{store.host}/f\r\nContent-Length: 0\r\n\r\n"
+    hub = Answers(moved.encode())
+    with pytest.raises(DownloadError) as caught:
+        download(f"http://me:secret@{hub.host}/f", target, None, HASH, attempts=1)
+    assert "secret" not in f"{caught.value} {caught.value.detail}"
+    assert store.host in str(caught.value)
+
+
+@pytest.mark.parametrize("address", [b"http://.x/f", b"http://[::1", b"http://\xff\xfe/f", b"ftp://x/f?sig=secret"])
+def test_where_a_server_sends_on_to_may_be_anything(target: Path, monkeypatch: pytest.MonkeyPatch, address: bytes):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    hub = Answers(b"HTTP/1.1 302 Found\r\nLocation: " + address + b"\r\nContent-Length: 0\r\n\r\n")
+    with pytest.raises(DownloadError, match="it sends on to an address that is none"):
+        download(f"http://{hub.host}/f", target, None, HASH, attempts=1)
+
+
+def test_lost_certificates_are_not_the_disks_fault(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/ca.pem")
+    with pytest.raises(DownloadError, match=r"to 127\.0\.0\.1:9 failed .*CA certificate bundle") as caught:
+        download("https://127.0.0.1:9/f", target, None, HASH, attempts=1)
+    assert "cannot be written" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["http://[::1/f", "ftp://x/f", "https://", "https:///f", "x"])
+def test_what_is_no_address_is_refused(target: Path, address: str) -> None:
+    with pytest.raises(DownloadError, match="expected an address that begins with https://"):
+        download(address, target, None, HASH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -213,14 +214,35 @@ def test_a_text_is_hashed_once_for_the_tiles_of_a_job(monkeypatch: pytest.Monkey
     hashed: list[int] = []
     plain = picture_module._digest
     monkeypatch.setattr(picture_module, "_digest", lambda data: hashed.append(len(data)) or plain(data))
-    monkeypatch.setattr(picture_module, "_MAX_TEXTS", 1000)
-    pictures, texts = Pictures(), ["a" * 400, "b" * 400, "c" * 400]
+    monkeypatch.setattr(picture_module, "_MAX_TEXTS", 10_000)
+    pictures, texts = Pictures(), ["a" * 4000, "b" * 4000, "c" * 4000]
     sources = [pictures.reference(text, "images").source for text in texts[:2] * 3]
-    assert hashed == [400, 400]
+    assert hashed == [4000, 4000]
     assert sources[:2] == sources[2:4] == sources[4:]
     assert sources[0] != sources[1]
     pictures.reference(texts[2], "images")
     assert pictures.reference(texts[0], "images").source == sources[0]
-    assert hashed == [400] * 4  # the first had to go
-    pictures.reference("d" * 2000, "images")
-    assert pictures._digests.size <= 1000
+    assert hashed == [4000] * 4  # the first had to go
+    pictures.reference("d" * 20_000, "images")
+    assert pictures._digests.size <= 10_000
+
+
+def test_known_texts_take_the_memory_that_is_stated_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As wide characters and as many short ones as well; none where nothing may be kept."""
+    limit = [1 << 20]
+    pictures = Pictures(memory=lambda: limit[0])
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(8):
+            pictures.digest(chr(0x1F600 + number) * 200_000)
+        for number in range(5000):
+            pictures.digest(f"{number:020}")
+        assert tracemalloc.get_traced_memory()[0] - before < 1.5 * limit[0]
+        pictures.forget()
+        assert tracemalloc.get_traced_memory()[0] - before < 0.1 * limit[0]
+    finally:
+        tracemalloc.stop()
+    limit[0] = 0
+    pictures.digest("a" * 4000)
+    assert pictures._digests.size == 0
