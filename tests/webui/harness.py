@@ -154,7 +154,7 @@ class WebUI:
         self.config = config or {}
         self.defaults: dict[str, Any] = {}  # of each job, over the harness's own
         self.set_options: dict[str, Any] = {}
-        self.bases: dict[str, list[str]] = {}
+        self.kept: dict[str, list[str]] = {}
         self.path = path  # of packages in front of the WebUI's own
         self.data = Path(tempfile.mkdtemp(prefix="ipadapter-webui-"))
         self.log_path = self.data / "log.txt"
@@ -307,13 +307,14 @@ class WebUI:
     @contextlib.contextmanager
     def set(self, **values: Any) -> Iterator[None]:
         """Options set inside, and as they were again afterwards."""
-        before = self.get("/sdapi/v1/options").json
+        before, known = self.get("/sdapi/v1/options").json, dict(self.set_options)
         self.options(**values)
         try:
             yield
         finally:
             # An option that was never saved is not listed; all that the tests set are then off.
             self.options(**{key: before.get(key, type(values[key])()) for key in values})
+            self.set_options = known
 
     def draw(self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any) -> Reply:
         """One generation with these units; none of ours when no unit is given."""
@@ -332,12 +333,13 @@ class WebUI:
         assert reply.status == 200, f"{reply.body[:2000]!r}\n{self.log[-3000:]}"
         return [pixels(image) for image in reply.json["images"]]
 
-    def base(self) -> list[str]:
-        """The picture without a unit, as it was first drawn under these options."""
-        key = json.dumps([self.set_options, self.defaults], sort_keys=True)
-        if key not in self.bases:
-            self.bases[key] = self.images()
-        return self.bases[key]
+    def known(self, *units: Any, **payload: Any) -> list[str]:
+        """The pictures as this job first drew them under these options: what a test expects of one that it draws.
+        Not for what must be drawn now: what is left after a job of ours, or depends on files or on the job before."""
+        key = json.dumps([self.set_options, self.defaults, units, payload], sort_keys=True)
+        if key not in self.kept:
+            self.kept[key] = self.images(*units, **payload)
+        return list(self.kept[key])
 
 
 def pixels(data: str) -> str:
@@ -363,7 +365,7 @@ def _link(source: Path, target: Path) -> None:
 
 def refused(webui: WebUI, *units: dict[str, Any], **payload: object) -> str:
     """The message of a generation that is refused; afterwards the base is drawn as before."""
-    base = webui.base()
+    base = webui.known()
     reply = webui.draw(*units, **payload)
     assert reply.status == 422, reply.body[:500]
     assert webui.images() == base
