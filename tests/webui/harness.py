@@ -153,6 +153,7 @@ class WebUI:
         self.with_extension = with_extension
         self.config = config or {}
         self.defaults: dict[str, Any] = {}  # of each job, over the harness's own
+        self.headers: dict[str, str] = {}  # of each request
         self.set_options: dict[str, Any] = {}
         self.kept: dict[str, list[str]] = {}
         self.path = path  # of packages in front of the WebUI's own
@@ -284,8 +285,9 @@ class WebUI:
     def request(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Reply:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(
-            self.url + path, data, {"Content-Type": "application/json", **(headers or {})}, method=method
-        )
+            self.url + path, data, {"Content-Type": "application/json", **self.headers, **(headers or {})},
+            method=method,
+        )  # fmt: skip
         try:
             with urllib.request.urlopen(request, timeout=600) as response:
                 return Reply(response.status, response.read())

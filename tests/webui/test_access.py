@@ -9,10 +9,14 @@ import json
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from .harness import WebUI, absent
+from tests.synthetic import adapter_tensors, write_adapter
+
+from .harness import WebUI, absent, refused
+from .networks import CONTEXT, SD1_WIDTHS
 
 LOGIN, CREDENTIALS = "ann:secret", "bob:hidden"
 # What the routes write, so that a test sees it
@@ -57,10 +61,10 @@ def statuses(webui: WebUI, headers: dict[str, str]) -> dict[tuple[str, str], int
 
 
 @contextlib.contextmanager
-def started(*flags: str) -> Iterator[WebUI]:
+def started(*flags: str, path: Path | None = None) -> Iterator[WebUI]:
     if reason := absent():
         pytest.skip(reason)
-    with Locked(("sd1",), extra=flags) as webui:
+    with Locked(("sd1",), extra=flags, path=path) as webui:
         kept = webui.data / "models" / "ipadapter" / "presets"
         kept.mkdir(parents=True)
         (kept / "kept.json").write_text("{}")
@@ -111,17 +115,47 @@ def test_without_an_api_there_is_nothing_to_call():
         assert untouched(webui)
 
 
-@pytest.mark.parametrize("flags", [("--nowebui",), ("--gradio-auth", LOGIN)], ids=["alone", "and a login"])
-def test_with_credentials_of_the_api_the_routes_ask_for_them(flags):
-    with started("--api-auth", CREDENTIALS, *flags) as webui:
-        asked = statuses(webui, {})
-        assert len(asked) >= 11
-        assert set(asked.values()) == {401}, asked
-        assert set(statuses(webui, basic(LOGIN)).values()) == {401}
-        assert webui.get("/ip-adapter/version", **basic("bob:guess")).status == 401
-        assert untouched(webui)
-        for path in ("version", "model_list", "schema"):
-            assert webui.get(f"/ip-adapter/{path}", **basic(CREDENTIALS)).status == 200
+def asks_for_credentials(webui: WebUI) -> None:
+    asked = statuses(webui, {})
+    assert len(asked) >= 11
+    assert set(asked.values()) == {401}, asked
+    assert set(statuses(webui, basic(LOGIN)).values()) == {401}
+    assert webui.get("/ip-adapter/version", **basic("bob:guess")).status == 401
+    assert untouched(webui)
+    for path in ("version", "model_list", "schema"):
+        assert webui.get(f"/ip-adapter/{path}", **basic(CREDENTIALS)).status == 200
+
+
+def test_with_credentials_of_the_api_and_a_login_the_routes_ask_for_the_credentials():
+    with started("--api-auth", CREDENTIALS, "--gradio-auth", LOGIN) as webui:
+        asks_for_credentials(webui)
+
+
+# one process for what needs one of its own, and no page
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebUI]:
+    """A WebUI without a page, with credentials of its API, whose Python has no onnxruntime."""
+    path = tmp_path_factory.mktemp("packages")
+    (path / "onnxruntime.py").write_text("raise ImportError('absent here')")
+    with started("--api-auth", CREDENTIALS, "--nowebui", path=path) as webui:
+        yield webui
+
+
+def test_with_credentials_of_the_api_alone_the_routes_ask_for_them(alone: WebUI):
+    asks_for_credentials(alone)
+
+
+def test_without_onnxruntime_only_faces_are_refused(alone: WebUI, reference: str):
+    write_adapter(alone.data / "models" / "ipadapter" / "sd1-faceid.safetensors",
+                  adapter_tensors("faceid", CONTEXT, SD1_WIDTHS, seed=7))  # fmt: skip
+    alone.headers = basic(CREDENTIALS)
+    base = alone.known()
+    said = refused(alone, {"model": "sd1-faceid", "images": [reference]})
+    assert "the Python package onnxruntime, which cannot be imported (absent here)" in said
+    assert 'pip install "onnxruntime>=1.15,<1.27"' in said
+    assert alone.images({"model": "sd1-base", "images": [reference]}) != base
 
 
 def test_a_request_is_bounded(on_sd1: WebUI):
