@@ -116,6 +116,37 @@ def test_a_folder_becomes_an_adapter_that_draws(webui: Own, data: Path):
     assert "another name" in taken.json["detail"]["message"]
 
 
+MEASURED = {"adapter": ["sd1-base", "sd1-plus"], "weights": [0, 1], "steps": 2, "width": 64, "height": 64}
+
+
+def test_adapters_are_measured_over_weights(webui: Own, data: Path):
+    """The rest is found: the loaded checkpoint, the adapters' encoder, the CLIP."""
+    write_clip(webui.data / "models" / "clip_vision")
+    webui.get("/ip-adapter/model_list")  # lists the folders anew
+    config = {**MEASURED, "references": str(data), "count": 2000}
+    reply = webui.post("/ip-adapter/evaluate", {"name": "both", "config": config, "unload": True})
+    assert reply.status == 200, reply.body
+    until(webui, "both", lambda seen: seen["phase"] == "drawing" and seen["done"] > 1, "evaluate")
+    other = webui.post("/ip-adapter/train", {"name": "second", "config": fields(webui, data)})
+    assert "the evaluation both is running" in other.json["detail"]["message"]
+    found = next(one for one in webui.get("/ip-adapter/evaluate").json["runs"] if one["name"] == "both")
+    assert found["alive"]
+    assert webui.post("/ip-adapter/evaluate/both/stop", {}).status == 200
+    seen = until(webui, "both", over, "evaluate")
+    assert seen["phase"] == "stopped"
+    assert "pictures that are drawn are kept" in seen["message"]
+    assert seen["results"] is None
+    config = yaml.safe_dump({**MEASURED, "references": str(data)})
+    assert webui.post("/ip-adapter/evaluate", {"name": "both", "config": config}).status == 200
+    seen = until(webui, "both", over, "evaluate")
+    assert (seen["phase"], seen["done"], seen["total"]) == ("done", 3 * PICTURES, 3 * PICTURES), seen
+    rows = {(row["method"], row["weight"]): row["measures"]["clip_i"] for row in seen["results"]["rows"][1:]}
+    assert set(rows) == {("base-model", 0), ("sd1-base", 1), ("sd1-plus", 1)}
+    assert all(one["low"] < one["mean"] < one["high"] and one["n"] == PICTURES for one in rows.values())
+    grid = webui.get("/ip-adapter/evaluate/both/grid")
+    assert grid.body[:4] == b"\x89PNG"
+
+
 def test_stopped_and_gone_on_with_after_a_restart_of_the_webui(webui: Own, data: Path):
     config = fields(webui, data, **ENDLESS)
     reply = webui.post("/ip-adapter/train", {"name": "long", "config": config})
@@ -129,6 +160,8 @@ def test_stopped_and_gone_on_with_after_a_restart_of_the_webui(webui: Own, data:
     found = next(one for one in webui.get("/ip-adapter/train").json["runs"] if one["name"] == "long")
     assert found["alive"]
     assert found["step"] > seen["step"]
+    (measured,) = webui.get("/ip-adapter/evaluate").json["runs"]
+    assert (measured["name"], measured["phase"], measured["alive"]) == ("both", "done", False)
     reply = webui.post("/ip-adapter/train/long/stop", {})
     assert reply.json["phase"] in ("stopping", "stopped")
     seen = until(webui, "long", over)
@@ -169,38 +202,6 @@ def test_a_killed_one_and_what_is_broken_are_said(webui: Own, data: Path):
     seen = until(webui, "broken", over)
     assert seen["phase"] == "failed"
     assert "no pictures in it" in seen["message"]
-
-
-MEASURED = {"adapter": ["sd1-base", "sd1-plus"], "weights": [0, 1], "steps": 2, "width": 64, "height": 64}
-
-
-def test_adapters_are_measured_over_weights(webui: Own, data: Path):
-    """The rest is found: the loaded checkpoint, the adapters' encoder, the CLIP."""
-    write_clip(webui.data / "models" / "clip_vision")
-    webui.get("/ip-adapter/model_list")  # lists the folders anew
-    config = {**MEASURED, "references": str(data), "count": 2000}
-    reply = webui.post("/ip-adapter/evaluate", {"name": "both", "config": config, "unload": True})
-    assert reply.status == 200, reply.body
-    until(webui, "both", lambda seen: seen["phase"] == "drawing" and seen["done"] > 1, "evaluate")
-    other = webui.post("/ip-adapter/train", {"name": "second", "config": fields(webui, data)})
-    assert "the evaluation both is running" in other.json["detail"]["message"]
-    webui.restart()
-    found = next(one for one in webui.get("/ip-adapter/evaluate").json["runs"] if one["name"] == "both")
-    assert found["alive"]
-    assert webui.post("/ip-adapter/evaluate/both/stop", {}).status == 200
-    seen = until(webui, "both", over, "evaluate")
-    assert seen["phase"] == "stopped"
-    assert "pictures that are drawn are kept" in seen["message"]
-    assert seen["results"] is None
-    config = yaml.safe_dump({**MEASURED, "references": str(data)})
-    assert webui.post("/ip-adapter/evaluate", {"name": "both", "config": config}).status == 200
-    seen = until(webui, "both", over, "evaluate")
-    assert (seen["phase"], seen["done"], seen["total"]) == ("done", 3 * PICTURES, 3 * PICTURES), seen
-    rows = {(row["method"], row["weight"]): row["measures"]["clip_i"] for row in seen["results"]["rows"][1:]}
-    assert set(rows) == {("base-model", 0), ("sd1-base", 1), ("sd1-plus", 1)}
-    assert all(one["low"] < one["mean"] < one["high"] and one["n"] == PICTURES for one in rows.values())
-    grid = webui.get("/ip-adapter/evaluate/both/grid")
-    assert grid.body[:4] == b"\x89PNG"
 
 
 def test_what_cannot_be_measured_is_said_with_the_remedy(webui: Own, data: Path):
