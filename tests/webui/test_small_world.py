@@ -21,7 +21,7 @@ from examples.small_world.read import read
 from .harness import WebUI, _link, absent, b64
 
 ADAPTERS = (models.BASE_ADAPTER.name, models.PLUS_ADAPTER.name)
-STEPS, SEED = 12, 5
+STEPS, SEED = 8, 5
 REFERENCES = [data.sample(3, index, unseen=True) for index in range(6)]
 # Files that a person may have there, and that must not keep the WebUI from starting.
 STRAY = {"broken.json": "{", "notes.json": '{"description": "mine"}', "no-clip.json": '{"embed_dim": 1}'}
