@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tests.synthetic import adapter_tensors, write_adapter
 from .harness import WebUI, _link, absent, b64, decode, python
 from .logs import missing_package
 from .networks import CONTEXT, SD1_WIDTHS
+from .packages import missing
 
 pytest.importorskip("onnx", reason="onnx is not installed: it writes the small face models")
 
@@ -64,7 +64,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithADetailer]:
         pytest.skip(reason)
     if not (FOLDER / "scripts" / "!adetailer.py").is_file():
         pytest.skip(f"no ADetailer at {FOLDER} (set ADETAILER_DIR)")
-    if subprocess.run([python(), "-c", "import onnxruntime"], capture_output=True, check=False).returncode:
+    if missing(python(), "onnxruntime"):
         pytest.skip("the WebUI's Python has no onnxruntime")
     path = tmp_path_factory.mktemp("packages")
     if PACKAGES.is_dir():
@@ -72,8 +72,8 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithADetailer]:
     shutil.copy(Path(__file__).with_name("detector") / "ultralytics.py", path)
     flags = ("--nowebui", "--ad-no-huggingface")
     with WithADetailer(("sd1",), extra=flags, path=path, config=CONFIG) as running:
-        if missing := missing_package(running.log, "adetailer"):
-            pytest.skip(f"ADetailer cannot load without the package {missing}")
+        if package := missing_package(running.log, "adetailer"):
+            pytest.skip(f"ADetailer cannot load without the package {package}")
         assert "ADetailer initialized" in running.log
         yield running
 

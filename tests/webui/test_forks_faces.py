@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
 
 from tests.synthetic import SD1_WIDTHS, adapter_tensors, write_adapter
 
 from .forks import Fork, python
 from .harness import WebUI
+from .packages import missing
 from .test_faces import (
     CLIP,
     face,
@@ -33,7 +32,7 @@ __all__ = [
 @pytest.fixture(scope="module")
 def faces(fork: Fork) -> Fork:
     """The fork with face adapters and a pack of small face models."""
-    if subprocess.run([python(fork.host), "-c", "import onnxruntime"], capture_output=True, check=False).returncode:
+    if missing(python(fork.host), "onnxruntime"):
         pytest.skip(f"{fork.host}'s Python has no onnxruntime")
     sd1 = {"context": 768, "widths": SD1_WIDTHS, "feature_width": CLIP, "seed": 7, "inner": 256}
     files = {
