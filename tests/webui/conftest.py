@@ -17,7 +17,8 @@ def webui() -> Iterator[WebUI]:
     if reason := absent():
         pytest.skip(reason)
     kinds = ("sd1", "sd1-other", "sd1-wide", "pix2pix", "sdxl", "sdxl-refiner")
-    with WebUI(kinds) as running:
+    # All stay loaded, as many tests change between them; test_generation.py keeps one, as the WebUI does by default.
+    with WebUI(kinds, config={"sd_checkpoints_limit": len(kinds)}) as running:
         yield running
 
 
