@@ -12,7 +12,7 @@ from PIL import Image
 from lib_ipadapter import __version__
 from lib_ipadapter.unit import FIELD_NAMES
 
-from .harness import WebUI, b64, picture
+from .harness import WebUI, b64, picture, pixels
 
 
 def test_routes(on_sd1: WebUI):
@@ -35,7 +35,7 @@ def test_a_file_added_while_running_is_found(on_sd1: WebUI, unit):
     folder = on_sd1.data / "models" / "ipadapter"
     (folder / "added.safetensors").write_bytes((folder / "sd1-base.safetensors").read_bytes())
     try:
-        assert on_sd1.images({**unit, "model": "added"}) == on_sd1.images(unit)
+        assert on_sd1.images({**unit, "model": "added"}) == on_sd1.known(unit)
     finally:
         (folder / "added.safetensors").unlink()
 
@@ -58,14 +58,13 @@ def test_infotext_draws_the_same_picture_again(on_sd1: WebUI, unit):
     made = {**unit, "weight": 0.3, "end": 0.7, "fit": "stretch"}
     second = {**unit, "model": "sd1-plus", "weight": -0.5, "combine": "average"}
     units = [made, second]
-    text = infotext(on_sd1, *units, seed=11, steps=4)
-    drawn = on_sd1.images(*units, seed=11, steps=4)
+    made_with = on_sd1.draw(*units, seed=11, steps=4)
+    text = json.loads(made_with.json["info"])["infotexts"][0]
+    drawn = [pixels(image) for image in made_with.json["images"]]
     pictures = [{"images": unit["images"]}, {"images": unit["images"]}]
     body = {"infotext": text, "alwayson_scripts": {"IP-Adapter": {"args": [pictures]}}}
     reply = on_sd1.post("/sdapi/v1/txt2img", body)
     assert reply.status == 200, reply.body[:800]
-    from .harness import pixels
-
     assert [pixels(image) for image in reply.json["images"]] == drawn
 
 
@@ -89,7 +88,7 @@ def test_a_real_client(on_sd1: WebUI, unit):
 
 def test_a_data_uri_is_a_picture_too(on_sd1: WebUI, unit):
     uri = {**unit, "images": ["data:image/png;base64," + unit["images"][0]]}
-    assert on_sd1.images(uri) == on_sd1.images(unit)
+    assert on_sd1.images(uri) == on_sd1.known(unit)
 
 
 def test_an_oriented_photo_arrives_as_seen(on_sd1: WebUI, unit):

@@ -49,7 +49,7 @@ def test_a_call_that_nobody_can_explain_stops_the_job(on_sd1: WebUI, unit):
     with_unit = on_sd1.draw(unit, scripts={"Neighbours": {"args": ["foreign"]}})
     assert with_unit.status == 500
     assert "another extension rearranges the batch" in json.dumps(with_unit.json)
-    assert on_sd1.images(unit) == on_sd1.images(unit)
+    assert on_sd1.images(unit) == on_sd1.known(unit)
 
 
 def test_rows_that_are_permuted_behind_us(on_sd1: WebUI, turns):

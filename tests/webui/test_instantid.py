@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from tests.synthetic import adapter_tensors, write_adapter
 
 from .harness import WebUI, b64, checkpoint, decode, python, refused, without
 from .networks import CONTEXT, SD1_WIDTHS, SDXL_WIDTHS
+from .packages import missing
 from .test_generation import one, same
 from .test_xyz import AXES, label, plot
 
@@ -45,7 +45,7 @@ def write_all(
     webui: WebUI, kind: str = "sdxl", widths=SDXL_WIDTHS, context: int = CONTEXT, source: Path | None = None
 ) -> None:
     """InstantID's adapter, its ControlNet under any name, and face models, for a small checkpoint or the one given."""
-    if subprocess.run([python(), "-c", "import onnxruntime"], capture_output=True, check=False).returncode:
+    if missing(python(), "onnxruntime"):
         pytest.skip("the WebUI's Python has no onnxruntime")
     models = webui.data / "models"
     flat = adapter_tensors("unnorm", context, widths, tokens=16, seed=7)
@@ -76,8 +76,7 @@ def control(webui: WebUI, kind: str = "sdxl"):
 
 
 def test_it_acts_and_off_is_the_base(on_person, person):
-    base = on_person.images()
-    drawn = on_person.images(person)
+    base, drawn = on_person.known(), on_person.known(person)
     alone = on_person.images({**person, "pose_weight": 0})
     assert len({*base, *drawn, *alone}) == 3
     assert on_person.images(person) == drawn
@@ -116,7 +115,7 @@ def test_a_batch_and_references_in_turn(on_person, person):
 
 
 def test_hires_fix(on_person, person):
-    base, both = on_person.images(**HIRES), on_person.images(person, **HIRES)
+    base, both = on_person.known(**HIRES), on_person.images(person, **HIRES)
     only = on_person.images({**person, "passes": "hires"}, **HIRES)
     assert len({*base, *both, *only}) == 3
     assert on_person.images({**person, "passes": "hires", "pose_weight": 0}, **HIRES) not in (base, only)
@@ -146,7 +145,7 @@ def test_two_people_by_masks(on_person, person):
         {**person, "face": "rightmost", "mask": b64(half), "invert": True},
     ]
     drawn = on_person.images(*units)
-    assert drawn not in (on_person.images(), on_person.images(units[0]), on_person.images(units[1]))
+    assert drawn not in (on_person.known(), on_person.images(units[0]), on_person.images(units[1]))
     assert on_person.images(*({**unit, "pose_weight": 0} for unit in units)) != drawn
 
 
@@ -204,10 +203,10 @@ def memory(webui: WebUI) -> float:
 
 def test_ten_generations_take_no_more_memory(on_person, person):
     for _ in range(3):
-        on_person.images(person)
+        on_person.images(person, steps=1)
     before = memory(on_person)
     for seed in range(10):
-        on_person.images(person, seed=seed)
+        on_person.images(person, steps=1, seed=seed)
     grown = memory(on_person) - before
     print(f"\nten generations: {grown:+.1f} MB over {before:.0f} MB")
     assert before > 300

@@ -14,7 +14,7 @@ def left(webui) -> int:
 
 
 def test_an_exception_in_the_middle_leaves_nothing_attached(on_sd1, unit):
-    base, drawn, before = on_sd1.images(), on_sd1.images(unit), left(on_sd1)
+    base, drawn, before = on_sd1.known(), on_sd1.known(unit), left(on_sd1)
     reply = on_sd1.draw(unit, scripts=probe("raise"))
     assert reply.status == 500
     assert reply.json["error"] == "Failure"
@@ -25,7 +25,7 @@ def test_an_exception_in_the_middle_leaves_nothing_attached(on_sd1, unit):
 
 
 def test_an_interrupt_leaves_nothing_attached(on_sd1, unit):
-    base, before = on_sd1.images(), left(on_sd1)
+    base, before = on_sd1.known(), left(on_sd1)
     assert on_sd1.draw(unit, scripts=probe("interrupt"), n_iter=2).status == 200
     assert left(on_sd1) == before
     assert on_sd1.images() == base

@@ -10,7 +10,7 @@ from .harness import WebUI
 @pytest.mark.parametrize("tag", ["<lora:probe:1>", "<hypernet:probe:1>"])
 def test_networks_in_the_prompt(on_sd1: WebUI, unit, tag):
     prompt = "a red house on a hill"
-    plain, drawn = on_sd1.images(prompt=prompt), on_sd1.images(unit, prompt=prompt)
+    plain, drawn = on_sd1.known(prompt=prompt), on_sd1.known(unit, prompt=prompt)
     with_network = on_sd1.images(prompt=f"{prompt} {tag}")
     both = on_sd1.images(unit, prompt=f"{prompt} {tag}")
     assert with_network != plain, on_sd1.log[-1500:]
@@ -21,7 +21,7 @@ def test_networks_in_the_prompt(on_sd1: WebUI, unit, tag):
 
 
 def test_a_compiled_unet_is_refused(on_sd1: WebUI, unit):
-    base = on_sd1.images()
+    base = on_sd1.known()
     with on_sd1.set(sd_unet="[probe] compiled"):
         reply = on_sd1.draw(unit)
         assert reply.status == 422
@@ -34,7 +34,7 @@ def test_a_compiled_unet_is_refused(on_sd1: WebUI, unit):
 
 def test_after_a_compiled_unet_the_next_job_is_right(on_sd1: WebUI, unit):
     """Nothing is drawn in between: the compiled UNet is still the one in use when the next job begins."""
-    drawn = on_sd1.images(unit)
+    drawn = on_sd1.known(unit)
     with on_sd1.set(sd_unet="[probe] compiled"):
         assert on_sd1.draw().status == 200
         assert on_sd1.draw(unit).status == 422
@@ -43,7 +43,7 @@ def test_after_a_compiled_unet_the_next_job_is_right(on_sd1: WebUI, unit):
 
 
 def test_the_option_of_one_request_counts_as_the_setting(on_sd1: WebUI, unit):
-    drawn = on_sd1.images(unit)
+    drawn = on_sd1.known(unit)
     on_sd1.options(sd_unet="None")
     compiled = {"override_settings": {"sd_unet": "[probe] compiled"}}
     assert on_sd1.draw(unit, **compiled).status == 422

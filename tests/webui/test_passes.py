@@ -25,27 +25,24 @@ def steps(webui: WebUI) -> int:
 
 @pytest.mark.parametrize("switch", [{"passes": "first"}, {"hires_factor": 0}], ids=str)
 def test_a_unit_that_does_not_act_in_the_hires_pass_needs_not_fit_it(on_sd1: WebUI, unit, switch):
-    base = on_sd1.images(**OTHER)
-    drawn = on_sd1.images({**unit, **switch}, **OTHER)
-    assert drawn != base
-    assert on_sd1.images({**unit, **switch}, **OTHER) == drawn
+    base = on_sd1.known(**OTHER)
+    assert on_sd1.known({**unit, **switch}, **OTHER) != base
     assert on_sd1.images(**OTHER) == base
 
 
 def test_a_unit_for_the_hires_pass_needs_not_fit_the_first(on_sd1: WebUI, wide):
-    base = on_sd1.images(**OTHER)
-    drawn = on_sd1.images({**wide, "passes": "hires"}, **OTHER)
-    assert drawn != base
+    base = on_sd1.known(**OTHER)
+    assert on_sd1.known({**wide, "passes": "hires"}, **OTHER) != base
     assert on_sd1.images(**OTHER) == base
 
 
 def test_a_unit_for_each_pass(on_sd1: WebUI, unit, wide):
     first, hires = {**unit, "passes": "first"}, {**wide, "passes": "hires"}
-    both = on_sd1.images(first, hires, **OTHER)
-    assert both not in (on_sd1.images(first, **OTHER), on_sd1.images(hires, **OTHER), on_sd1.images(**OTHER))
+    both = one(on_sd1, first, hires, **OTHER)
+    assert [pixels(both)] not in (on_sd1.known(first, **OTHER), on_sd1.known(hires, **OTHER), on_sd1.known(**OTHER))
     # A batch of two is rounded otherwise, without a unit too.
     reply = on_sd1.draw(first, hires, batch_size=2, n_iter=2, do_not_save_grid=True, **OTHER)
-    same(on_sd1, reply.json["images"][-4], one(on_sd1, first, hires, **OTHER))
+    same(on_sd1, reply.json["images"][-4], both)
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -79,7 +79,7 @@ BAD_FILES = {
 @pytest.fixture(scope="module")
 def base(webui: WebUI) -> list[str]:
     webui.options(sd_model_checkpoint="sd1.safetensors")
-    return webui.images()
+    return webui.known()
 
 
 def refused(reply, message: str) -> dict:
@@ -139,7 +139,7 @@ def test_the_second_unit_is_named(on_sd1, unit, base):
 
 def test_the_server_goes_on_and_the_next_picture_is_right(on_sd1, unit, base):
     """Last in this file: after all of the above."""
-    drawn = on_sd1.images(unit)
+    drawn = on_sd1.known(unit)
     assert on_sd1.draw({**unit, "weight": 9}).status == 422
     assert on_sd1.images() == base
     assert on_sd1.images(unit) == drawn
@@ -153,7 +153,7 @@ def test_all_kinds_of_pictures_are_read(on_sd1, unit, base):
 
 
 def test_settings_that_were_written_by_hand_count_as_the_defaults(on_sd1, unit):
-    drawn = on_sd1.images(unit)
+    drawn = on_sd1.known(unit)
     numbers = ("cache_mb", "projected_mb", "cached_adapters", "units", "default_fit")
     odd = {f"ipadapter_{name}": "many" for name in numbers}
     with on_sd1.set(**odd, ipadapter_model_folders="a\0b"):

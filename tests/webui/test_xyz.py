@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def wide(reference: str) -> dict[str, Any]:
     return {"model": "sd1-base", "images": [b64(picture(0, WIDE))]}
 
 
+@functools.cache
 def names(webui: WebUI) -> list[str]:
     """The axes, in the order of the plot's indices."""
     scripts = webui.get("/sdapi/v1/script-info").json
@@ -85,7 +87,7 @@ def test_a_cell_is_what_the_unit_draws_with_the_value(on_sd1: WebUI, wide: dict[
     reply = plot(on_sd1, unit, label(field), typed)
     assert reply.status == 200, reply.body[:1000]
     cell = pixels(reply.json["images"][-1])
-    changed, plain = on_sd1.images({**unit, field.name: given}, steps=2), on_sd1.images(unit, steps=2)
+    changed, plain = on_sd1.images({**unit, field.name: given}, steps=2), on_sd1.known(unit, steps=2)
     assert [cell] == changed
     assert (changed == plain) == (field.name in WITHOUT_EFFECT)
 
