@@ -1,14 +1,16 @@
 """A training of several processes on one machine, forked from one that has imported everything: what a cluster does to
 it (a process that is slow, one that is lost) at the price of a training.
 
-    python -m tests.ldm.processes RUNS.json
+    python -m tests.ldm.processes
 
-RUNS.json: a list of {"config": ..., "world": N, "slow": rank or None, "lost": [rank, step] or None}, run one after the
-other; prints the exit codes of each run's processes. As a launcher does, it ends the others when one is lost.
+Each line that it reads is a list of {"config": ..., "world": N, "slow": rank or None, "lost": [rank, step] or None},
+run one after the other; it answers with a line, the exit codes of each run's processes. As a launcher does, it ends the
+others when one is lost. With "yaml" instead of "config" a process does what `train` with that file does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -18,9 +20,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accelerate  # noqa: F401  (imported before the fork: the trainings import it when they begin)
+import torch
+
+from lib_ipadapter.cli import main
+from lib_ipadapter.standalone.model import require_ldm
 from lib_ipadapter.training import objective
 from lib_ipadapter.training.config import TrainConfig
 from lib_ipadapter.training.trainer import Trainer
+from tests.ldm import bases
 
 
 def child(run: dict[str, Any], rank: int, port: int) -> int:
@@ -40,6 +48,8 @@ def child(run: dict[str, Any], rank: int, port: int) -> int:
         return plain(*args, **kwargs)
 
     objective.loss = loss
+    if "yaml" in run:
+        return main(["train", run["yaml"]])
     Trainer(TrainConfig.parse(run["config"])).run()
     return 0
 
@@ -49,12 +59,16 @@ def started(run: dict[str, Any]) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    config = run.get("config") or json.loads(Path(run["yaml"]).read_text())
+    base = Path(config["base"])
+    bases.load_parts(base, base.with_suffix(".yaml"), torch.device("cpu"), torch.float32)  # once, before the fork
     pids: dict[int, int] = {}
     for rank in range(run["world"]):
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
+                os.dup2(2, 1)  # what is printed is no answer
                 code = child(run, rank, port)
             finally:
                 sys.stderr.flush()
@@ -72,4 +86,8 @@ def started(run: dict[str, Any]) -> list[int]:
 
 
 if __name__ == "__main__":
-    print(json.dumps([started(run) for run in json.loads(Path(sys.argv[1]).read_text())]))
+    with contextlib.redirect_stdout(sys.stderr):  # ldm prints as it is imported
+        require_ldm()
+    bases.install(setattr)
+    for line in sys.stdin:
+        print(json.dumps([started(run) for run in json.loads(line)]), flush=True)

@@ -25,18 +25,23 @@ TRANSFORMERS = "ldm.modules.encoders.modules.FrozenCLIPEmbedder"
 def write_small(folder: Path, parameterization: str = "eps") -> Path:
     """The checkpoint that the real WebUI is tested with, and its yaml beside it."""
     path = folder / f"small-{parameterization}.safetensors"
-    with torch.random.fork_rng(devices=[]):
-        save_file(state_dict("sd1"), str(path))
+    save_file(_state(), str(path))
     config = yaml.safe_load(config_text("sd1"))
     config["model"]["params"]["parameterization"] = parameterization
     path.with_suffix(".yaml").write_text(yaml.safe_dump(config))
     return path
 
 
+@functools.cache
+def _state() -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        return state_dict("sd1")
+
+
 def write_small_clip(folder: Path, small: Path) -> Path:
     """The same with SD1's own text tower, transformers' CLIP, as a pickle of the original layout."""
     path = folder / "small-clip.ckpt"
-    state = {key: value for key, value in state_dict("sd1").items() if not key.startswith("cond_stage_model.")}
+    state = {key: value for key, value in _state().items() if not key.startswith("cond_stage_model.")}
     tower = clip_tower()
     state.update({f"cond_stage_model.transformer.{key}": v for key, v in tower.state_dict().items()})
     torch.save({"state_dict": state, "global_step": 7}, path)

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from lib_ipadapter.errors import WrongBase
 from lib_ipadapter.training import objective
 from lib_ipadapter.training.run_folder import ADAPTER
 from lib_ipadapter.training.trainer import Trainer
-from tests.ldm.trainings import PICTURES, ROOT, config, forked, losses, plain, tensors, train, write_data
+from tests.ldm.trainings import PICTURES, config, forked, losses, plain, tensors, train, write_data
 from tests.training_pictures import tar
 
 
@@ -166,27 +164,12 @@ def test_v_prediction_and_bf16(folder, tmp_path):
     np.testing.assert_allclose(exact, half, rtol=0.05)
 
 
-def launch(folder: Path, out: Path, processes: int, **fields: Any) -> None:
-    values = {**config(folder, out, **fields).as_dict()}
-    path = out.parent / f"{out.name}.yaml"
-    path.write_text(json.dumps(values))  # JSON is YAML
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "lib_ipadapter", "train", str(path)],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_two_processes_do_what_one_with_twice_the_batch_does(folder, tmp_path):
-    launch(folder, tmp_path / "two", 2, batch=2, steps=4)
+    """By the command line, each with the variables that a launcher sets."""
+    path = tmp_path / "two.yaml"
+    path.write_text(json.dumps(config(folder, tmp_path / "two", batch=2, steps=4).as_dict()))  # JSON is YAML
+    assert forked([{"yaml": str(path), "world": 2}]) == [[0, 0]]
     train(folder, tmp_path / "one", batch=4, steps=4)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
     a, b = (
@@ -217,7 +200,7 @@ def test_uneven_shards_a_slow_process_and_a_lost_one_change_no_loss(folder, tmp_
         {"config": many, "world": 3, "slow": 2, "lost": [1, 4]},
         {"config": many, "world": 3, "slow": 0},
     ]
-    single, lost, again = forked(tmp_path, runs)
+    single, lost, again = forked(runs)
     assert single == [0]
     assert lost[1] == -signal.SIGKILL
     assert 0 not in lost, "a process trained on without the one that was lost"

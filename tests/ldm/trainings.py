@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
+import select
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +66,48 @@ def plain(folder: Path, **fields: Any) -> Path:
     return out
 
 
-def forked(folder: Path, runs: list[dict[str, Any]]) -> list[list[int]]:
+@functools.cache
+def _forking(said: Path) -> subprocess.Popen[str]:
+    """processes.py, started once; what it and its processes say is in a file."""
+    with said.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.ldm.processes"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=file, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    atexit.register(_end, process)
+    return process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.stdin:
+        process.stdin.close()  # it reads no further line, and ends
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def forked(runs: list[dict[str, Any]]) -> list[list[int]]:
     """Runs trainings of several processes (processes.py); the exit codes of each run's processes, by rank."""
-    path = folder / "runs.json"
-    path.write_text(json.dumps(runs))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ldm.processes", str(path)], cwd=ROOT, capture_output=True, text=True,
-        timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    print(done.stderr)  # shown by pytest where the codes are not those wanted
-    codes: list[list[int]] = json.loads(done.stdout.splitlines()[-1])
+    said = Path(_said())
+    process = _forking(said)
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps(runs) + "\n")
+    process.stdin.flush()
+    answered, _, _ = select.select([process.stdout], [], [], 300)
+    line = process.stdout.readline() if answered else ""
+    assert line, f"no answer: {said.read_text()[-3000:]}"
+    print(said.read_text())  # shown by pytest where the codes are not those wanted
+    codes: list[list[int]] = json.loads(line)
     return codes
+
+
+@functools.cache
+def _said() -> str:
+    handle, path = tempfile.mkstemp(prefix="ipadapter-processes-")
+    os.close(handle)
+    atexit.register(os.remove, path)
+    return path
 
 
 def losses(out: Path) -> list[float]:
