@@ -1,4 +1,4 @@
-"""A checkpoint of the tests is read and built once; who opens it again gets modules of its own over the same numbers."""
+"""A checkpoint of the tests is read and built once; who opens it again gets its own modules over the same numbers."""
 
 from __future__ import annotations
 

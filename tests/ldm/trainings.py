@@ -61,7 +61,7 @@ def train(folder: Path, out: Path, **fields: Any) -> Path:
 @functools.cache
 def plain(folder: Path, **fields: Any) -> Path:
     """The folder of a training to compare others with, run once."""
-    out = folder / "-".join(["plain", *(f"{key}={fields[key]}" for key in sorted(fields))])
+    out = Path(tempfile.mkdtemp(prefix="plain-", dir=folder))
     train(folder, out, **fields)
     return out
 
@@ -91,7 +91,8 @@ def forked(runs: list[dict[str, Any]]) -> list[list[int]]:
     """Runs trainings of several processes (processes.py); the exit codes of each run's processes, by rank."""
     said = Path(_said())
     process = _forking(said)
-    assert process.stdin and process.stdout
+    assert process.stdin
+    assert process.stdout
     process.stdin.write(json.dumps(runs) + "\n")
     process.stdin.flush()
     answered, _, _ = select.select([process.stdout], [], [], 300)
