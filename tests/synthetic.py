@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -63,6 +65,13 @@ def adapter_tensors(
                 flat[f"ip_adapter.{2 * i + 1}.{kind}.weight"] = torch.randn(width, context) / context**0.5
         flat |= lora_tensors(widths, context, lora) if lora else {}
     return {key: value.detach().to(dtype).contiguous() for key, value in flat.items()}
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Linear layers are made without random weights, which takes seconds where they are wide and a file fills them."""
+    with mock.patch.object(torch.nn.Linear, "reset_parameters", return_value=None):
+        yield
 
 
 def pulid_tensors(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib_ipadapter.adapters.adapter import Adapter
-from tests.synthetic import adapter_tensors, nested, write_adapter
+from tests.synthetic import adapter_tensors, nested, undrawn, write_adapter
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -44,20 +44,19 @@ def test_tokens(name, tmp_path):
     assert error <= 1e-4
 
 
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [("0.norm1.weight", "0.norm2.weight"), ("0.norm1.bias", "0.norm2.bias"), ("1.0.bias", "0.norm1.bias")],
-)
-def test_mixed_up_norms_would_be_seen(one, other, tmp_path):
+def test_mixed_up_norms_would_be_seen(tmp_path):
     """The control of the test above: two keys of one layer swapped on our side only."""
     flat = adapter_tensors("plus", 768, (32,), 1280, 16, dim=768, inner=768, depth=4)
-    first, second = f"image_proj.layers.2.{one}", f"image_proj.layers.2.{other}"
-    swapped = flat | {first: flat[second], second: flat[first]}
-    adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", swapped))
     features = torch.randn(1, 257, 1280)
     with torch.no_grad():
         reference = theirs_of(flat, 768)(features)
-    assert relative(adapter.tokens(features), reference) > 1e-3
+    for one, other in (
+        ("0.norm1.weight", "0.norm2.weight"), ("0.norm1.bias", "0.norm2.bias"), ("1.0.bias", "0.norm1.bias")
+    ):  # fmt: skip
+        first, second = f"image_proj.layers.2.{one}", f"image_proj.layers.2.{other}"
+        swapped = flat | {first: flat[second], second: flat[first]}
+        adapter = Adapter.load(write_adapter(tmp_path / f"{one}.safetensors", swapped))
+        assert relative(adapter.tokens(features), reference) > 1e-3, (one, other)
 
 
 @pytest.mark.parametrize(("context", "shortcuts"), [(768, (1.0, 0.4)), (2048, (0.4,))])
@@ -80,7 +79,7 @@ def test_tokens_of_face_id_plus(context, shortcuts, tmp_path):
 
 def test_the_two_versions_of_face_id_plus_differ(tmp_path):
     """The control of the test above."""
-    flat = adapter_tensors("faceid-plus", 768, (32,), 1280, 4, inner=768, depth=4)
+    flat = adapter_tensors("faceid-plus", 768, (32,), 1280, 4, inner=768, depth=1)
     adapter = Adapter.load(write_adapter(tmp_path / "a.safetensors", flat))
     features = {"face": torch.randn(1, 512), "penultimate": torch.randn(1, 257, 1280)}
     first, second = (adapter.as_kind(kind).tokens(features) for kind in ("faceid-plus", "faceid-plusv2"))
@@ -108,5 +107,6 @@ def theirs_of(flat: dict[str, torch.Tensor], context: int) -> torch.nn.Module:
         block_out_channels=(32,), norm_num_groups=32, layers_per_block=1, cross_attention_dim=context,
         down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",),
     )  # fmt: skip
-    module = loader._convert_ip_adapter_image_proj_to_diffusers(nested(flat)["image_proj"])
+    with undrawn():  # the file's tensors fill them all
+        module = loader._convert_ip_adapter_image_proj_to_diffusers(nested(flat)["image_proj"])
     return module.float()
