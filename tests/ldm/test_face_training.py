@@ -17,11 +17,12 @@ from lib_ipadapter.errors import ConfigError, FaceModelMissing, TrainingError, W
 from lib_ipadapter.training.config import TrainConfig
 from lib_ipadapter.training.data import Preparation
 from lib_ipadapter.training.faces import FaceEncoder, FacePlusEncoder, unpacked
+from lib_ipadapter.training.run_folder import ADAPTER
 from lib_ipadapter.training.source import Item
 from lib_ipadapter.training.trainer import Trainer
 from tests.face_models import picture, write_pack
 from tests.ldm.small import write_all
-from tests.ldm.trainings import config, losses, tensors, train
+from tests.ldm.trainings import config, losses, plain, tensors, train
 
 PEOPLE = 5
 
@@ -49,8 +50,9 @@ def of(folder: Path, **fields) -> dict:
     return {**FACE, "face_models": str(folder / "faces"), **fields}
 
 
-def test_it_learns_and_its_file_is_one_that_we_read(folder, tmp_path):
-    path = train(folder, tmp_path, **of(folder, steps=4))
+def test_it_learns_and_its_file_is_one_that_we_read(folder):
+    out = plain(folder, **of(folder, steps=4))
+    path = out / ADAPTER
     adapter = Adapter.load(path)
     assert (adapter.spec.variant, adapter.spec.lora_rank, adapter.spec.tokens) == ("faceid", 4, 4)
     assert adapter.spec.needs[0].encoder == "buffalo_l"
@@ -59,8 +61,8 @@ def test_it_learns_and_its_file_is_one_that_we_read(folder, tmp_path):
     moved = [float(value.abs().max()) for key, value in held.items() if "_lora.up" in key]
     assert len(moved) == 4 * 32
     assert min(moved) > 0, "a LoRA that did not move"
-    assert len(losses(tmp_path)) == 4
-    listed = (tmp_path / "broken.txt").read_text()
+    assert len(losses(out)) == 4
+    listed = (out / "broken.txt").read_text()
     assert "wall.png" in listed
     assert "no face was found in it" in listed
     assert "broken.png" in listed
@@ -105,12 +107,12 @@ def test_what_is_trained_is_what_a_generation_runs(folder, tmp_path):
 
 def test_a_training_goes_on_with_its_lora(folder, tmp_path):
     """Stopped and resumed it has the losses of one that was not; the LoRA of ``init`` is its start."""
-    whole = of(folder, steps=4, save_every=2)
-    train(folder, tmp_path / "whole", **whole)
-    train(folder, tmp_path / "parts", **{**whole, "steps": 2})
-    train(folder, tmp_path / "parts", **whole)
-    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
-    first = tmp_path / "whole" / "ip_adapter.safetensors"
+    fields = of(folder, steps=4)
+    whole = plain(folder, **fields)
+    train(folder, tmp_path / "parts", **{**fields, "steps": 2})
+    train(folder, tmp_path / "parts", **fields)
+    assert losses(tmp_path / "parts") == pytest.approx(losses(whole), rel=1e-5)
+    first = whole / ADAPTER
     trainer = Trainer(config(folder, tmp_path / "next", **of(folder, init=str(first))))
     trainer.denoiser.remove()
     held = tensors(first)
