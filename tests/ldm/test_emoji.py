@@ -88,7 +88,7 @@ def test_references_are_one_of_each_concept(tmp_path):
 
 
 def test_emoji_go_on_from_the_small_world(tmp_path, packages, monkeypatch):
-    monkeypatch.setattr(loop, "PICTURES", 128)
+    monkeypatch.setattr(loop, "PICTURES", 32)
     write_random(tmp_path, monkeypatch)
     prepare.write(tmp_path / "data", packages)
     for part in emoji.PARTS:

@@ -71,7 +71,7 @@ def even(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def test_outside_a_region_the_attention_is_the_bases(unet, prompt):
-    sizes = [size for size in dict.fromkeys(map(even, SIZES)) if size[0] * size[1] <= 4000]
+    sizes = [size for size in dict.fromkeys(map(even, SIZES)) if size[0] * size[1] <= 3300]
     assert len(sizes) > 3  # the larger ones differ in nothing but their numbers: core/test_masks.py has them
     for size in sizes:
         mask = torch.zeros(size)
@@ -84,7 +84,7 @@ def test_outside_a_region_the_attention_is_the_bases(unet, prompt):
             assert not torch.equal(before[:, ~outside], after[:, ~outside])
 
 
-@pytest.mark.parametrize("size", [(16, 24), (40, 56)], ids=str)
+@pytest.mark.parametrize("size", [(16, 24), (24, 40)], ids=str)
 def test_two_halves_are_the_whole(unet, prompt, size):
     mask = torch.rand(size, generator=torch.Generator().manual_seed(4))
     whole, _ = call(unet, size, prompt)

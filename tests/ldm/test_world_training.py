@@ -83,7 +83,7 @@ def test_attributes_of_pictures_of_one_thing_count():
 
 def test_the_text_tower_learns_to_say_what_captions_name(tmp_path, monkeypatch):
     """Where the UNet reads it, at a text's end and behind; the picture tower stays."""
-    monkeypatch.setattr(loop, "PICTURES", 128)
+    monkeypatch.setattr(loop, "PICTURES", 64)
     torch.manual_seed(0)
     clip = models.make_clip()
     torch.save({"ema": clip.state_dict()}, tmp_path / "clip.state.pt")
@@ -207,12 +207,23 @@ def test_muon_remembers_and_decays():
     assert torch.equal(second, weight.grad)
 
 
-def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The base after two steps of one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    spread(folder)
+    words(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "PICTURES", FEW)
+        assert train.main(["base", "--folder", str(folder), "--steps", "2"]) == 0
+    return weights(folder, "base")
+
+
+def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch, whole):
     monkeypatch.setattr(loop, "SAVE_EVERY", 1)
     run = loop.Training.run
-    for folder in (tmp_path / "whole", tmp_path / "stopped"):
-        spread(folder)
-        words(folder)
+    spread(tmp_path / "stopped")
+    words(tmp_path / "stopped")
 
     def stopped(self, size, loss_of):
         def until(step, indices, rng):
@@ -222,23 +233,20 @@ def test_going_on_is_what_not_stopping_is(tmp_path, few, monkeypatch):
 
         return run(self, size, until)
 
-    train.train_base(tmp_path / "whole", 2)
     monkeypatch.setattr(loop.Training, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         train.train_base(tmp_path / "stopped", 2)
     monkeypatch.setattr(loop.Training, "run", run)
     assert torch.load(tmp_path / "stopped" / "base.state.pt")["step"] == 1
     train.train_base(tmp_path / "stopped", 2)
-    whole, gone_on = weights(tmp_path / "whole", "base"), weights(tmp_path / "stopped", "base")
+    gone_on = weights(tmp_path / "stopped", "base")
     assert all(torch.equal(whole[key], gone_on[key]) for key in whole)
 
 
-def test_two_processes_are_one(tmp_path, few):
-    one, two = tmp_path / "one", tmp_path / "two"
-    for run in (one, two):
-        spread(run)
-        words(run)
-    assert train.main(["base", "--folder", str(one), "--steps", "2"]) == 0
+def test_two_processes_are_one(tmp_path, whole):
+    two = tmp_path / "two"
+    spread(two)
+    words(two)
     script = tmp_path / "few.py"
     script.write_text(
         f"from examples.small_world import loop, train\nloop.PICTURES = {FEW}\nraise SystemExit(train.main())\n"
@@ -249,10 +257,10 @@ def test_two_processes_are_one(tmp_path, few):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, two = weights(one, "base"), weights(two, "base")
+    trained = weights(two, "base")
     # Adam divides by the gradient's size, so that rounding may turn a step where there is hardly any gradient.
-    for key, value in one.items():
-        assert (value - two[key]).abs().mean() < 1e-5, key
+    for key, value in whole.items():
+        assert (value - trained[key]).abs().mean() < 1e-5, key
 
 
 def test_a_part_asks_for_those_before_it(tmp_path, few, capsys):
