@@ -5,7 +5,7 @@ it (a process that is slow, one that is lost) at the price of a training.
 
 Each line that it reads is a list of {"config": ..., "world": N, "slow": rank or None, "lost": [rank, step] or None},
 run one after the other; it answers with a line, the exit codes of each run's processes. As a launcher does, it ends the
-others when one is lost. With "yaml" instead of "config" a process does what `train` with that file does.
+others when one is lost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 import accelerate  # noqa: F401  (imported before the fork: the trainings import it when they begin)
 import torch
 
-from lib_ipadapter.cli import main
 from lib_ipadapter.standalone.model import require_ldm
 from lib_ipadapter.training import objective
 from lib_ipadapter.training.config import TrainConfig
@@ -48,8 +47,6 @@ def child(run: dict[str, Any], rank: int, port: int) -> int:
         return plain(*args, **kwargs)
 
     objective.loss = loss
-    if "yaml" in run:
-        return main(["train", run["yaml"]])
     Trainer(TrainConfig.parse(run["config"])).run()
     return 0
 
@@ -59,8 +56,7 @@ def started(run: dict[str, Any]) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = run.get("config") or json.loads(Path(run["yaml"]).read_text())
-    base = Path(config["base"])
+    base = Path(run["config"]["base"])
     bases.load_parts(base, base.with_suffix(".yaml"), torch.device("cpu"), torch.float32)  # once, before the fork
     pids: dict[int, int] = {}
     for rank in range(run["world"]):
