@@ -33,13 +33,17 @@ _REFUSED = {
 }  # fmt: skip
 
 
+_UNUSABLE = "the address that it sends on to, or that of a proxy, cannot be used"
+_LOGIN = re.compile(r"""(?<=//)[^\s/'"]*@|[^\s/@'"]*:[^\s/'"]*@""")
+
+
 class _Cut(Exception):
     """The connection ended early, or the server is busy: worth another attempt."""
 
 
 def hub_url(repo: str, file: str, revision: str = "main", view: str = "resolve") -> str:
     """Address of a file on the hub, or on the mirror that HF_ENDPOINT names. view: "blob" for the page about it."""
-    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or HUB
     return f"{endpoint}/{repo}/{view}/{revision}/{quote(file)}"
 
 
@@ -58,8 +62,11 @@ def download(
     whose hash nobody states is refused. Raises DownloadError; what was fetched stays in ``target``.part for the next
     call, unless it proved wrong.
     """
-    if not re.match("https?://[^/]", url, re.IGNORECASE) or _host(url) is None:
-        raise DownloadError(f"{url!r} cannot be fetched; expected an address that begins with https://")
+    url = url.strip()
+    if not re.fullmatch(r"https?://[^/][^\t\r\n]*", url, re.IGNORECASE) or _host(url) is None:
+        raise DownloadError(
+            f"{url.rpartition('@')[2]!r} cannot be fetched; expected an address that begins with https://"
+        )
     with _alone(target), _disk_errors(target):
         if target.is_file() and sha256 and hash_of(target) == sha256.lower():
             return target
@@ -74,7 +81,7 @@ class _Fetch:
     def __init__(self, url: str, target: Path, size: int | None, sha256: str | None, progress: Progress | None) -> None:
         self.url, self.target, self.size, self.sha256 = url, target, size, sha256
         self.host = _host(url)  # who was asked last: the hub sends downloads on to its store
-        self.shown = url.replace(urlsplit(url).netloc, self.host or "", 1)  # without a login
+        self.shown = _without_login(url)
         self.part = target.with_name(f"{target.name}.part")
         self.progress: Progress = progress or (lambda _done, _total: None)
 
@@ -127,23 +134,21 @@ class _Fetch:
                     self._receive(response, start)
         except requests.RequestException as error:
             if error.request:
-                self.host = _host(str(error.request.url))
+                self.host = _host(str(error.request.url)) or self.host
             raise _Cut(_why(error)) from error
 
     def _asked(self, requests: Any, headers: dict[str, str]) -> Any:
-        """The answer. Raises _Cut for what requests does not name: a lost file of certificates, where the server sends
-        on to; none of these is the disk's fault."""
+        """The answer. Raises _Cut for what requests does not name, and which is not the disk's fault: a lost file of
+        certificates, an address that urllib3 refuses."""
+        from urllib3.exceptions import HTTPError
+
         self.host = _host(self.url)
         try:
             return requests.get(self.url, headers=headers, timeout=TIMEOUT, stream=True)
-        except requests.exceptions.InvalidSchema as error:
-            raise _Cut("it sends on to an address that is none") from error
         except requests.RequestException:
             raise
-        except OSError as error:
-            raise _Cut(str(error)[:200]) from error
-        except Exception as error:  # ValueError, urllib3's own
-            raise _Cut("it sends on to an address that is none") from error
+        except (OSError, ValueError, HTTPError) as error:
+            raise _Cut(_without_login(str(error))[:200] if isinstance(error, OSError) else _UNUSABLE) from error
 
     def _note_statements(self, response: Any) -> None:
         """Size and SHA-256, as the hub states them before it redirects to its store."""
@@ -170,7 +175,7 @@ class _Fetch:
             raise _Cut(f"asked for bytes from {start}, got {content_range!r}")
         if status >= 500 or status in (408, 429):
             raise _Cut(f"the server answered {status} {response.reason}")
-        by = "" if self.host == _host(self.url) else f" by {self.host}, to which that sends on"
+        by = f" by {self.host}, to which that sends on" if response.history else ""
         raise DownloadError(
             f"{self.target.name}: cannot be fetched from {self.shown}: {status} {response.reason}{by}, "
             f"{_REFUSED.get(status, 'the server refused it')}. Check the address, or fetch it by hand",
@@ -217,11 +222,17 @@ class _Fetch:
 
 
 def _host(url: str) -> str | None:
-    """An address's host and port, without a login; None where it has none."""
+    """An address's host and port, without a login; None where it has none, or a port that is none."""
     try:
-        return urlsplit(url).netloc.rpartition("@")[2] or None
+        parts = urlsplit(url)
+        return parts.netloc.rpartition("@")[2] if parts.hostname and parts.port != 0 else None
     except ValueError:
         return None
+
+
+def _without_login(text: str) -> str:
+    """A text without the names and passwords of the addresses in it."""
+    return _LOGIN.sub("", text)
 
 
 def _why(error: Exception) -> str:
@@ -230,6 +241,9 @@ def _why(error: Exception) -> str:
     from urllib3 import exceptions as below
 
     text, inner = str(error), error.args[0] if error.args else None
+    if isinstance(error, ValueError):  # an address that requests refuses
+        socks = "the proxy of this computer is a SOCKS proxy, for which the Python package PySocks is missing"
+        return socks if "SOCKS" in text else _UNUSABLE
     if isinstance(error, exceptions.Timeout) or isinstance(inner, below.ReadTimeoutError):
         return f"nothing came for {TIMEOUT:.0f} s"
     if isinstance(error, exceptions.ProxyError):
@@ -246,7 +260,7 @@ def _why(error: Exception) -> str:
         return "what came cannot be decoded"
     if isinstance(error, exceptions.ConnectionError):
         return "it is not reached: this computer may be offline, or the server down"
-    return text[:200]
+    return _without_login(text)[:200]
 
 
 _busy: set[Path] = set()

@@ -28,9 +28,9 @@ window.fetch = async (...given) => {
         window.waiting -= 1;
     }
 };
-window.apart = false;
+window.apart = new Set();
 document.addEventListener("click", event => {
-    window.apart ||= Boolean(event.target.id?.endsWith("-visible-checkbox"));
+    if (event.target.id?.endsWith("-visible-checkbox")) window.apart.add(event.target.id);
 }, true);
 """
 
@@ -44,10 +44,11 @@ LOOK = """tabs => {
     const seen = {};
     const values = inputs => inputs.map(
         input => input.type === "file" ? input.files.length : [input.value, input.checked]);
-    const marks = (root, query) => [...root.querySelectorAll(query)].map(one => one.className);
+    const within = (root, query) => [root, ...root.querySelectorAll("*")].filter(one => one.matches(query));
+    const marks = (root, query) => within(root, query).map(one => one.className);
     const look = (...roots) => JSON.stringify(roots.map(root => [root.textContent,
-        values([...root.querySelectorAll(":is(input, textarea, select):not([id$=crop_source] *)")]),
-        marks(root, ".label-wrap, .tab-nav button"), [...root.querySelectorAll("img")].map(image => image.src),
+        values(within(root, ":is(input, textarea, select):not([id$=crop_source] *)")),
+        marks(root, ".label-wrap, .tab-nav button"), within(root, "img").map(image => image.src),
         marks(root, "[class*=ipadapter-]")]));
     const outside = node => node.matches(".tabitem") ? []
         : node.querySelector(".tabitem") ? [...node.children].flatMap(outside) : [node];
@@ -88,7 +89,7 @@ FOLD = """([tabs, settings]) => {
         units.querySelector(".tab-nav button").click();
         document.querySelectorAll(`#html_log_${tab} .error`).forEach(error => error.remove());
         const panel = document.querySelector(`#ipadapter_${tab}`);
-        if (window.apart) { // a new box
+        if (window.apart.has(`ipadapter_${tab}-visible-checkbox`)) { // a new box
             const old = panel.visibleCheckbox;
             old.remove();
             setupAccordion(panel);
@@ -98,7 +99,7 @@ FOLD = """([tabs, settings]) => {
         const title = panel.querySelector(".label-wrap");
         if (title.classList.contains("open")) title.click();
     }
-    window.apart = false;
+    window.apart.clear();
     document.querySelector("#tabs > .tab-nav button").click();
     window.scrollTo(0, 0);
 }"""

@@ -138,7 +138,7 @@ def test_logins_in_addresses_are_not_shown(target: Path, monkeypatch: pytest.Mon
 def test_where_a_server_sends_on_to_may_be_anything(target: Path, monkeypatch: pytest.MonkeyPatch, address: bytes):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     hub = Answers(b"HTTP/1.1 302 Found\r\nLocation: " + address + b"\r\nContent-Length: 0\r\n\r\n")
-    with pytest.raises(DownloadError, match="it sends on to an address that is none"):
+    with pytest.raises(DownloadError, match="the address that it sends on to, or that of a proxy, cannot be used"):
         download(f"http://{hub.host}/f", target, None, HASH, attempts=1)
 
 
@@ -149,7 +149,55 @@ def test_lost_certificates_are_not_the_disks_fault(target: Path, monkeypatch: py
     assert "cannot be written" not in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["http://[::1/f", "ftp://x/f", "https://", "https:///f", "x"])
+@pytest.mark.parametrize("address", [
+    "http://[::1/f", "ftp://me:secret@x/f", "https://", "https:///f", "x", "me:secret@mirror.example/f",
+    "https://me:secret@/f", "https://me:secret@:80/f", "https://me:secret@127.0.0.1:99999/f", "http://u:secret@[::1",
+    "https://me:sec/secret@host/f", "http://me:sec\tret@127.0.0.1:9/f",
+])  # fmt: skip
 def test_what_is_no_address_is_refused(target: Path, address: str) -> None:
-    with pytest.raises(DownloadError, match="expected an address that begins with https://"):
+    with pytest.raises(DownloadError, match="expected an address that begins with https://") as caught:
         download(address, target, None, HASH)
+    assert "sec" not in f"{caught.value} {caught.value.detail}"
+
+
+@pytest.mark.parametrize(("proxy", "why"), [
+    ("socks5://me:secret@127.0.0.1:9", "SOCKS proxy, for which the Python package PySocks is missing"),
+    ("http://.x:80", "or that of a proxy, cannot be used"),
+    ("http://me:secret@127.0.0.1:99999", "or that of a proxy, cannot be used"),
+])  # fmt: skip
+def test_a_proxy_that_cannot_be_used_is_said(target: Path, monkeypatch: pytest.MonkeyPatch, proxy: str, why: str):
+    for name in ("no_proxy", "NO_PROXY", "https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, proxy if "https" in name.lower() else "")
+    with pytest.raises(DownloadError, match=why) as caught:
+        download("https://example.org/f", target, None, HASH, attempts=1)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_fault_of_ours_is_no_fault_of_the_server(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object, **_more: object) -> None:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr("requests.get", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        download("https://example.org/f", target, None, HASH)
+
+
+@pytest.mark.parametrize(("said", "why"), [
+    (b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n", "the proxy needs a login"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "the server offers 3 bytes, expected 5"),
+    (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabcde", "came from"),
+])  # fmt: skip
+def test_what_came_is_told_without_a_login(target: Path, monkeypatch: pytest.MonkeyPatch, said: bytes, why: str):
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
+    host = Answers(said).host.replace("127.0.0.1", "LOCALHOST")
+    with pytest.raises(DownloadError, match=why) as caught:
+        download(f" http://me:secret@{host}/f", target, 5, HASH, attempts=1)
+    assert "secret" not in f"{caught.value} {caught.value.detail}"
+    assert "sends on" not in str(caught.value)
+
+
+def test_nobody_states_a_hash(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = Answers(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabcde")
+    with pytest.raises(DownloadError, match=f"nor the server at http://{server.host}/f states its SHA-256"):
+        download(f"http://token@{server.host}/f", target, attempts=1)

@@ -62,7 +62,17 @@ def answers_of(name, flags, logins):
         answers[way]["saved"] = client.post("/ip-adapter/presets", json=body, auth=auth).status_code
     return answers
 
-print(json.dumps({name: answers_of(name, *case) for name, case in cases.items()}))
+def kept_of(megabytes):
+    # bytes of known base64 under that setting, and behind a release
+    sys.modules["modules.shared"].opts = types.SimpleNamespace(data={"ipadapter_cache_mb": megabytes})
+    models = Models(choose())
+    models.pictures.digest("a" * 4000)
+    kept = [models.pictures._digests.size]
+    models.release()
+    return [*kept, models.pictures._digests.size]
+
+answers = {name: answers_of(name, *case) for name, case in cases.items()}
+print(json.dumps({**answers, "kept": [kept_of(1), kept_of(0)]}))
 """
 LOGIN, API, AUTH = [["ann", "secret"]], {"api": True}, {"api_auth": "bob:hidden, carl:x"}
 CASES: dict[str, tuple[Any, Any]] = {
@@ -120,3 +130,11 @@ def test_without_an_api_there_are_no_routes(answers: Answers, models: Path, case
 
 def test_a_webui_without_passwords_asks_for_none(answers: Answers):
     assert 401 not in answers["no passwords"]["nobody"].values()
+
+
+def test_known_base64_is_bounded_by_the_setting_and_freed_with_the_rest(answers: Any):
+    """Not of routes, but it takes the same stand-ins."""
+    (kept, released), nothing = answers["kept"]
+    assert kept > 4000
+    assert released == 0
+    assert nothing == [0, 0]

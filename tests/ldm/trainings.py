@@ -97,6 +97,9 @@ def forked(runs: list[dict[str, Any]]) -> list[list[int]]:
     process.stdin.flush()
     answered, _, _ = select.select([process.stdout], [], [], 300)
     line = process.stdout.readline() if answered else ""
+    if not line:  # what it answers later is not for the next one
+        process.kill()
+        _forking.cache_clear()
     assert line, f"no answer: {said.read_text()[-3000:]}"
     print(said.read_text())  # shown by pytest where the codes are not those wanted
     codes: list[list[int]] = json.loads(line)

@@ -316,7 +316,9 @@ class WebUI:
         finally:
             # An option that was never saved is not listed; all that the tests set are then off.
             self.options(**{key: before.get(key, type(values[key])()) for key in values})
-            self.set_options = known
+            for key in values:
+                self.set_options.pop(key)
+            self.set_options |= {key: known[key] for key in values if key in known}
 
     def draw(self, *units: Any, mode: str = "txt2img", scripts: dict[str, Any] | None = None, **payload: Any) -> Reply:
         """One generation with these units; none of ours when no unit is given."""

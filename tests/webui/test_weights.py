@@ -172,7 +172,8 @@ def test_a_grid_of_models_references_and_off(on_sd1: WebUI, unit, tmp_path):
     ("[IP-Adapter 2] Weight", "0, 1", "unit 2"),
 ])  # fmt: skip
 def test_a_grid_with_bad_values_is_refused_before_anything_is_drawn(on_sd1: WebUI, unit, label, values, message):
+    drawn = on_sd1.known(unit)
     reply = grid(on_sd1, [unit], (label, values))
     assert reply.status == 422, reply
     assert message in reply.json["detail"]["message"]
-    assert on_sd1.images(unit) == on_sd1.known(unit)
+    assert on_sd1.images(unit) == drawn
