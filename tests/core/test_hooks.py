@@ -92,6 +92,18 @@ def test_an_addition_for_no_layer_leaves_nothing(unet, place):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
 
 
+def test_a_layer_that_cannot_be_hooked_leaves_nothing(unet):
+    """Those before it were registered already."""
+    *others, last = cross_attention_layers(unet)
+    addition = LowRank(torch.randn(3, 16), torch.randn(16, 3))
+    with pytest.raises(AttributeError, match="to_q"):
+        Hooks(
+            unet, [*others, dataclasses.replace(last, module=nn.Identity())], Recording(),
+            additions={(others[0].number, "to_q"): addition},
+        )  # fmt: skip
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
+
+
 def test_numbers_are_those_of_files(unet):
     """diffusers registers attn1 before attn2 of each block: numbers 2i and 2i + 1."""
     layers = cross_attention_layers(unet)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lib_ipadapter.attention.rows import EXTRA, Row
 from lib_ipadapter.attention.same import distances, same_pass, same_text
-from lib_ipadapter.attention.traced import Content, TracedRows
+from lib_ipadapter.attention.traced import Content, TracedRows, _nearest
 from lib_ipadapter.errors import RowsError
 
 
@@ -247,3 +247,15 @@ def test_passes_of_one_unet_call():
     assert not same_pass(latents, text, latents[:1], text[:1])
     assert not same_pass(latents, text, noise(2, 4, 8, 8, seed=3), noise(2, 6, 6, seed=4))
     assert not same_pass(latents, text, noise(2, 4, 8, 8, seed=3), text.clone())  # FABRIC, the empty prompt
+
+
+@pytest.mark.parametrize(("apart", "found"), [
+    ([0.2, 0.2, 0.9], (0, 1)),  # no other has their text
+    ([0.2, 0.2, 0.1], (0, 1)),
+    ([0.7, 0.7, 0.1], ()),  # far from all that are known
+    ([0.2, 0.3, 0.1], ()),  # near two, and not much nearer to one
+    ([0.2, 0.5, 0.1], (0,)),
+])  # fmt: skip
+def test_the_nearest_of_one_text_is_taken_where_it_is_clear(apart: list[float], found: tuple[int, ...]):
+    assert _nearest([], (0, 1), apart, strict=True) == found
+    assert _nearest([], (0, 1), apart, strict=False) == (found or (0, 1))
