@@ -4,9 +4,9 @@
     python benchmarks/webui.py memory [--references 30]
     python benchmarks/webui.py generations [--count 1000]
 
-Needs the WebUI where the tests find it. Start-up: the WebUI's own "Startup time", with and
-without the extension in turn, and with that of another checkout of it; and the time of install.py, which the launcher
-runs in a process of its own.
+Needs the WebUI where the tests find it.
+Start-up: the WebUI's own "Startup time", with and without the extension in turn, and with that of another checkout of
+it; and the time of install.py, which the launcher runs in a process of its own.
 Memory: the WebUI process's own RAM (RssAnon) after 3 and after N different references to a plus adapter,
 whose features are the largest that are cached (257 tokens of 1152). Generations: the same RAM after each tenth of
 ``count`` pictures of a small model with one unit.

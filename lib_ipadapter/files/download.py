@@ -31,8 +31,6 @@ Progress = Callable[[int, "int | None"], None]  # bytes there, bytes in all if k
 _REFUSED = {
     401: "it needs a login", 403: "access is refused", 404: "there is no such file", 407: "the proxy needs a login",
 }  # fmt: skip
-
-
 _UNUSABLE = "the address that it sends on to, or that of a proxy, cannot be used"
 _LOGIN = re.compile(r"""(?<=//)[^\s/'"]*@|[^\s/@'"]*:[^\s/'"]*@""")
 

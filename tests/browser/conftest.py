@@ -25,7 +25,7 @@ from .pages import ARGS, PanelPage
 _HARMLESS = ("net::ERR", "Failed to load resource", "reading 'props'")
 
 
-# A seventh of the page; each test loads it.
+# A seventh of the page, which is brought up to date at each event.
 UNUSED = ("Extensions", "Train", "Checkpoint Merger")
 
 

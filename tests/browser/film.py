@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from examples.small_world import data, models
 from tests.webui.harness import REPO
-from tests.webui.test_small_world import STEPS, SmallWorld
+from tests.webui.test_small_world import SmallWorld
 from tests.webui.with_page import WithPage
 
 from .conftest import load
@@ -80,7 +80,7 @@ def main() -> None:
         page.set_default_timeout(60_000)
         load(page, webui.url)
         page.wait_for_timeout(2000)
-        for name, value in (("steps", STEPS), ("width", data.SIDE), ("height", data.SIDE), ("seed", 5)):
+        for name, value in (("steps", 12), ("width", data.SIDE), ("height", data.SIDE), ("seed", 5)):
             box = page.locator(f"#txt2img_{name} input[type=number]").first
             box.fill(str(value))
             box.blur()

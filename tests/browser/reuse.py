@@ -1,5 +1,5 @@
-"""A loaded page for several tests: loading takes longer than most tests do. Behind a test its page is put back by what
-a user has for that, and is used again only where it then looks as it did when it was new."""
+"""A loaded page for several tests: loading takes longer than most tests do. Behind a test its page is put back, by
+what a user has for that where there is such, and is used again only where it then looks as it did when it was new."""
 
 from __future__ import annotations
 
